@@ -1,0 +1,30 @@
+"""Singular value ensembles: pretrained image and text models that say how sure they are."""
+
+import importlib
+
+__version__ = "0.1.0"
+
+# Public name -> module that defines it. Names are imported on first use, so that `import skve` loads
+# neither torch nor timm, transformers or skorch.
+_PUBLIC = {
+    "SVEClassifier": "skve.vision",
+    "load": "skve._state",
+    "predict_uncertainty": "skve.uncertainty",
+}
+_SUBMODULES = {"datasets", "metrics", "testing", "uncertainty"}
+
+__all__ = ["SVEClassifier", "__version__", "load", "predict_uncertainty"]
+
+
+def __getattr__(name):
+    if name in _PUBLIC:
+        value = getattr(importlib.import_module(_PUBLIC[name]), name)
+        globals()[name] = value
+        return value
+    if name in _SUBMODULES:
+        return importlib.import_module(f"skve.{name}")
+    raise AttributeError(f"module 'skve' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted({*globals(), *_PUBLIC, *_SUBMODULES})
