@@ -1,29 +1,8 @@
-"""How unsure an ensemble is: measures of the probabilities that its members predict.
-
-Everything takes and returns NumPy arrays. Entropies and divergences are in nats (natural logarithm);
-divide by ``numpy.log(2)`` for bits.
-"""
-
-from dataclasses import dataclass, fields, replace
+"""Measures of the probabilities that members predict, one function each."""
 
 import numpy as np
 
 from skve._proba import check_member_proba, check_proba, row_chunks
-
-__all__ = [
-    "Uncertainty",
-    "disagreement",
-    "entropy",
-    "expected_entropy",
-    "expected_pairwise_kl",
-    "margin",
-    "max_probability",
-    "mutual_information",
-    "predict_uncertainty",
-    "predicted_class_variance",
-    "predictive_entropy",
-    "variation_ratio",
-]
 
 
 def entropy(proba):
@@ -59,7 +38,7 @@ def entropy(proba):
     proba = check_proba(proba)
     result = np.empty(proba.shape[0])
     for rows in row_chunks(*proba.shape):
-        result[rows] = _entropy(proba[rows].astype(np.float64, copy=False))
+        result[rows] = entropy_of(proba[rows].astype(np.float64, copy=False))
     return result
 
 
@@ -95,7 +74,7 @@ def predictive_entropy(member_proba):
     >>> predictive_entropy([[agree, differ], [agree, differ[::-1]]]).round(4)
     array([0.6931, 0.6931])
     """
-    return _per_sample(member_proba, lambda members: _entropy(members.mean(axis=0)))
+    return per_sample(member_proba, lambda members: entropy_of(members.mean(axis=0)))
 
 
 def expected_entropy(member_proba):
@@ -130,7 +109,7 @@ def expected_entropy(member_proba):
     >>> expected_entropy([[agree, differ], [agree, differ[::-1]]]).round(4)
     array([0.6931, 0.    ])
     """
-    return _per_sample(member_proba, lambda members: _entropy(members).mean(axis=0))
+    return per_sample(member_proba, lambda members: entropy_of(members).mean(axis=0))
 
 
 def mutual_information(member_proba):
@@ -164,7 +143,7 @@ def mutual_information(member_proba):
     >>> mutual_information([[agree, differ], [agree, differ[::-1]]]).round(4)
     array([0.    , 0.6931])
     """
-    return _per_sample(member_proba, lambda members: _decomposition(members)[2])
+    return per_sample(member_proba, lambda members: decomposition(members)[2])
 
 
 def expected_pairwise_kl(member_proba):
@@ -208,7 +187,7 @@ def expected_pairwise_kl(member_proba):
     """
     member_proba = check_member_proba(member_proba)
     tiny = np.finfo(member_proba.dtype).tiny
-    return _per_sample(member_proba, lambda members: _pairwise_kl(members, tiny), checked=True)
+    return per_sample(member_proba, lambda members: pairwise_kl(members, tiny), checked=True)
 
 
 def disagreement(member_proba):
@@ -241,7 +220,7 @@ def disagreement(member_proba):
     >>> disagreement([[[0.9, 0.1]], [[0.6, 0.4]], [[0.3, 0.7]]]).round(4)
     array([0.6667])
     """
-    return _per_sample(member_proba, lambda members: _vote_measures(members)[0])
+    return per_sample(member_proba, lambda members: vote_measures(members)[0])
 
 
 def variation_ratio(member_proba):
@@ -274,7 +253,7 @@ def variation_ratio(member_proba):
     >>> variation_ratio([[[0.9, 0.1]], [[0.6, 0.4]], [[0.3, 0.7]]]).round(4)
     array([0.3333])
     """
-    return _per_sample(member_proba, lambda members: _vote_measures(members)[1])
+    return per_sample(member_proba, lambda members: vote_measures(members)[1])
 
 
 def predicted_class_variance(member_proba):
@@ -308,7 +287,7 @@ def predicted_class_variance(member_proba):
     >>> predicted_class_variance([[[0.9, 0.1]], [[0.6, 0.4]], [[0.3, 0.7]]]).round(4)
     array([0.06])
     """
-    return _per_sample(member_proba, lambda members: _class_variance(members, members.mean(axis=0)))
+    return per_sample(member_proba, lambda members: class_variance(members, members.mean(axis=0)))
 
 
 def margin(member_proba):
@@ -341,7 +320,7 @@ def margin(member_proba):
     >>> margin([[[0.5, 0.5]], [[0.8, 0.2]]]).round(4)
     array([0.3])
     """
-    return _per_sample(member_proba, lambda members: _margin(members.mean(axis=0)))
+    return per_sample(member_proba, lambda members: margin_of(members.mean(axis=0)))
 
 
 def max_probability(member_proba):
@@ -375,227 +354,10 @@ def max_probability(member_proba):
     >>> max_probability([[[0.5, 0.5]], [[0.8, 0.2]]]).round(4)
     array([0.65])
     """
-    return _per_sample(member_proba, lambda members: members.mean(axis=0).max(axis=1))
+    return per_sample(member_proba, lambda members: members.mean(axis=0).max(axis=1))
 
 
-@dataclass(frozen=True, eq=False)
-class Uncertainty:
-    """How unsure an ensemble is about each sample, by every measure of this module.
-
-    Entropies and divergences are in nats. All but `margin` and `confidence` grow with uncertainty.
-
-    Attributes
-    ----------
-    total : ndarray of shape (n_samples,)
-        Entropy of the mean prediction: :func:`predictive_entropy`.
-    aleatoric : ndarray of shape (n_samples,)
-        Mean entropy of the members: :func:`expected_entropy`.
-    epistemic : ndarray of shape (n_samples,)
-        ``total - aleatoric``, never negative: :func:`mutual_information`.
-    epkl : ndarray of shape (n_samples,)
-        Mean divergence between members: :func:`expected_pairwise_kl`.
-    disagreement : ndarray of shape (n_samples,)
-        Share of pairs of members that predict different classes: :func:`disagreement`.
-    variation_ratio : ndarray of shape (n_samples,)
-        Share of members outside the majority: :func:`variation_ratio`.
-    variance : ndarray of shape (n_samples,)
-        Variance of the predicted class's probability: :func:`predicted_class_variance`.
-    margin : ndarray of shape (n_samples,)
-        Difference between the two largest mean probabilities: :func:`margin`.
-    confidence : ndarray of shape (n_samples,)
-        Largest probability of the (calibrated, where there is one) prediction: :func:`max_probability`.
-
-    Examples
-    --------
-    >>> from skve.uncertainty import Uncertainty
-    >>> u = Uncertainty.from_members([[[0.5, 0.5], [1.0, 0.0]], [[0.5, 0.5], [0.0, 1.0]]])
-    >>> len(u)
-    2
-    >>> u.epistemic.round(4)
-    array([0.    , 0.6931])
-    """
-
-    total: np.ndarray
-    aleatoric: np.ndarray
-    epistemic: np.ndarray
-    epkl: np.ndarray
-    disagreement: np.ndarray
-    variation_ratio: np.ndarray
-    variance: np.ndarray
-    margin: np.ndarray
-    confidence: np.ndarray
-
-    @classmethod
-    def from_members(cls, member_proba, *, proba=None):
-        """Compute every measure from the members' probabilities, in one pass.
-
-        Parameters
-        ----------
-        member_proba : array-like of shape (n_members, n_samples, n_classes)
-            Probabilities of each member; every row sums to 1.
-        proba : array-like of shape (n_samples, n_classes), default=None
-            The calibrated prediction, where there is one. Only `confidence` is taken from it.
-
-        Returns
-        -------
-        Uncertainty
-
-        Raises
-        ------
-        ValueError
-            If an array has another shape, a NaN, a negative value or a row that does not sum to 1.
-
-        Examples
-        --------
-        >>> from skve.uncertainty import Uncertainty
-        >>> members = [[[0.5, 0.5]], [[0.8, 0.2]]]
-        >>> Uncertainty.from_members(members).confidence
-        array([0.65])
-        >>> Uncertainty.from_members(members, proba=[[0.55, 0.45]]).confidence
-        array([0.55])
-        """
-        member_proba = check_member_proba(member_proba)
-        tiny = np.finfo(member_proba.dtype).tiny
-
-        def measures(members):
-            mean = members.mean(axis=0)
-            return np.stack(
-                [
-                    *_decomposition(members),
-                    _pairwise_kl(members, tiny),
-                    *_vote_measures(members),
-                    _class_variance(members, mean),
-                    _margin(mean),
-                    mean.max(axis=1),
-                ]
-            )
-
-        columns = _per_sample(member_proba, measures, checked=True, n_outputs=len(fields(cls)))
-        if proba is not None:
-            proba = check_proba(proba)
-            if proba.shape != member_proba.shape[1:]:
-                raise ValueError(
-                    f"proba must have shape {member_proba.shape[1:]} like the members' predictions, "
-                    f"got {proba.shape}."
-                )
-            columns[-1] = proba.max(axis=1)
-        return cls(*columns)
-
-    def __len__(self):
-        return len(self.total)
-
-    def to_frame(self):
-        """Return the measures as a table: one row per sample, one column per measure.
-
-        Returns
-        -------
-        pandas.DataFrame of shape (n_samples, 9)
-
-        Raises
-        ------
-        ImportError
-            If pandas is not installed.
-
-        Examples
-        --------
-        >>> from skve.uncertainty import Uncertainty
-        >>> u = Uncertainty.from_members([[[0.5, 0.5]], [[0.8, 0.2]]])
-        >>> u.to_frame()[["total", "confidence"]].round(2)
-           total  confidence
-        0   0.65        0.65
-        """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise ImportError("Uncertainty.to_frame needs pandas: pip install pandas") from error
-        return pd.DataFrame({field.name: getattr(self, field.name) for field in fields(self)})
-
-
-def predict_uncertainty(estimator, X):
-    """Uncertainty of an ensemble that may sit inside a pipeline, a search or a calibration.
-
-    Sees through :class:`~sklearn.pipeline.Pipeline` (whose transforms are applied to ``X``), search objects
-    such as :class:`~sklearn.model_selection.GridSearchCV`, :class:`~sklearn.frozen.FrozenEstimator`,
-    :class:`~sklearn.calibration.CalibratedClassifierCV` with one calibrated classifier (a frozen estimator
-    or ``ensemble=False``), and any wrapper that keeps one fitted model as ``estimator_``.
-
-    Parameters
-    ----------
-    estimator : fitted estimator
-        Has ``predict_uncertainty(X)``, or wraps an estimator that has.
-    X : array-like or list of length n_samples
-        Samples, of the kind that ``estimator.predict`` takes.
-
-    Returns
-    -------
-    Uncertainty
-        Behind a calibration, `confidence` is that of the calibrated prediction; all else describes the
-        uncalibrated members.
-
-    Raises
-    ------
-    ValueError
-        If ``estimator`` holds several fitted models: it is not clear whose members are meant.
-    TypeError
-        If no ``predict_uncertainty`` is found.
-    sklearn.exceptions.NotFittedError
-        If a search or calibration is not fitted.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from skve import predict_uncertainty
-    >>> from skve.uncertainty import Uncertainty
-    >>> class TwoCoins:
-    ...     def predict_uncertainty(self, X):
-    ...         return Uncertainty.from_members(np.full((2, len(X), 2), 0.5))
-    >>> predict_uncertainty(TwoCoins(), ["a", "b", "c"]).total.round(4)
-    array([0.6931, 0.6931, 0.6931])
-    """
-    from sklearn.calibration import CalibratedClassifierCV
-    from sklearn.frozen import FrozenEstimator
-    from sklearn.model_selection._search import BaseSearchCV
-    from sklearn.pipeline import Pipeline
-    from sklearn.utils.validation import check_is_fitted
-
-    kind = type(estimator).__name__
-    if isinstance(estimator, FrozenEstimator):
-        return predict_uncertainty(estimator.estimator, X)
-    if isinstance(estimator, Pipeline):
-        if len(estimator) > 1:
-            X = estimator[:-1].transform(X)
-        return predict_uncertainty(estimator[-1], X)
-    if isinstance(estimator, BaseSearchCV):
-        check_is_fitted(estimator, "best_estimator_")
-        return predict_uncertainty(estimator.best_estimator_, X)
-    if isinstance(estimator, CalibratedClassifierCV):
-        check_is_fitted(estimator, "calibrated_classifiers_")
-        _check_one_model(kind, estimator.calibrated_classifiers_)
-        uncertainty = predict_uncertainty(estimator.calibrated_classifiers_[0].estimator, X)
-        return replace(uncertainty, confidence=estimator.predict_proba(X).max(axis=1))
-    if hasattr(estimator, "predict_uncertainty"):
-        return estimator.predict_uncertainty(X)
-    if hasattr(estimator, "estimators_"):
-        _check_one_model(kind, estimator.estimators_)
-        return predict_uncertainty(estimator.estimators_[0], X)
-    if hasattr(estimator, "estimator_"):
-        return predict_uncertainty(estimator.estimator_, X)
-    raise TypeError(
-        f"{kind} has no predict_uncertainty: predict_uncertainty needs an ensemble such as "
-        "skve.SVEClassifier, or a fitted Pipeline, search, FrozenEstimator or CalibratedClassifierCV "
-        "around one."
-    )
-
-
-def _check_one_model(kind, models):
-    if len(models) != 1:
-        raise ValueError(
-            f"{kind} holds {len(models)} fitted models, and predict_uncertainty needs one. Call it on one of "
-            "them; or calibrate a FrozenEstimator, which keeps a single model."
-        )
-
-
-def _per_sample(member_proba, function, *, checked=False, n_outputs=None):
+def per_sample(member_proba, function, *, checked=False, n_outputs=None):
     """Apply ``function`` to float64 pieces (n_members, some samples, n_classes) and join the results."""
     if not checked:
         member_proba = check_member_proba(member_proba)
@@ -606,20 +368,20 @@ def _per_sample(member_proba, function, *, checked=False, n_outputs=None):
     return result
 
 
-def _entropy(proba):
+def entropy_of(proba):
     # Zero times the logarithm of the smallest number is zero: no special case for 0 log 0.
     logs = np.log(np.maximum(proba, np.finfo(proba.dtype).tiny))
     # Rounding can leave a sum a little above one, hence an entropy a little below zero.
     return np.maximum(-np.einsum("...c,...c->...", proba, logs), 0.0)
 
 
-def _decomposition(members):
-    total = _entropy(members.mean(axis=0))
-    epistemic = np.maximum(total - _entropy(members).mean(axis=0), 0.0)
+def decomposition(members):
+    total = entropy_of(members.mean(axis=0))
+    epistemic = np.maximum(total - entropy_of(members).mean(axis=0), 0.0)
     return total, total - epistemic, epistemic
 
 
-def _pairwise_kl(members, tiny):
+def pairwise_kl(members, tiny):
     # The double sum over members separates: the mean of p_i log p_i, less the mean p times the mean log p.
     logs = np.log(np.maximum(members, tiny))
     own = np.einsum("msc,msc->s", members, logs) / len(members)
@@ -627,7 +389,7 @@ def _pairwise_kl(members, tiny):
     return np.maximum(own - crossed, 0.0)
 
 
-def _vote_measures(members):
+def vote_measures(members):
     """Disagreement and variation ratio."""
     n_members = len(members)
     votes = members.argmax(axis=2)
@@ -639,12 +401,12 @@ def _vote_measures(members):
     return 1 - agreeing_pairs / pairs, 1 - supporters.max(axis=0) / n_members
 
 
-def _class_variance(members, mean):
+def class_variance(members, mean):
     predicted = mean.argmax(axis=1)
     return members[:, np.arange(len(predicted)), predicted].var(axis=0)
 
 
-def _margin(mean):
+def margin_of(mean):
     if mean.shape[1] == 1:
         return mean[:, 0]
     second, first = np.partition(mean, -2, axis=1)[:, -2:].T

@@ -1,0 +1,77 @@
+"""The way to the model inside pipelines, searches, calibrations and other wrappers."""
+
+
+def unwrap(estimator, X, method):
+    """Find the model with a given method inside the wrappers of scikit-learn.
+
+    Sees through Pipeline (whose transforms are applied to ``X``), search objects, FrozenEstimator,
+    CalibratedClassifierCV with one calibrated classifier, and wrappers that keep one fitted model in
+    ``estimator_`` or ``estimators_``.
+
+    Parameters
+    ----------
+    estimator : fitted estimator
+    X : array-like or list of length n_samples, or None
+        What ``estimator`` takes.
+    method : str
+        The method or attribute that is wanted, for instance ``"predict_uncertainty"``.
+
+    Returns
+    -------
+    model : fitted estimator
+        Has the attribute ``method``.
+    X : array-like or list of length n_samples, or None
+        What ``model`` takes.
+    calibrated : bool
+        Whether a CalibratedClassifierCV was seen through.
+
+    Raises
+    ------
+    ValueError
+        If an estimator on the way holds several fitted models.
+    TypeError
+        If the innermost estimator lacks the method.
+    sklearn.exceptions.NotFittedError
+        If a search or calibration on the way is not fitted.
+    """
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.frozen import FrozenEstimator
+    from sklearn.model_selection._search import BaseSearchCV
+    from sklearn.pipeline import Pipeline
+    from sklearn.utils.validation import check_is_fitted
+
+    calibrated = False
+    while True:
+        if isinstance(estimator, FrozenEstimator):
+            estimator = estimator.estimator
+        elif isinstance(estimator, Pipeline):
+            if len(estimator) > 1 and X is not None:
+                X = estimator[:-1].transform(X)
+            estimator = estimator[-1]
+        elif isinstance(estimator, BaseSearchCV):
+            check_is_fitted(estimator, "best_estimator_")
+            estimator = estimator.best_estimator_
+        elif isinstance(estimator, CalibratedClassifierCV):
+            check_is_fitted(estimator, "calibrated_classifiers_")
+            estimator = _only_one(estimator, estimator.calibrated_classifiers_, method).estimator
+            calibrated = True
+        elif hasattr(estimator, method):
+            return estimator, X, calibrated
+        elif hasattr(estimator, "estimators_"):
+            estimator = _only_one(estimator, estimator.estimators_, method)
+        elif hasattr(estimator, "estimator_"):
+            estimator = estimator.estimator_
+        else:
+            raise TypeError(
+                f"{type(estimator).__name__} has no {method}: an ensemble such as skve.SVEClassifier is "
+                "wanted, or a fitted Pipeline, search, FrozenEstimator or CalibratedClassifierCV around one."
+            )
+
+
+def _only_one(estimator, models, method):
+    if len(models) != 1:
+        raise ValueError(
+            f"{type(estimator).__name__} holds {len(models)} fitted models, and {method} is asked of one. "
+            "Ask one of them; or calibrate a FrozenEstimator, which keeps a single model."
+        )
+    return models[0]
