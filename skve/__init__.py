@@ -8,10 +8,12 @@ __version__ = "0.1.0"
 # neither torch nor timm, transformers or skorch.
 _PUBLIC = {
     "SVEClassifier": "skve.vision",
-    "load": "skve._state",
+    "load": "skve._saving",
     "predict_uncertainty": "skve.uncertainty",
 }
 _SUBMODULES = {"datasets", "metrics", "testing", "uncertainty"}
+
+ESTIMATORS = ("SVEClassifier",)  # what `load` may build
 
 __all__ = ["SVEClassifier", "__version__", "load", "predict_uncertainty"]
 

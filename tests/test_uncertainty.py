@@ -129,9 +129,7 @@ def test__measures__identical_members__never_negative():
 def test__expected_pairwise_kl__random__mean_over_ordered_pairs():
     member_proba = random_members(concentration=2.0)
     pairs = [(p * np.log(p / q)).sum(axis=1) for p in member_proba for q in member_proba]
-    np.testing.assert_allclose(
-        uncertainty.expected_pairwise_kl(member_proba), np.mean(pairs, axis=0), rtol=1e-9
-    )
+    np.testing.assert_allclose(uncertainty.expected_pairwise_kl(member_proba), np.mean(pairs, axis=0), rtol=1e-9)
 
 
 def test__expected_pairwise_kl__random__at_least_mutual_information(member_proba):
@@ -203,9 +201,7 @@ def test__measures__torch_uncertainty__same(member_proba):
     np.testing.assert_allclose(
         u.disagreement, reference(peer.Disagreement(reduction="none"), samples_first), atol=1e-6
     )
-    np.testing.assert_allclose(
-        u.total, reference(peer.Entropy(reduction="none"), as_tensor.mean(dim=0)), atol=1e-6
-    )
+    np.testing.assert_allclose(u.total, reference(peer.Entropy(reduction="none"), as_tensor.mean(dim=0)), atol=1e-6)
     np.testing.assert_allclose(
         u.aleatoric,
         np.mean([reference(peer.Entropy(reduction="none"), member) for member in as_tensor], axis=0),

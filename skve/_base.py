@@ -1,0 +1,384 @@
+"""The scikit-learn shell that image and text classifiers share: parameters, fit, predict, tags."""
+
+import numbers
+from abc import ABCMeta, abstractmethod
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.class_weight import compute_class_weight
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    check_consistent_length,
+    check_is_fitted,
+)
+
+from ._labels import check_labels, encode_labels, stratified_part
+
+POSITIVE = Interval(numbers.Real, 0, None, closed="neither")
+NOT_NEGATIVE = Interval(numbers.Real, 0, None, closed="left")
+COUNT = Interval(numbers.Integral, 1, None, closed="left")
+
+
+class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
+    """Everything of a classifier but its inputs. Subclasses declare the constructor and four hooks."""
+
+    classes_: np.ndarray
+    _member_lr: dict[str, float]  # default learning rate of each ensemble
+
+    _parameter_constraints: dict = {
+        "backbone": "no_validation",
+        "ensemble": [StrOptions({"sve", "single", "deep", "head"})],
+        "ensemble_params": [dict, None],
+        "n_members": [COUNT],
+        "layers": [str, "array-like"],
+        "init_scale": [NOT_NEGATIVE],
+        "train_bias": ["boolean"],
+        "member_lr": [POSITIVE, None],
+        "head_lr": [POSITIVE],
+        "weight_decay": [NOT_NEGATIVE],
+        "head_weight_decay": [NOT_NEGATIVE],
+        "max_epochs": [COUNT],
+        "batch_size": [COUNT],
+        "schedule": [StrOptions({"cosine", "linear", "constant"})],
+        "warmup": [Interval(numbers.Real, 0, 1, closed="left")],
+        "grad_clip": [POSITIVE, None],
+        "label_smoothing": [Interval(numbers.Real, 0, 1, closed="left")],
+        "class_weight": [dict, StrOptions({"balanced"}), None],
+        "validation_fraction": [Interval(numbers.Real, 0, 1, closed="neither")],
+        "early_stopping": ["boolean"],
+        "n_iter_no_change": [COUNT],
+        "precision": [StrOptions({"auto", "float32", "bfloat16"})],
+        "device": "no_validation",
+        "warm_start": ["boolean"],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+        "callbacks": [list, tuple, None],
+    }
+
+    # ------------------------------------------------------------------------------------------- hooks
+
+    @abstractmethod
+    def _check_inputs(self, X, *, reset):
+        """Return X as a sequence with `len` and `take(indices)`; `reset` in fit, where attributes are learned."""
+
+    @abstractmethod
+    def _load_backbone(self, spec, preprocess=None):
+        """Return the `Backbone` of a specification, with a fitted preprocessing if there is one."""
+
+    @abstractmethod
+    def _make_pipeline(self, items, preprocess, device, *, training):
+        """Return what reads, prepares and batches the items for the network; `training` reads them often."""
+
+    # ----------------------------------------------------------------------------------------- fitting
+
+    def fit(self, X, y, sample_weight=None, *, X_val=None, y_val=None):
+        """Fit the ensemble.
+
+        Parameters
+        ----------
+        X : array-like of length n_samples
+            Inputs of one of the kinds that the class lists.
+        y : array-like of shape (n_samples,)
+            Labels of any kind: strings, integers, booleans; at least two classes.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the samples in the loss, brought to mean 1. None weighs all alike.
+        X_val, y_val : array-like, default=None
+            Validation data. Without it, `early_stopping=True` sets `validation_fraction` of the samples
+            aside, stratified by class.
+
+        Returns
+        -------
+        self : object
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If a parameter or an input is not as described. The estimator stays as it was.
+        KeyboardInterrupt
+            On Ctrl-C; the last complete epoch is the fitted state then.
+        """
+        start = self._state if self.warm_start and hasattr(self, "_state") else None
+        return self._fit_or_restore(X, y, sample_weight, X_val=X_val, y_val=y_val, start=start)
+
+    def partial_fit(self, X, y, classes=None, sample_weight=None):
+        """Train for one epoch on the samples given, at a constant learning rate.
+
+        Parameters
+        ----------
+        X : array-like of length n_samples
+        y : array-like of shape (n_samples,)
+        classes : array-like of shape (n_classes,), default=None
+            All labels that will ever come; needed in the first call.
+        sample_weight : array-like of shape (n_samples,), default=None
+
+        Returns
+        -------
+        self : object
+
+        Raises
+        ------
+        ValueError
+            If `classes` is missing in the first call, differs from an earlier one, or lacks a label of `y`.
+        """
+        start = getattr(self, "_state", None)
+        if start is None and classes is None:
+            raise ValueError("classes must be passed on the first call to partial_fit")
+        if start is not None:
+            if classes is not None and not np.array_equal(np.unique(classes), self.classes_):
+                raise ValueError(f"classes={classes!r} differs from those of the first call: {self.classes_!r}")
+            classes = self.classes_
+        return self._fit_or_restore(X, y, sample_weight, start=start, classes=classes)
+
+    def _fit_or_restore(self, *args, **kwargs):
+        before = dict(self.__dict__)
+        try:
+            interrupted = self._fit(*args, **kwargs)
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+        if interrupted:
+            raise KeyboardInterrupt
+        return self
+
+    def _fit(self, X, y, sample_weight, *, X_val=None, y_val=None, start=None, classes=None):
+        from . import _state, _training
+        from ._device import Seeds, resolve_device
+
+        self._validate_params()
+        once = classes is not None
+        items = self._check_inputs(X, reset=start is None)
+        y = check_labels(y, "y")
+        check_consistent_length(items, y)
+        known = np.unique(classes) if once else (self.classes_ if start is not None else None)
+        classes_, codes = encode_labels(y, known, "y")
+        if len(classes_) < 2:
+            raise ValueError(f"y has one class only, {classes_[0]!r}; a classifier needs at least 2 classes")
+        weights = self._weigh(sample_weight, y, codes, classes_)
+        seeds = Seeds(
+            self.random_state
+            if self.random_state is None or isinstance(self.random_state, numbers.Integral)
+            else check_random_state(self.random_state)
+        )
+        parts = self._validation_part(items, codes, weights, X_val, y_val, classes_, seeds, once)
+        device = resolve_device(self.device)
+        backbone = self._load_backbone(self.backbone).on(device)
+        ensemble, plan = _state.new_ensemble(
+            backbone,
+            self._make_pipeline(parts[0][0], backbone.preprocess, device, training=False),
+            len(classes_),
+            seeds,
+            start,
+            ensemble=self.ensemble,
+            ensemble_params=self.ensemble_params,
+            n_members=self.n_members,
+            layers=self.layers,
+            init_scale=self.init_scale,
+            train_bias=self.train_bias,
+            batch_size=self.batch_size,
+            precision=self.precision,
+        )
+
+        def batches(part, **generators):
+            items, codes, weights = part
+            pipeline = self._make_pipeline(items, backbone.preprocess, device, training=True)
+            return _training.Batches(pipeline, codes, weights, self.batch_size, device, **generators)
+
+        result = _training.train(
+            ensemble,
+            batches(parts[0], order=seeds.generator("order"), augment=seeds.generator("augment")),
+            batches(parts[1]) if parts[1] is not None else None,
+            self._settings(once, has_validation=parts[1] is not None),
+            callbacks=self.callbacks,
+            verbose=self.verbose,
+            chunk=1 if device.type == "cpu" else len(ensemble.members),
+        )
+        self._state = plan.fitted(result.arrays, self.backbone)
+        self.classes_ = classes_
+        self.preprocess_ = dict(backbone.preprocess)
+        self.history_ = result.history
+        self.n_iter_ = result.n_iter
+        return result.interrupted
+
+    def _settings(self, once, has_validation):
+        from ._training import Settings
+
+        member_lr = self.member_lr
+        if member_lr is None:
+            member_lr = self._member_lr[self.ensemble]
+        return Settings(
+            member_lr=member_lr,
+            head_lr=self.head_lr,
+            weight_decay=self.weight_decay,
+            head_weight_decay=self.head_weight_decay,
+            max_epochs=1 if once else self.max_epochs,
+            batch_size=self.batch_size,
+            schedule="constant" if once else self.schedule,
+            warmup=0.0 if once else self.warmup,
+            grad_clip=self.grad_clip,
+            label_smoothing=self.label_smoothing,
+            early_stopping=self.early_stopping and has_validation,
+            n_iter_no_change=self.n_iter_no_change,
+        )
+
+    def _weigh(self, sample_weight, y, codes, classes):
+        """Return the samples' weights, class weights included, brought to mean 1."""
+        weights = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
+        if self.class_weight is not None:
+            present = np.unique(codes)
+            per_class = np.ones(len(classes))
+            per_class[present] = compute_class_weight(self.class_weight, classes=classes[present], y=classes[codes])
+            weights = weights * per_class[codes]
+        if not weights.sum() > 0:
+            raise ValueError("sample_weight: all weights are zero; at least one sample must count")
+        return weights / weights.mean()
+
+    def _validation_part(self, items, codes, weights, X_val, y_val, classes, seeds, once):
+        """Return [training part, validation part or None], each (items, codes, weights)."""
+        train = (items, codes, weights)
+        if (X_val is None) != (y_val is None):
+            raise ValueError("X_val and y_val must be given together")
+        if X_val is not None:
+            val_items = self._check_inputs(X_val, reset=False)
+            val_y = check_labels(y_val, "y_val")
+            check_consistent_length(val_items, val_y)
+            val_codes = encode_labels(val_y, classes, "y_val")[1]
+            return [train, (val_items, val_codes, np.ones(len(val_codes)))]
+        if not self.early_stopping or once:
+            return [train, None]
+        held_out = stratified_part(codes, self.validation_fraction, seeds.generator("split"))
+        if not 0 < held_out.sum() < len(codes):
+            raise ValueError(
+                f"validation_fraction={self.validation_fraction} of {len(codes)} samples leaves "
+                f"{held_out.sum()} for validation; give more samples, or X_val and y_val"
+            )
+        return [
+            (items.take(indices), codes[indices], weights[indices])
+            for indices in (np.flatnonzero(~held_out), np.flatnonzero(held_out))
+        ]
+
+    # -------------------------------------------------------------------------------------- predicting
+
+    def predict_proba_members(self, X):
+        """Predict each member's class probabilities.
+
+        Parameters
+        ----------
+        X : array-like of length n_samples
+
+        Returns
+        -------
+        proba : ndarray of shape (n_members, n_samples, n_classes), float64
+            Columns in the order of `classes_`; rows sum to 1.
+        """
+        from ._device import resolve_device
+        from ._training import predict_members
+
+        check_is_fitted(self)
+        items = self._check_inputs(X, reset=False)
+        device = resolve_device(self.device)
+        backbone = self._load_backbone(self._state.spec, self.preprocess_).on(device)
+        pipeline = self._make_pipeline(items, self.preprocess_, device, training=False)
+        ensemble = self._state.ensemble_on(backbone, n_samples=len(items))
+        return predict_members(ensemble, pipeline, self.batch_size, len(self.classes_))
+
+    def predict_proba(self, X):
+        """Predict class probabilities: the mean of the members' probabilities.
+
+        Parameters
+        ----------
+        X : array-like of length n_samples
+
+        Returns
+        -------
+        proba : ndarray of shape (n_samples, n_classes), float64
+            Columns in the order of `classes_`; rows sum to 1.
+        """
+        return np.ascontiguousarray(self.predict_proba_members(X).mean(axis=0))
+
+    def predict(self, X):
+        """Predict class labels.
+
+        Parameters
+        ----------
+        X : array-like of length n_samples
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples,)
+        """
+        proba = self.predict_proba(X)
+        return self.classes_[proba.argmax(axis=1)]
+
+    def predict_uncertainty(self, X):
+        """Predict how uncertain the ensemble is, in nats, split by where the uncertainty comes from.
+
+        Parameters
+        ----------
+        X : array-like of length n_samples
+
+        Returns
+        -------
+        uncertainty : skve.uncertainty.Uncertainty
+            Arrays of shape (n_samples,): `total` = `aleatoric` + `epistemic`, and others; `to_frame()`.
+        """
+        from .uncertainty import Uncertainty
+
+        return Uncertainty.from_members(self.predict_proba_members(X))
+
+    def score_samples(self, X):
+        """Return minus the total uncertainty of each sample: higher is surer, as scikit-learn's outlier scores.
+
+        Parameters
+        ----------
+        X : array-like of length n_samples
+
+        Returns
+        -------
+        scores : ndarray of shape (n_samples,), float64
+            In nats, at most 0.
+        """
+        return -self.predict_uncertainty(X).total
+
+    # ------------------------------------------------------------------------------------ fitted state
+
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "_state")
+
+    @property
+    def ratios_(self):
+        """Ratios of the singular values to their pretrained ones: dict of layer to (n_members, r), float32."""
+        return self._fitted("ratios_").ratios()
+
+    @property
+    def n_member_parameters_(self):
+        """Number of parameters that one member owns."""
+        return self._fitted("n_member_parameters_").n_member_parameters()
+
+    def _fitted(self, name):
+        if not hasattr(self, "_state"):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r} before fit")
+        return self._state
+
+    def save(self, folder, *, include_backbone=False):
+        """Save the fitted estimator as a folder of safetensors and JSON; nothing in it is a pickle.
+
+        Parameters
+        ----------
+        folder : str or path
+            Created if need be; an older model in it is replaced.
+        include_backbone : bool, default=False
+            Embed the backbone's weights, so that loading needs neither a network nor the original.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            Before fit.
+        """
+        from . import _saving
+
+        check_is_fitted(self)
+        _saving.save(self, folder, include_backbone=include_backbone)

@@ -1,0 +1,98 @@
+"""Where and how precisely a fit runs, and the random generators that make it repeatable."""
+
+import contextlib
+import numbers
+
+import numpy as np
+import torch
+
+PURPOSES = ("split", "order", "augment", "member")
+
+
+def resolve_device(device):
+    """Return the torch device that `device` names; "auto" takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises
+    ------
+    ValueError
+        If torch does not know the device, or this machine does not have it.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"device={device!r} is not a torch device; use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'"
+        ) from error
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r}: this machine has no usable CUDA device; use device='auto'")
+    if resolved.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device={device!r}: this machine has no usable MPS device; use device='auto'")
+    return resolved
+
+
+def resolve_training_dtype(precision, device, linear_share):
+    """Return the dtype of the backbone's arithmetic in training.
+
+    Parameters
+    ----------
+    precision : {"auto", "float32", "bfloat16"}
+        "auto" is bfloat16 where the processor multiplies it natively and it is faster: on CUDA devices from
+        compute capability 8.0, and on CPUs with AVX512-BF16 or AMX if most of the backbone's weights sit in
+        linear layers (convolutions, the depthwise ones above all, gain nothing there).
+    device : torch.device
+    linear_share : float
+        Share of the backbone's matrix weights that belongs to linear layers, 0 to 1.
+
+    Returns
+    -------
+    torch.dtype
+    """
+    if precision == "float32":
+        return torch.float32
+    if precision == "bfloat16":
+        return torch.bfloat16
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float32
+    if device.type == "cpu" and linear_share > 0.5 and _cpu_multiplies_bfloat16():
+        return torch.bfloat16
+    return torch.float32
+
+
+def _cpu_multiplies_bfloat16():
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, bool)() for probe in probes)
+
+
+def autocast(device, dtype):
+    """Return the context in which the backbone computes in `dtype`."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+class Seeds:
+    """The independent random streams of one fit: one `torch.Generator` per purpose and member.
+
+    Parameters
+    ----------
+    random_state : None, int or numpy.random.RandomState
+        None takes fresh entropy from the operating system, so that NumPy's global state stays untouched.
+    """
+
+    def __init__(self, random_state):
+        if random_state is None:
+            self._root = np.random.SeedSequence()
+        elif isinstance(random_state, numbers.Integral):
+            self._root = np.random.SeedSequence(int(random_state))
+        else:
+            self._root = np.random.SeedSequence(int(random_state.randint(2**31)))
+
+    def generator(self, purpose, member=0):
+        """Return the generator of `purpose` (one of `PURPOSES`) for a member, on the CPU."""
+        key = (PURPOSES.index(purpose), member)
+        child = np.random.SeedSequence(self._root.entropy, spawn_key=key)
+        return torch.Generator().manual_seed(int(child.generate_state(1, np.uint64)[0] >> 1))

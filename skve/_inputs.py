@@ -1,0 +1,229 @@
+"""What users pass as images: every accepted container becomes a sequence of images; every input error is here."""
+
+import numbers
+import os
+import pathlib
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+WANTED = (
+    "paths, PIL images, uint8 or float arrays of shape (n, height, width[, channels]), a list of such images, "
+    "a torch tensor of shape (n, channels, height, width), a one-column DataFrame or Series of paths or images, "
+    "or rows of pixels together with image_shape="
+)
+
+
+class ImageSequence:
+    """Images of one of the accepted kinds, decoded one at a time.
+
+    Parameters
+    ----------
+    items : sequence
+        Paths, PIL images or arrays (height, width[, channels]).
+    float_scale : {None, 1, 255}
+        What white is in float pixels; None if there are none.
+    """
+
+    def __init__(self, items, float_scale=None):
+        self.items, self.float_scale = items, float_scale
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        """Return image `index` as an RGB PIL image."""
+        item = self.items[index]
+        if isinstance(item, str | os.PathLike):
+            return _open(item, index)
+        if isinstance(item, Image.Image):
+            return _to_rgb(item, f"X[{index}]")
+        pixels = np.asarray(item)
+        if pixels.dtype.kind == "f":
+            _check_range(pixels, self.float_scale, index)
+            pixels = np.rint(pixels * (255 / self.float_scale)).astype(np.uint8)
+        if pixels.ndim == 3 and pixels.shape[-1] == 1:
+            pixels = pixels[..., 0]
+        return Image.fromarray(np.ascontiguousarray(pixels, np.uint8)).convert("RGB")
+
+    def take(self, indices):
+        """Return the images at `indices` as a sequence of their own."""
+        items = self.items
+        chosen = items[indices] if isinstance(items, np.ndarray) else [items[i] for i in indices]
+        return ImageSequence(chosen, self.float_scale)
+
+
+def _open(path, index):
+    try:
+        with Image.open(path) as image:
+            return _to_rgb(image, f"X[{index}] = {str(path)!r}")
+    except FileNotFoundError:
+        raise ValueError(f"X[{index}] = {str(path)!r}: there is no such file") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"X[{index}] = {str(path)!r} cannot be read as an image: {error}") from error
+
+
+def _to_rgb(image, where):
+    try:
+        return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{where} cannot be decoded: {error}") from error
+
+
+def check_images(X, *, image_shape=None, float_scale=None):
+    """Turn X of any accepted kind into an `ImageSequence`.
+
+    Parameters
+    ----------
+    X : object
+        See `WANTED`.
+    image_shape : tuple of int or None
+        (height, width) or (height, width, channels) of 2-D rows of pixels.
+    float_scale : {None, 1, 255}
+        The scale of float pixels that was learned in fit; None learns it: 1 if no pixel exceeds 1.
+
+    Returns
+    -------
+    ImageSequence
+
+    Raises
+    ------
+    TypeError
+        If X or an element is of no accepted kind.
+    ValueError
+        If X is empty, or an image has a wrong shape, channel count, type or values; the index is named.
+    """
+    X = _unwrap(X, image_shape)
+    if len(X) == 0:
+        raise ValueError("X is empty: 0 sample(s) while a minimum of 1 is required")
+    for index, item in enumerate(X if not _is_pixels(X) else ()):
+        if isinstance(item, str | os.PathLike):
+            if not pathlib.Path(item).is_file():
+                raise ValueError(f"X[{index}] = {str(item)!r}: there is no such file")
+        elif not isinstance(item, Image.Image):
+            _check_pixels(item, f"X[{index}]")
+    if _is_pixels(X):
+        _check_pixels(X, "X", batch=True)
+    scale = float_scale
+    if scale is None:
+        largest = [_float_max(X)] if _is_pixels(X) else [_float_max(item) for item in X]
+        known = [value for value in largest if value is not None]
+        scale = (1 if max(known) <= 1 else 255) if known else None
+    return ImageSequence(X, scale)
+
+
+def _is_pixels(X):
+    return isinstance(X, np.ndarray) and X.dtype != object
+
+
+def _unwrap(X, image_shape):
+    """Reduce containers to a numeric array (n, height, width[, channels]) or a list of single images."""
+    kind = type(X).__name__
+    if isinstance(X, str | bytes | os.PathLike | Image.Image):
+        raise TypeError(f"X is one {kind}; wanted a list of images, as in [X]")
+    if _is_torch_dataset(X):
+        raise TypeError(
+            f"X is a torch {kind}; pass what it reads instead: {WANTED}. "
+            f"(X = [image for image, label in dataset] makes a list of it)"
+        )
+    if hasattr(X, "columns") and hasattr(X, "shape"):  # pandas and polars frames, duck-typed
+        if X.shape[1] != 1 and image_shape is None:
+            raise ValueError(f"X has {X.shape[1]} columns; wanted one column of paths or images")
+        X = X.iloc[:, 0] if hasattr(X, "iloc") and image_shape is None else X.to_numpy()
+    if hasattr(X, "detach") and hasattr(X, "numpy"):
+        X = _from_tensor(X)
+    if hasattr(X, "to_numpy"):
+        X = X.to_numpy()
+    if isinstance(X, list | tuple):
+        X = [_from_tensor(item) if hasattr(item, "detach") else item for item in X]
+        if image_shape is not None:
+            X = np.asarray(X)
+    if not isinstance(X, np.ndarray | list):
+        raise TypeError(f"X is a {kind}; wanted {WANTED}")
+    if isinstance(X, np.ndarray) and X.dtype.kind in "OUST":
+        if X.ndim == 2 and X.shape[1] == 1:
+            X = X[:, 0]
+        if X.ndim != 1:
+            raise ValueError(f"X has shape {X.shape}; wanted one column of paths or images")
+        X = [str(item) if isinstance(item, np.str_) else item for item in X]
+    if isinstance(X, np.ndarray) and image_shape is not None:
+        X = _rows_to_images(X, image_shape)
+    return X
+
+
+def _rows_to_images(X, image_shape):
+    if X.ndim != 2 or X.shape[1] != int(np.prod(image_shape)):
+        raise ValueError(
+            f"image_shape={tuple(image_shape)} wants X of shape (n, {int(np.prod(image_shape))}); got {X.shape}"
+        )
+    return X.reshape(len(X), *image_shape)
+
+
+def _is_torch_dataset(X):
+    return any(base.__module__.startswith("torch.utils.data") for base in type(X).__mro__)
+
+
+def _from_tensor(tensor):
+    """Bring a tensor (n, channels, height, width) or (channels, height, width) into the order of arrays."""
+    array = tensor.detach().cpu().numpy()
+    if array.ndim >= 3 and array.shape[-3] in (1, 3, 4):
+        return np.moveaxis(array, -3, -1)
+    if array.ndim == 4:
+        raise ValueError(
+            f"X is a tensor of shape {tuple(array.shape)}; wanted (n, channels, height, width) "
+            f"with 1, 3 or 4 channels"
+        )
+    return array
+
+
+def _check_pixels(item, where, batch=False):
+    if not isinstance(item, np.ndarray):
+        if isinstance(item, numbers.Number | bytes | type(None) | dict):
+            raise TypeError(f"{where} is {item!r}, a {type(item).__name__}; wanted a path, PIL image or array")
+        try:
+            item = np.asarray(item)
+        except ValueError as error:
+            raise TypeError(f"{where} is a {type(item).__name__} that is no array: {error}") from error
+    n_batch = int(batch)
+    shape = item.shape[n_batch:]
+    if batch and item.ndim == 3 and item.shape[-1] in (3, 4):
+        raise ValueError(f"{where} has shape {item.shape}, which looks like one colour image; pass X[None]")
+    if len(shape) not in (2, 3):
+        hint = "; rows of pixels need image_shape=(height, width[, channels])" if batch else ""
+        raise ValueError(
+            f"{where} has shape {item.shape}; wanted {'(n, ' if batch else '('}height, width[, channels]){hint}"
+        )
+    if len(shape) == 3 and shape[-1] not in (1, 3, 4):
+        raise ValueError(f"{where} has {shape[-1]} channels (shape {item.shape}); wanted 1, 3 or 4 as last axis")
+    if 0 in shape:
+        raise ValueError(f"{where} has shape {item.shape}: there is no pixel in it")
+    if item.dtype.kind == "f":
+        if not np.isfinite(item).all():
+            at = f"{where}[{int(np.argwhere(~np.isfinite(item))[0][0])}]" if batch else where
+            raise ValueError(f"{at} contains NaN or infinity; pixels must be finite")
+        if item.min() < 0 or item.max() > 255:
+            raise ValueError(
+                f"{where} has float pixels from {item.min():g} to {item.max():g}; wanted 0 to 1 or 0 to 255"
+            )
+    elif item.dtype.kind not in "iu" or item.min() < 0 or item.max() > 255:
+        values = f" from {item.min()} to {item.max()}" if item.dtype.kind in "iu" else ""
+        raise ValueError(
+            f"{where} has pixels of type {item.dtype}{values}; wanted integers from 0 to 255, "
+            f"or floats from 0 to 1 or 0 to 255"
+        )
+
+
+def _float_max(item):
+    if isinstance(item, str | os.PathLike | Image.Image):
+        return None
+    item = np.asarray(item)
+    return float(item.max()) if item.dtype.kind == "f" else None
+
+
+def _check_range(pixels, scale, index):
+    if scale is None or pixels.max() > scale:
+        learned = "no float images" if scale is None else f"float pixels from 0 to {scale}"
+        raise ValueError(
+            f"X[{index}] has float pixels up to {pixels.max():g}, but the estimator was fitted on {learned}; "
+            f"bring all images to one scale, or to uint8"
+        )

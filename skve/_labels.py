@@ -1,0 +1,68 @@
+"""Labels of any kind to class indices, and the stratified validation part."""
+
+import numpy as np
+import torch
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import column_or_1d
+
+
+def check_labels(y, name):
+    """Return labels as a 1-D array without missing ones."""
+    if y is None:
+        raise ValueError(f"requires {name} to be passed, but the target {name} is None")
+    y = column_or_1d(y, warn=True)
+    if y.dtype.kind == "f" and not np.isfinite(y).all():
+        raise ValueError(f"Input {name} contains NaN or infinity; every sample needs a label")
+    if y.dtype == object:
+        missing = [i for i, label in enumerate(y) if label is None or label != label]
+        if missing:
+            raise ValueError(f"{name}[{missing[0]}] is {y[missing[0]]!r}: every sample needs a label")
+    check_classification_targets(y)
+    return y
+
+
+def encode_labels(y, known, name):
+    """Return the classes and the labels as indices into them."""
+    try:
+        found, codes = np.unique(y, return_inverse=True)
+    except TypeError as error:
+        raise ValueError(f"{name} mixes labels that cannot be sorted together: {error}") from error
+    if known is None:
+        return found, codes
+    unknown = np.setdiff1d(found, known)
+    if len(unknown):
+        raise ValueError(f"{name} has labels that are not among the classes {known!r}: {unknown!r}")
+    return known, np.searchsorted(known, found)[codes]
+
+
+def stratified_part(codes, fraction, generator):
+    """Choose about `fraction` of the samples, proportionally from every class; a lone sample is never chosen.
+
+    Parameters
+    ----------
+    codes : ndarray of int, shape (n_samples,)
+    fraction : float
+    generator : torch.Generator
+
+    Returns
+    -------
+    chosen : ndarray of bool, shape (n_samples,)
+    """
+    order = torch.randperm(len(codes), generator=generator).numpy()
+    counts = np.bincount(codes)
+    wanted = counts * fraction
+    quota = np.floor(wanted).astype(int)
+    total = min(round(len(codes) * fraction) or 1, int(np.maximum(counts - 1, 0).sum()))
+    room = np.maximum(counts - 1, 0)
+    quota = np.minimum(quota, room)
+    for index in np.argsort(-(wanted - quota), kind="stable").tolist() * 2:  # largest remainders first
+        if quota.sum() >= total:
+            break
+        quota[index] += quota[index] < room[index]
+    chosen = np.zeros(len(codes), bool)
+    taken = np.zeros(len(counts), int)
+    for sample in order:
+        if taken[codes[sample]] < quota[codes[sample]]:
+            taken[codes[sample]] += 1
+            chosen[sample] = True
+    return chosen

@@ -1,0 +1,229 @@
+"""Fitted estimators as folders of safetensors and JSON, and back."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import warnings
+
+import numpy as np
+
+from ._backbones import EmbeddedBackbone
+from ._state import FittedState
+
+FORMAT_VERSION = 1
+
+
+def save(estimator, folder, *, include_backbone):
+    """Write a fitted estimator; see `BaseSVEClassifier.save`.
+
+    Files of tensors are named after their content and `skve.json`, which refers to them, is replaced last and
+    at once: whenever the writing stops, the folder holds a whole model, the old one or the new.
+    """
+    from safetensors.numpy import save as to_bytes
+
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = estimator._state
+    files = {"members": _write_named(folder, "members", to_bytes(_contiguous(state.arrays)))}
+    if include_backbone:
+        if state.backbone["architecture"] is None:
+            raise ValueError(
+                f"include_backbone=True: a backbone given as a {state.backbone['kind']} cannot be rebuilt from "
+                f"weights alone; save without it and pass the module to skve.load(folder, backbone=module)"
+            )
+        backbone = estimator._load_backbone(state.spec, estimator.preprocess_)
+        tensors = {name: t.detach().cpu().numpy() for name, t in backbone.module.state_dict().items()}
+        files["backbone"] = _write_named(folder, "backbone", to_bytes(_contiguous(tensors)))
+    parameters, left_out = _plain_parameters(estimator)
+    if left_out:
+        warnings.warn(f"not saved, since they are no plain values: {left_out}", UserWarning, stacklevel=3)
+    document = {
+        "format_version": FORMAT_VERSION,
+        "class": type(estimator).__name__,
+        "versions": _versions(),
+        "parameters": parameters,
+        "files": files,
+        "classes": {"dtype": _dtype_name(estimator.classes_), "values": estimator.classes_.tolist()},
+        "preprocess": estimator.preprocess_,
+        "history": estimator.history_,
+        "n_iter": estimator.n_iter_,
+        "fitted": {
+            name: value for name, value in vars(estimator).items() if name in ("n_features_in_", "_float_scale")
+        },
+        "state": {
+            field.name: getattr(state, field.name)
+            for field in dataclasses.fields(state)
+            if field.name not in ("arrays", "spec")
+        },
+    }
+    try:
+        text = json.dumps(document, indent=1, allow_nan=True)
+    except TypeError as error:
+        raise ValueError(f"the estimator cannot be saved as JSON: {error}") from error
+    _replace(folder / "skve.json", text.encode())
+    kept = {entry["file"] for entry in files.values()}
+    for old in folder.glob("*.safetensors"):
+        if old.name.startswith(("members-", "backbone-")) and old.name not in kept:
+            old.unlink()
+
+
+def load(folder, *, backbone=None):
+    """Load an estimator that `save` wrote. Nothing in the folder is executed.
+
+    Parameters
+    ----------
+    folder : str or path
+    backbone : str, path, torch.nn.Module or callable, default=None
+        Where the backbone's weights are now, if not where the fit found them; needed for a model that was
+        fitted on a module. The weights must be the same.
+
+    Returns
+    -------
+    estimator : SVEClassifier or SVETextClassifier
+        Fitted.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds no model, a file is missing, truncated or altered, the format is newer than this
+        version of skve reads, or (at the first prediction) the backbone's weights are others.
+
+    Examples
+    --------
+    >>> import skve, tempfile
+    >>> from skve.datasets import load_fashion
+    >>> data = load_fashion()
+    >>> clf = skve.SVEClassifier(image_size=32, max_epochs=1, ensemble="head", random_state=0)
+    >>> clf = clf.fit(data.images[:40], data.target[:40])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     clf.save(folder)
+    ...     same = skve.load(folder)
+    >>> bool((same.predict(data.images[:5]) == clf.predict(data.images[:5])).all())
+    True
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as from_bytes
+
+    folder = pathlib.Path(folder)
+    path = folder / "skve.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no skve model: there is no file {path}")
+    try:
+        document = json.loads(path.read_text("utf-8"))
+        version = document["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {version}; this skve reads up to {FORMAT_VERSION}: upgrade skve "
+            f"(the model was saved by skve {document.get('versions', {}).get('skve')})"
+        )
+    try:
+        tensors = {
+            name: from_bytes(_read_checked(folder, entry["file"], entry["sha256"]))
+            for name, entry in document["files"].items()
+        }
+        estimator = _rebuild(document, tensors, backbone)
+    except (KeyError, TypeError, AttributeError, IndexError, SafetensorError) as error:
+        raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    return estimator
+
+
+def _rebuild(document, tensors, backbone):
+    import skve
+
+    classes = {name: getattr(skve, name) for name in skve.ESTIMATORS}
+    if document["class"] not in classes:
+        raise ValueError(f"the model is a {document['class']!r}; this skve knows {sorted(classes)}")
+    estimator = classes[document["class"]](**document["parameters"])
+    if backbone is not None:
+        estimator.set_params(backbone=backbone)
+    described = dict(document["state"])
+    described["layers"] = tuple(described["layers"])
+    described["shareable"] = tuple(described["shareable"])
+    spec = backbone if backbone is not None else document["parameters"].get("backbone")
+    if backbone is None and "backbone" in tensors:
+        spec = EmbeddedBackbone(described["backbone"], document["preprocess"], tensors["backbone"])
+    elif spec is None:
+        raise ValueError(
+            f"the model was fitted on a {described['backbone']['kind']} ({described['backbone']['name']}); "
+            f"pass it: skve.load(folder, backbone=...)"
+        )
+    estimator._state = FittedState(arrays=tensors["members"], spec=spec, **described)
+    labels = document["classes"]
+    estimator.classes_ = np.array(labels["values"], dtype=labels["dtype"])
+    estimator.preprocess_ = document["preprocess"]
+    estimator.history_ = document["history"]
+    estimator.n_iter_ = document["n_iter"]
+    vars(estimator).update(document["fitted"])
+    return estimator
+
+
+def _contiguous(arrays):
+    return {name: np.ascontiguousarray(value) for name, value in arrays.items()}
+
+
+def _plain_parameters(estimator):
+    """Return the parameters that JSON can hold, and the names of those that it cannot."""
+    plain, left_out = {}, []
+    for name, value in estimator.get_params(deep=False).items():
+        value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+        value = str(value) if isinstance(value, os.PathLike) else value
+        try:
+            json.dumps(value)
+            plain[name] = value
+        except TypeError:
+            plain[name] = None
+            left_out.append(name)
+    return plain, left_out
+
+
+def _dtype_name(classes):
+    kinds = {"U": "str", "O": "object", "b": "bool"}
+    if classes.dtype == object and not all(isinstance(c, str | int | float | bool) for c in classes.tolist()):
+        raise ValueError(f"classes of type {type(classes[0]).__name__} cannot be saved; use strings or numbers")
+    return kinds.get(classes.dtype.kind, classes.dtype.str)
+
+
+def _versions():
+    import importlib.metadata
+
+    versions = {}
+    for package in ("skve", "torch", "timm", "transformers", "numpy", "scikit-learn"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
+
+
+def _write_named(folder, stem, data):
+    digest = hashlib.sha256(data).hexdigest()
+    file = f"{stem}-{digest[:16]}.safetensors"
+    _replace(folder / file, data)
+    return {"file": file, "sha256": digest}
+
+
+def _replace(path, data):
+    temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_checked(folder, file, sha256):
+    if pathlib.PurePath(file).name != file:
+        raise ValueError(f"{folder}/skve.json refers to {file!r} outside the folder")
+    path = folder / file
+    if not path.is_file():
+        raise ValueError(f"{path} is missing")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ValueError(f"{path} is truncated or altered: its SHA-256 is not the one in skve.json")
+    return data

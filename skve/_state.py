@@ -1,0 +1,222 @@
+"""What a fit leaves behind, NumPy arrays and plain values, and the networks that are made of it."""
+
+import dataclasses
+import warnings
+
+import numpy as np
+import torch
+
+from . import _svd
+from ._device import resolve_training_dtype
+from ._ensembles import BATCHES_PER_INSTALLATION, RATIOS, Ensemble, Head, is_trained, make_rule
+from ._layers import Trace, trace
+
+
+@dataclasses.dataclass(frozen=True)
+class FittedState:
+    """The fitted part of an estimator, without any torch object.
+
+    Attributes
+    ----------
+    arrays : dict of str to ndarray
+        Members' tensors, key -> (n_members, ...).
+    layers : tuple of str
+        Adapted layers.
+    fingerprints : dict of str to float
+        One number for each adapted layer's singular vectors, see `_svd.fingerprint`.
+    ensemble, ensemble_params, train_bias : str, dict, bool
+        What the members are.
+    batch_size : int
+        Samples in a prediction batch.
+    n_features, n_classes : int
+    positions, shareable : dict, tuple
+        From the `Trace` of the backbone.
+    backbone : dict
+        `Backbone.description`.
+    spec : object
+        The estimator's `backbone` when it was fitted; None after `load` with embedded weights.
+    """
+
+    arrays: dict
+    layers: tuple
+    fingerprints: dict
+    ensemble: str
+    ensemble_params: dict
+    train_bias: bool
+    batch_size: int
+    n_features: int
+    n_classes: int
+    positions: dict
+    shareable: tuple
+    backbone: dict
+    spec: object = None
+
+    def fitted(self, arrays, spec):
+        """Return this state with the arrays of a finished training."""
+        return dataclasses.replace(self, arrays=arrays, spec=spec)
+
+    @property
+    def n_members(self):
+        return len(next(iter(self.arrays.values())))
+
+    def ratios(self):
+        return {k.removeprefix(RATIOS): np.exp(v) for k, v in self.arrays.items() if k.startswith(RATIOS)}
+
+    def n_member_parameters(self):
+        return int(sum(value[0].size for key, value in self.arrays.items() if is_trained(key)))
+
+    def members(self, device):
+        """Return the members as dicts of torch tensors on `device`."""
+        return [
+            {key: torch.tensor(value[index], device=device) for key, value in self.arrays.items()}
+            for index in range(self.n_members)
+        ]
+
+    def ensemble_on(self, backbone, n_samples):
+        """Return the network of this state for predicting `n_samples` samples.
+
+        Raises
+        ------
+        ValueError
+            If the backbone's weights, or its singular vectors, are not those that the members were fitted on.
+        """
+        if backbone.description["sha256"] != self.backbone["sha256"]:
+            raise ValueError(
+                f"the weights of the backbone {self.backbone['name']!r} have changed since the fit (SHA-256 "
+                f"{backbone.description['sha256'][:12]}..., fitted on {self.backbone['sha256'][:12]}...); "
+                f"bring back the fitted weights, or fit again"
+            )
+        sites = [site for site in _svd.find_sites(backbone.module)[0] if site.layer in set(self.layers)]
+        for site in sites if self.fingerprints else ():
+            if abs(backbone.fingerprint(site) - self.fingerprints[site.layer]) > 1e-4:
+                raise ValueError(
+                    f"the singular vectors of layer {site.layer!r} computed on this machine differ from those of "
+                    f"the fit; the linear-algebra library of one of the two is at fault: fit again here"
+                )
+        rule = make_rule(
+            self.ensemble,
+            backbone,
+            sites,
+            init_scale=0.0,
+            train_bias=self.train_bias,
+            ensemble_params=self.ensemble_params,
+        )
+        device = next(backbone.module.parameters()).device
+        n_installed = min(n_samples, self.batch_size * BATCHES_PER_INSTALLATION)
+        traced = Trace(frozenset(), self.positions, list(self.shareable), self.n_features)
+        head = Head(self.n_features, self.n_classes)
+        return Ensemble(rule, head, self.members(device), traced, n_installed, training=False)
+
+
+def new_ensemble(
+    backbone,
+    pipeline,
+    n_classes,
+    seeds,
+    start,
+    *,
+    ensemble,
+    ensemble_params,
+    n_members,
+    layers,
+    init_scale,
+    train_bias,
+    batch_size,
+    precision,
+):
+    """Build the ensemble that is to be trained.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        On the device of the fit.
+    pipeline : object
+        Supplies a few inputs for the trace.
+    n_classes : int
+    seeds : Seeds
+    start : FittedState or None
+        Members to go on from.
+
+    Returns
+    -------
+    ensemble : Ensemble
+    plan : FittedState
+        The state to be, without arrays.
+    """
+    candidates, skipped = _svd.find_sites(backbone.module)
+    sites = _svd.select_sites(backbone.module, candidates, layers) if ensemble == "sve" else []
+    example = pipeline.prepare(pipeline.load(np.arange(min(2, len(pipeline)))), None)
+    n_example = min(2, len(pipeline))
+
+    def rule_for(sites):
+        return make_rule(
+            ensemble,
+            backbone,
+            sites,
+            init_scale=init_scale,
+            train_bias=train_bias,
+            ensemble_params=ensemble_params,
+        )
+
+    rule = rule_for(sites)
+    traced = trace(backbone, rule.changed, example, n_example)
+    if ensemble == "sve":
+        unused = [site.layer for site in sites if site.parameter not in traced.used]
+        if unused:
+            skipped |= dict.fromkeys(unused, "the features do not depend on it")
+            sites = [site for site in sites if site.parameter in traced.used]
+            if not sites:
+                raise ValueError(f"layers={layers!r}: the backbone's features depend on none of {unused}")
+            rule = rule_for(sites)
+            traced = trace(backbone, rule.changed, example, n_example)
+        if skipped and (layers == "all" or unused):
+            reasons = "; ".join(f"{name} ({reason})" for name, reason in skipped.items())
+            warnings.warn(f"these layers are left as they are: {reasons}", UserWarning, stacklevel=5)
+    head = Head(traced.n_features, n_classes)
+    device = next(backbone.module.parameters()).device
+    linear = {site.layer for site in candidates if site.kind != "convolution"}
+    sizes = [(site.layer in linear, backbone.module.get_parameter(site.parameter).numel()) for site in candidates]
+    linear_share = sum(size for is_linear, size in sizes if is_linear) / max(1, sum(size for _, size in sizes))
+    plan = FittedState(
+        arrays={},
+        layers=tuple(site.layer for site in sites),
+        fingerprints={site.layer: backbone.fingerprint(site) for site in sites},
+        ensemble=ensemble,
+        ensemble_params=dict(ensemble_params or {}),
+        train_bias=train_bias,
+        batch_size=batch_size,
+        n_features=traced.n_features,
+        n_classes=n_classes,
+        positions=traced.positions,
+        shareable=tuple(traced.shareable),
+        backbone=dict(backbone.description),
+    )
+    if start is None:
+        members = []
+        for index in range(1 if rule.single_member else n_members):
+            generator = seeds.generator("member", index)
+            members.append({**head.new_member(generator, device), **rule.new_member(generator)})
+    else:
+        members = _go_on(start, plan, 1 if rule.single_member else n_members, device)
+    dtype = resolve_training_dtype(precision, device, linear_share)
+    return Ensemble(rule, head, members, traced, batch_size, training=True, dtype=dtype), plan
+
+
+def _go_on(start, plan, n_members, device):
+    """Return the members of an earlier fit, if the estimator still describes them."""
+    for name in ("ensemble", "layers", "n_features", "n_classes"):
+        if getattr(start, name) != getattr(plan, name):
+            raise ValueError(
+                f"the fit cannot go on from the last one: {name} was {getattr(start, name)!r} "
+                f"and is {getattr(plan, name)!r} now; set warm_start=False or use a clone"
+            )
+    if start.n_members != n_members:
+        raise ValueError(
+            f"the fit cannot go on from the last one: it had {start.n_members} members, n_members={n_members} now"
+        )
+    if start.backbone["sha256"] != plan.backbone["sha256"]:
+        raise ValueError("the fit cannot go on from the last one: the backbone's weights are others")
+    members = start.members(device)
+    if plan.train_bias != start.train_bias:
+        raise ValueError(f"the fit cannot go on from the last one: train_bias was {start.train_bias}")
+    return members

