@@ -8,14 +8,15 @@ __version__ = "0.1.0"
 # neither torch nor timm, transformers or skorch.
 _PUBLIC = {
     "SVEClassifier": "skve.vision",
+    "SVETextClassifier": "skve.text",
     "load": "skve._saving",
     "predict_uncertainty": "skve.uncertainty",
 }
 _SUBMODULES = {"datasets", "metrics", "testing", "uncertainty"}
 
-ESTIMATORS = ("SVEClassifier",)  # what `load` may build
+ESTIMATORS = ("SVEClassifier", "SVETextClassifier")  # what `load` may build
 
-__all__ = ["SVEClassifier", "__version__", "load", "predict_uncertainty"]
+__all__ = ["SVEClassifier", "SVETextClassifier", "__version__", "load", "predict_uncertainty"]
 
 
 def __getattr__(name):

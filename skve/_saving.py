@@ -35,8 +35,10 @@ def save(estimator, folder, *, include_backbone):
                 f"weights alone; save without it and pass the module to skve.load(folder, backbone=module)"
             )
         backbone = estimator._load_backbone(state.spec, estimator.preprocess_)
-        tensors = {name: t.detach().cpu().numpy() for name, t in backbone.module.state_dict().items()}
-        files["backbone"] = _write_named(folder, "backbone", to_bytes(_contiguous(tensors)))
+        files["backbone"] = _write_named(folder, "backbone", to_bytes(_contiguous(backbone.arrays())))
+        extra = {name: np.frombuffer(content, np.uint8) for name, content in backbone.files().items() if content}
+        if extra:  # a tokenizer's files
+            files["tokenizer"] = _write_named(folder, "tokenizer", to_bytes(extra))
     parameters, left_out = _plain_parameters(estimator)
     if left_out:
         warnings.warn(f"not saved, since they are no plain values: {left_out}", UserWarning, stacklevel=3)
@@ -51,7 +53,9 @@ def save(estimator, folder, *, include_backbone):
         "history": estimator.history_,
         "n_iter": estimator.n_iter_,
         "fitted": {
-            name: value for name, value in vars(estimator).items() if name in ("n_features_in_", "_float_scale")
+            name: value
+            for name, value in vars(estimator).items()
+            if name in ("n_features_in_", "_float_scale", "_paired")
         },
         "state": {
             field.name: getattr(state, field.name)
@@ -66,7 +70,7 @@ def save(estimator, folder, *, include_backbone):
     _replace(folder / "skve.json", text.encode())
     kept = {entry["file"] for entry in files.values()}
     for old in folder.glob("*.safetensors"):
-        if old.name.startswith(("members-", "backbone-")) and old.name not in kept:
+        if old.name.startswith(("members-", "backbone-", "tokenizer-")) and old.name not in kept:
             old.unlink()
 
 
@@ -146,7 +150,8 @@ def _rebuild(document, tensors, backbone):
     described["shareable"] = tuple(described["shareable"])
     spec = backbone if backbone is not None else document["parameters"].get("backbone")
     if backbone is None and "backbone" in tensors:
-        spec = EmbeddedBackbone(described["backbone"], document["preprocess"], tensors["backbone"])
+        files = {name: content.tobytes() for name, content in tensors.get("tokenizer", {}).items()}
+        spec = EmbeddedBackbone(described["backbone"], document["preprocess"], tensors["backbone"], files)
     elif spec is None:
         raise ValueError(
             f"the model was fitted on a {described['backbone']['kind']} ({described['backbone']['name']}); "

@@ -44,8 +44,10 @@ class Factors:
     sigma: torch.Tensor  # (r,), descending
     Vt: torch.Tensor  # (r, d_in)
 
-    def to(self, device):
-        return Factors(self.U.to(device), self.sigma.to(device), self.Vt.to(device))
+    def to(self, where):
+        """Return the factors on a device, or singular vectors in a dtype."""
+        sigma = self.sigma if isinstance(where, torch.dtype) else self.sigma.to(where)
+        return Factors(self.U.to(where), sigma, self.Vt.to(where))
 
     @property
     def nbytes(self):
@@ -183,6 +185,12 @@ def _block_of(name, modules):
             if n_weights >= 2:
                 found = path
     return found
+
+
+def blocks(model, sites):
+    """Return the names of the blocks (see `select_sites`, "last:k") that hold the sites, in their order."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    return list(dict.fromkeys(block for site in sites if (block := _block_of(site.layer, modules)) is not None))
 
 
 def select_sites(model, sites, layers):

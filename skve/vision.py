@@ -209,12 +209,13 @@ class SVEClassifier(BaseSVEClassifier):
             self._float_scale = images.float_scale
         return images
 
-    def _load_backbone(self, spec, preprocess=None):
+    def _load_backbone(self, spec, preprocess=None, classes=None):
         size = self.image_size if preprocess is None else preprocess["input_size"][-1]
-        return _backbones.load_image_backbone(spec, size)
+        backbone = _backbones.load_image_backbone(spec, size)
+        return backbone if preprocess is None else backbone.view(preprocess=preprocess)
 
-    def _make_pipeline(self, items, preprocess, device, *, training):
-        return ImagePipeline(items, preprocess, device, augment=self.augment, keep=training)
+    def _make_pipeline(self, items, backbone, device, *, training):
+        return ImagePipeline(items, backbone.preprocess, device, augment=self.augment, keep=training)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -258,6 +259,12 @@ class ImagePipeline:
 
     def __len__(self):
         return len(self.images)
+
+    mean_size = 1.0  # what the rows that a layer multiplies grow with: samples
+
+    def size(self, indices):
+        """Return the number of samples in the batch of these images."""
+        return len(indices)
 
     def batches(self, batch_size, generator):
         """Yield the indices of each batch, in a random order if there is a generator."""
