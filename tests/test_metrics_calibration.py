@@ -181,8 +181,8 @@ def test__calibration__torch_uncertainty__same(case):
     # The peer puts a confidence of exactly 1 into a bin of its own: keep away from it.
     y_proba = 0.999 * y_proba + 0.001 / y_proba.shape[1]
 
-    def reference(metric, dtype=torch.float64):
-        metric.update(torch.as_tensor(y_proba, dtype=dtype), torch.as_tensor(y_true))
+    def reference(metric):
+        metric.update(torch.as_tensor(y_proba), torch.as_tensor(y_true))
         return float(metric.compute())
 
     options = {"task": "multiclass", "num_classes": y_proba.shape[1], "num_bins": 15}
@@ -191,11 +191,17 @@ def test__calibration__torch_uncertainty__same(case):
             reference(peer.CalibrationError(norm=norm, **options)),
             abs=4e-6,  # summed in float32
         )
-    smooth = peer.SmoothCalibrationError(kernel_type="reflected", eps=1e-5, refine_steps=25)
-    assert metrics.smooth_calibration_error(y_true, y_proba) == pytest.approx(
-        reference(smooth, torch.float32),
-        abs=5e-4,  # its grid is coarser
-    )
+
+
+def test__smooth_ece__torch_uncertainty_on_a_fine_grid__same():
+    # Not on the digits: there the peer is 1.5 % off the integral, by how it treats mass at the ends.
+    torch = pytest.importorskip("torch")
+    peer = pytest.importorskip("torch_uncertainty.metrics")
+    y_true, y_proba = random_case()
+    metric = peer.SmoothCalibrationError(kernel_type="reflected", eps=1e-5, refine_steps=25, mesh_pts=20_000)
+    metric.update(torch.as_tensor(y_proba, dtype=torch.float32), torch.as_tensor(y_true))
+    actual = metrics.smooth_calibration_error(y_true, y_proba)
+    assert actual == pytest.approx(float(metric.compute()), abs=5e-6)
 
 
 def test__ece__quantile__torch_uncertainty_without_ties__same():
@@ -236,10 +242,11 @@ def test__smooth_ece__one_confidence__absolute_gap(confidence):
     assert actual == pytest.approx(confidence - 0.5, abs=1e-6)
 
 
-def test__smooth_ece__fixed_bandwidth__same_as_quadrature():
-    y_true, y_proba = random_case(n_samples=100)
+@pytest.mark.parametrize("sigma", [0.005, 0.05])
+def test__smooth_ece__fixed_bandwidth__same_as_quadrature(sigma, case):
+    y_true, y_proba = case
     confidence, residual = y_proba.max(1), (y_proba.argmax(1) == y_true) - y_proba.max(1)
-    sigma, t = 0.05, np.linspace(0, 1, 20001)
+    t = np.linspace(0, 1, 20001)
     curve = np.zeros_like(t)
     for f, r in zip(confidence, residual, strict=True):
         for image in (f, -f, 2 - f, 2 + f, f - 2):

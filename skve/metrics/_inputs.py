@@ -95,8 +95,8 @@ def check_scores(scores, *, name):
     if len(scores) == 0:
         raise ValueError(f"{name} has no samples: at least one is wanted.")
     scores = scores.astype(np.float64, copy=False)
-    if np.isnan(scores).any():
-        raise ValueError(f"{name} contains NaN.")
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{name} contains NaN or infinity.")
     return scores
 
 

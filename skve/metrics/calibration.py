@@ -161,9 +161,9 @@ def expected_calibration_error(
     -----
     Bins are ``(lo, hi]`` as in Guo et al.; netcal's are ``[lo, hi)``, which differs only for a confidence
     exactly on an edge; torch-uncertainty gives a confidence of exactly 1 a bin of its own. Edges of
-    equal-mass bins are predicted confidences (samples of the same confidence are never torn apart, and a weight of two
-    equals two samples), where netcal interpolates between them and torch-uncertainty cuts the sorted
-    samples.
+    equal-mass bins are predicted confidences (samples of the same confidence are never torn apart, and a
+    weight of two equals two samples), where netcal interpolates between them and torch-uncertainty cuts the
+    sorted samples.
 
     References
     ----------
