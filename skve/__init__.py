@@ -8,12 +8,13 @@ __version__ = "0.1.0"
 # neither torch nor timm, transformers or skorch.
 _PUBLIC = {
     "SVEClassifier": "skve.vision",
+    "SelectiveClassifier": "skve.selective",
     "load": "skve._state",
     "predict_uncertainty": "skve.uncertainty",
 }
 _SUBMODULES = {"datasets", "metrics", "testing", "uncertainty"}
 
-__all__ = ["SVEClassifier", "__version__", "load", "predict_uncertainty"]
+__all__ = ["SVEClassifier", "SelectiveClassifier", "__version__", "load", "predict_uncertainty"]
 
 
 def __getattr__(name):
