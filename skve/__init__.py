@@ -9,12 +9,13 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "SVEClassifier": "skve.vision",
     "SelectiveClassifier": "skve.selective",
+    "diagnose": "skve._diagnose",
     "load": "skve._state",
     "predict_uncertainty": "skve.uncertainty",
 }
-_SUBMODULES = {"datasets", "metrics", "testing", "uncertainty"}
+_SUBMODULES = {"datasets", "metrics", "plots", "testing", "uncertainty"}
 
-__all__ = ["SVEClassifier", "SelectiveClassifier", "__version__", "load", "predict_uncertainty"]
+__all__ = ["SVEClassifier", "SelectiveClassifier", "__version__", "diagnose", "load", "predict_uncertainty"]
 
 
 def __getattr__(name):
