@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import os
 import pathlib
 import platform
@@ -22,10 +23,11 @@ def machine():
     """Return one line that says what was measured on."""
     import torch
 
-    model = next(
-        (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),
-        platform.processor(),
-    )
+    model = platform.processor()
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        found = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = found[0].split(":")[1].strip() if found else model
     return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}, {platform.platform()}"
 
 
@@ -36,9 +38,7 @@ def load_jpegs(path, split):
     """
     data = np.load(path)
     jpeg, offsets = data[f"jpeg_{split}"].tobytes(), data[f"off_{split}"]
-    images = [
-        Image.open(io.BytesIO(jpeg[a:b])).convert("RGB") for a, b in zip(offsets[:-1], offsets[1:], strict=True)
-    ]
+    images = [Image.open(io.BytesIO(jpeg[a:b])).convert("RGB") for a, b in itertools.pairwise(offsets)]
     return images, data[f"y_{split}"], data["classes"]
 
 

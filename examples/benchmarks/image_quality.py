@@ -126,10 +126,9 @@ def show(arguments):
             values = np.array([float(r[name]) for r in cell]) * scale
             return f"{values.mean():.{digits}f} ± {values.std(ddof=1) if len(values) > 1 else 0:.{digits}f}"
 
-        print(
-            f"| {per_class} of {classes_in} classes | {method} | {len(cell)} | {shown('accuracy', 100, 1)} "
-            f"| {shown('nll')} | {shown('ece', 100, 1)} | {ood} | {shown('auroc_total')} | {shown('auroc_epistemic')} |"
-        )
+        quality = f"{shown('accuracy', 100, 1)} | {shown('nll')} | {shown('ece', 100, 1)}"
+        detection = f"{ood} | {shown('auroc_total')} | {shown('auroc_epistemic')}"
+        print(f"| {per_class} of {classes_in} classes | {method} | {len(cell)} | {quality} | {detection} |")
 
 
 if __name__ == "__main__":
