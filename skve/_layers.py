@@ -105,6 +105,8 @@ class Network:
     def calls_plainly(self, layer):
         """Say whether a layer's own forward is all that it does, so that another form may take its place."""
         module = self._modules[layer]
+        if isinstance(self._modules[layer.rpartition(".")[0]], nn.TransformerEncoderLayer):
+            return False  # called when gradients are wanted, else its fast path reads the weights of its layers
         return type(module) is nn.Linear or is_huggingface_conv1d(module)
 
     def set_forward(self, layer, forward):
