@@ -325,7 +325,7 @@ def test__decompose__channels_last_weight__same_factors():
 
 def test__decompose__weight_that_needs_a_gradient__factors_do_not():
     factors = _svd.decompose(nn.Linear(4, 3).weight, "linear")
-    assert not (factors.U.requires_grad or factors.sigma.requires_grad or factors.Vt.requires_grad)
+    assert not any(tensor.requires_grad for tensor in (factors.U, factors.sigma, factors.Vt))
 
 
 # ----------------------------------------------------------------------------------------- fingerprint
