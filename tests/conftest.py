@@ -38,3 +38,19 @@ def global_state():
         )
 
     return state
+
+
+@pytest.fixture
+def train_in_chunks(monkeypatch):
+    """Return a function that lets the following fits pass `chunk` members through the network together."""
+    from skve import _training
+
+    original = _training.train
+
+    def use(chunk):
+        def train(*args, **kwargs):
+            return original(*args, **{**kwargs, "chunk": chunk})
+
+        monkeypatch.setattr(_training, "train", train)
+
+    return use

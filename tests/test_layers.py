@@ -1,4 +1,4 @@
-"""The exact forms against explicitly rebuilt weights, layer by layer and in whole networks, and the rule that chooses."""
+"""The exact forms against explicitly rebuilt weights: single layers, whole networks, and the rule that chooses."""
 
 import copy
 
