@@ -16,6 +16,12 @@ def images():
     return toy_images()
 
 
+@pytest.fixture(scope="session")
+def validation():
+    """18 other images of the same classes, and their labels."""
+    return toy_images(per_class=6, seed=1)
+
+
 @pytest.fixture
 def empty_cache():
     """An empty cache of backbones before the test, and none of the test's entries after it."""

@@ -12,6 +12,7 @@ from toys import (
     TinyCNN,
     TinyMLP,
     TinyTransformer,
+    arrays_of,
     make_backbone,
     same_arrays,
     toy_classifier,
@@ -28,10 +29,6 @@ ENSEMBLES = [
     ("deep", None),
     ("deep", {"train_batch_norm": True}),
 ]
-
-
-def arrays_of(classifier):
-    return classifier._state.arrays
 
 
 # ------------------------------------------------------------------------- members do not feel one another

@@ -196,3 +196,17 @@ def same_arrays(one, other):
     """Say whether two fitted classifiers hold the same bits."""
     first, second = one._state.arrays, other._state.arrays
     return first.keys() == second.keys() and all(np.array_equal(first[key], second[key]) for key in first)
+
+
+def arrays_of(classifier):
+    """The members' tensors of a fitted classifier, as NumPy arrays (n_members, ...)."""
+    return classifier._state.arrays
+
+
+def members_close(one, other, atol=2e-4):
+    for key, value in arrays_of(one).items():
+        np.testing.assert_allclose(arrays_of(other)[key], value, rtol=0, atol=atol, err_msg=key)
+
+
+def pooled_nll(classifier, X, y):
+    return -np.log(classifier.predict_proba(X)[np.arange(len(y)), np.searchsorted(classifier.classes_, y)]).mean()
