@@ -8,14 +8,16 @@ __version__ = "0.1.0"
 # neither torch nor timm, transformers or skorch.
 _PUBLIC = {
     "SVEClassifier": "skve.vision",
+    "SelectiveClassifier": "skve.selective",
+    "diagnose": "skve._diagnose",
     "load": "skve._saving",
     "predict_uncertainty": "skve.uncertainty",
 }
-_SUBMODULES = {"datasets", "metrics", "testing", "uncertainty"}
+_SUBMODULES = {"datasets", "metrics", "plots", "testing", "uncertainty"}
 
 ESTIMATORS = ("SVEClassifier",)  # what `load` may build
 
-__all__ = ["SVEClassifier", "__version__", "load", "predict_uncertainty"]
+__all__ = ["SVEClassifier", "SelectiveClassifier", "__version__", "diagnose", "load", "predict_uncertainty"]
 
 
 def __getattr__(name):

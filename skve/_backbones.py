@@ -8,11 +8,11 @@ import hashlib
 import importlib.util
 import io
 import pathlib
-import pickle
 import sys
 import threading
+import types
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -168,13 +168,39 @@ def from_module(module, features, preprocess, options=()):
 
 
 def _module_key(module):
-    """Return what tells modules apart: a hash of everything in them, or the object where that fails."""
+    """Return what tells modules apart and is the same for copies: classes, plain attributes and weights.
+
+    A module with an attribute that cannot be compared (a lambda, a hook, an object of its own kind) is told
+    apart by identity, and shares its entry of the cache with nobody.
+    """
     try:
-        buffer = io.BytesIO()
-        pickle.dump(module, buffer)
-        return hashlib.sha256(buffer.getvalue()).hexdigest()
-    except Exception:  # a lambda inside, an open file: such a module shares its entry with nobody
+        parts = tuple((name, type(part), _comparable(vars(part))) for name, part in module.named_modules())
+    except _NotComparableError:
         return (module, weights_hash(module))
+    return (parts, weights_hash(module))
+
+
+class _NotComparableError(Exception):
+    pass
+
+
+def _comparable(value):
+    """Return a hashable stand-in for an attribute's value."""
+    if isinstance(value, nn.Module | nn.Parameter):
+        return None  # listed by `named_modules` and hashed with the weights
+    if isinstance(value, torch.Tensor):
+        return (str(value.dtype), tuple(value.shape), hashlib.sha256(value.detach().cpu().numpy().tobytes()).digest())
+    if value is None or isinstance(value, bool | int | float | str | bytes | torch.dtype | torch.device | type):
+        return value
+    if isinstance(value, Mapping):
+        return tuple((_comparable(k), _comparable(v)) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return tuple(_comparable(v) for v in value)
+    if isinstance(value, set | frozenset):
+        return frozenset(_comparable(v) for v in value)
+    if isinstance(value, types.FunctionType | types.BuiltinFunctionType) and "<" not in value.__qualname__:
+        return value
+    raise _NotComparableError
 
 
 # ---------------------------------------------------------------------------------------------- images

@@ -83,6 +83,8 @@ class SingularValues(MemberRule):
         return member
 
     def prepare(self, network, traced, n_samples, *, training):
+        if training:
+            network.simplify_batch_norms()
         for site in self.sites:
             if site.layer not in traced.positions or not network.calls_plainly(site.layer):
                 continue

@@ -260,11 +260,8 @@ class ImagePipeline:
         return len(self.images)
 
     def batches(self, batch_size, generator):
-        """Yield the indices of each batch, in a random order if there is a generator."""
-        n = len(self.images)
-        order = np.arange(n) if generator is None else torch.randperm(n, generator=generator).numpy()
-        for start in range(0, n, batch_size):
-            yield order[start : start + batch_size]
+        """Return the indices of each batch, in a random order if there is a generator."""
+        return _inputs.index_batches(len(self.images), batch_size, generator)
 
     def load(self, indices):
         """Return the images at `indices`, decoded and resized, as uint8 of shape (n, channels, side, side)."""

@@ -5,9 +5,9 @@ import random
 import numpy as np
 import pytest
 import torch
-from toys import toy_images
 
 from skve import _backbones
+from tests.toys import toy_images
 
 
 @pytest.fixture(scope="session")

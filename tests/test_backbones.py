@@ -11,12 +11,12 @@ import timm
 import torch
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
-from toys import SIDE, TinyCNN, TinyMLP, toy_classifier
 
 from skve import _backbones
 from skve._backbones import load_image_backbone
 from skve._inputs import check_images
 from skve.vision import ImagePipeline
+from tests.toys import SIDE, TinyCNN, TinyMLP, toy_classifier
 
 LITE = "bundled:efficientnet_lite0"
 SMALL = "test_resnet"  # timm's own architecture for tests

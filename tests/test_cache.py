@@ -8,10 +8,10 @@ import torch
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 from torch import nn
-from toys import TinyCNN, TinyMLP, make_backbone, toy_classifier, toy_inputs
 
 from skve import _backbones, _svd
 from skve._backbones import cached, load_image_backbone
+from tests.toys import TinyCNN, TinyMLP, make_backbone, toy_classifier, toy_inputs
 
 LITE = "bundled:efficientnet_lite0"
 
@@ -101,7 +101,7 @@ def test__from_module__anything_changed__another_entry(change):
 
 def test__from_module__class_defined_anew_under_the_same_name__another_entry(monkeypatch):
     """As in a notebook, where a cell is edited and run again."""
-    import toys
+    from tests import toys
 
     class Net(TinyMLP):
         pass
@@ -109,7 +109,7 @@ def test__from_module__class_defined_anew_under_the_same_name__another_entry(mon
     Edited = type("Net", (TinyMLP,), {"forward": lambda self, x: -TinyMLP.forward(self, x)})
     entries = []
     for cls in (Net, Edited):
-        cls.__module__, cls.__qualname__ = "toys", "Net"
+        cls.__module__, cls.__qualname__ = "tests.toys", "Net"
         monkeypatch.setattr(toys, "Net", cls, raising=False)
         entries.append(load_image_backbone(cls(), 16))
     features = [entry.features(entry.module, toy_inputs()) for entry in entries]

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from toys import (
+
+from skve import _backbones, _ensembles, _svd
+from tests.toys import (
     TOYS,
     Tied,
     TinyCNN,
@@ -18,8 +20,6 @@ from toys import (
     toy_classifier,
     toy_inputs,
 )
-
-from skve import _backbones, _ensembles, _svd
 
 ENSEMBLES = [
     ("sve", None),

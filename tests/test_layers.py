@@ -6,9 +6,9 @@ import pytest
 import timm
 import torch
 from torch import nn
-from toys import TOYS, HuggingFaceStyle, ReadsWeight, make_backbone, toy_inputs
 
 from skve import _ensembles, _layers, _svd
+from tests.toys import TOYS, HuggingFaceStyle, ReadsWeight, make_backbone, toy_inputs
 
 EXACT = {"rtol": 0, "atol": 1e-10}
 

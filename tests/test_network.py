@@ -5,9 +5,9 @@ import threading
 import torch
 import torch.nn.functional as F
 from torch import nn
-from toys import ReadsWeight, TinyCNN, TinyMLP, TinyTransformer, make_backbone, toy_inputs
 
 from skve import _ensembles, _layers, _svd
+from tests.toys import ReadsWeight, TinyCNN, TinyMLP, TinyTransformer, make_backbone, toy_inputs
 
 # ---------------------------------------------------------------------------------------------- Network
 

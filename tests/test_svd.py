@@ -5,9 +5,9 @@ import timm
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations
-from toys import HuggingFaceStyle, ReadsWeight, Tied, TinyCNN, TinyMLP, TinyTransformer
 
 from skve import _svd
+from tests.toys import HuggingFaceStyle, ReadsWeight, Tied, TinyCNN, TinyMLP, TinyTransformer
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from skorch.callbacks import Callback
-from toys import TinyCNN, arrays_of, members_close, pooled_nll, same_arrays, toy_classifier
 
 from skve._training import learning_rate_factor
+from tests.toys import TinyCNN, arrays_of, members_close, pooled_nll, same_arrays, toy_classifier
 
 # ---------------------------------------------------------------------------------------- learning rates
 

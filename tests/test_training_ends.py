@@ -5,9 +5,9 @@ import pytest
 import torch
 from sklearn.model_selection import GridSearchCV
 from skorch.callbacks import Callback, EarlyStopping
-from toys import TinyCNN, TinyMLP, arrays_of, members_close, pooled_nll, same_arrays, toy_classifier
 
 from skve import _ensembles, _training
+from tests.toys import TinyCNN, TinyMLP, arrays_of, members_close, pooled_nll, same_arrays, toy_classifier
 
 # -------------------------------------------------------------------------------------- how fits may end
 
