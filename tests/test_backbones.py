@@ -157,7 +157,7 @@ def test__hub_name__failed__estimator_stays_usable(monkeypatch, images):
 
 
 def test__unknown_name__near_ones_are_suggested():
-    with pytest.raises(ValueError, match="'resnet1888' is not a timm model; did you mean .*'resnet18"):
+    with pytest.raises(ValueError, match=r"'resnet1888' is not a timm model; did you mean .*'resnet18"):
         load_image_backbone("resnet1888")
     with pytest.raises(ValueError, match=r"is not a timm model; timm.list_models\(pretrained=True\)"):
         load_image_backbone("qqqqqqqqqq")
@@ -170,9 +170,7 @@ def test__name_that_timm_refuses__value_error_names_the_argument(name):
 
 
 def test__name_without_weights__value_error_names_the_way_out():
-    with pytest.raises(
-        ValueError, match=r"no pretrained weights in timm; .*'resnet18d_nope|has no pretrained weights"
-    ):
+    with pytest.raises(ValueError, match="'efficientnet_b8' has no pretrained weights in timm"):
         load_image_backbone("efficientnet_b8")
 
 
@@ -222,7 +220,7 @@ def test__folder__changed_weights__loaded_anew(small, tmp_path):
 
 
 def test__folder__missing__value_error(tmp_path):
-    with pytest.raises(ValueError, match="there is no folder .*nowhere"):
+    with pytest.raises(ValueError, match=r"there is no folder .*nowhere"):
         load_image_backbone(f"local-dir:{tmp_path / 'nowhere'}")
 
 
@@ -274,12 +272,12 @@ def test__file__one_weight_missing__value_error_names_it(small, tmp_path):
 
 
 def test__file__unknown_architecture__near_ones(weights_file):
-    with pytest.raises(ValueError, match="'test_resnett' is not a timm architecture; near ones: .*'test_resnet'"):
+    with pytest.raises(ValueError, match=r"'test_resnett' is not a timm architecture; near ones: .*'test_resnet'"):
         load_image_backbone(f"test_resnett@{weights_file}")
 
 
 def test__file__missing__value_error(tmp_path):
-    with pytest.raises(ValueError, match="there is no file .*nothing.pth"):
+    with pytest.raises(ValueError, match=r"there is no file .*nothing.pth"):
         load_image_backbone(f"{SMALL}@{tmp_path / 'nothing.pth'}")
 
 
@@ -324,13 +322,13 @@ def test__callable__returns_a_module__as_the_module():
 
 
 def test__callable__returns_something_else__type_error():
-    with pytest.raises(TypeError, match="returned list; wanted a torch.nn.Module"):
+    with pytest.raises(TypeError, match=r"returned list; wanted a torch.nn.Module"):
         load_image_backbone(lambda: [1])
 
 
 @pytest.mark.parametrize("spec", [None, 7, 1.5, ["resnet18"], {"name": "resnet18"}])
 def test__other_types__type_error_says_what_is_wanted(spec):
-    with pytest.raises(TypeError, match="wanted a name, a path, a torch.nn.Module or a callable"):
+    with pytest.raises(TypeError, match=r"wanted a name, a path, a torch.nn.Module or a callable"):
         load_image_backbone(spec)
 
 
@@ -368,7 +366,7 @@ def test__image_features__kinds_of_output__averaged_over_positions(output, shape
 
 @pytest.mark.parametrize("output", [torch.zeros(3), (torch.zeros(2, 3),), {"x": torch.zeros(2, 3)}])
 def test__image_features__other_output__value_error_says_what_is_wanted(output):
-    with pytest.raises(ValueError, match="the backbone returned .*; wanted a tensor"):
+    with pytest.raises(ValueError, match=r"the backbone returned .*; wanted a tensor"):
         _backbones.image_features(lambda images: output, None)
 
 

@@ -116,6 +116,24 @@ def test__from_module__class_defined_anew_under_the_same_name__another_entry(mon
     torch.testing.assert_close(features[1], -features[0])
 
 
+def test__from_module__tied_or_equal_weights__two_entries():
+    tied, equal = (nn.Sequential(nn.Flatten(), nn.Linear(768, 9), nn.Linear(9, 9), nn.Linear(9, 9)) for _ in range(2))
+    tied[3].weight = tied[2].weight
+    equal.load_state_dict(tied.state_dict())
+    assert load_image_backbone(tied, 16) is not load_image_backbone(equal, 16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+def test__from_module__plain_tensor_attribute__part_of_the_key(dtype):
+    entries = []
+    for value in (1, 1, 2):
+        module = TinyMLP()
+        module.scale = torch.tensor([value], dtype=dtype)
+        entries.append(load_image_backbone(module, 16))
+    assert entries[0] is entries[1]
+    assert entries[0] is not entries[2]
+
+
 def test__from_module__other_image_size__another_entry():
     module = TinyCNN()
     assert load_image_backbone(module, 16) is not load_image_backbone(module, 24)
