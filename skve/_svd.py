@@ -141,6 +141,8 @@ def find_sites(model):
         if weight is None:
             if getattr(module, weight_name, None) is not None:
                 skipped[name] = "its weight is parametrised or not an ordinary parameter"
+            elif isinstance(module, nn.MultiheadAttention):
+                skipped[name] = "its query, key and value projections are three weights"
         elif not weight.is_floating_point() or weight.dim() < 2:
             skipped[name] = f"its weight is stored as {weight.dtype}"
         elif len(owners[id(weight)]) > 1:

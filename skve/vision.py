@@ -210,9 +210,14 @@ class SVEClassifier(BaseSVEClassifier):
         return images
 
     def _load_backbone(self, spec, preprocess=None, classes=None):
-        size = self.image_size if preprocess is None else preprocess["input_size"][-1]
-        backbone = _backbones.load_image_backbone(spec, size)
-        return backbone if preprocess is None else backbone.view(preprocess=preprocess)
+        if preprocess is None:
+            return _backbones.load_image_backbone(spec, self.image_size)
+        size = preprocess["input_size"][-1]
+        if self.image_size is None:  # most likely the fit's entry of the cache
+            backbone = _backbones.load_image_backbone(spec, None)
+            if backbone.preprocess["input_size"][-1] == size:
+                return backbone.view(preprocess=preprocess)
+        return _backbones.load_image_backbone(spec, size).view(preprocess=preprocess)
 
     def _make_pipeline(self, items, backbone, device, *, training):
         return ImagePipeline(items, backbone.preprocess, device, augment=self.augment, keep=training)
@@ -267,11 +272,8 @@ class ImagePipeline:
         return len(indices)
 
     def batches(self, batch_size, generator):
-        """Yield the indices of each batch, in a random order if there is a generator."""
-        n = len(self.images)
-        order = np.arange(n) if generator is None else torch.randperm(n, generator=generator).numpy()
-        for start in range(0, n, batch_size):
-            yield order[start : start + batch_size]
+        """Return the indices of each batch, in a random order if there is a generator."""
+        return _inputs.index_batches(len(self.images), batch_size, generator)
 
     def load(self, indices):
         """Return the images at `indices`, decoded and resized, as uint8 of shape (n, channels, side, side)."""

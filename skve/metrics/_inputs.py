@@ -1,0 +1,139 @@
+"""Checks that the metrics share: labels, probabilities and weights in, column indices and arrays out."""
+
+import numpy as np
+from sklearn.utils import check_consistent_length, column_or_1d
+
+from skve._proba import check_proba, row_chunks
+
+
+def check_targets(y_true, y_proba, labels=None, sample_weight=None):
+    """Check labels against probabilities and express the labels as columns.
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n_samples,)
+    y_proba : array-like of shape (n_samples, n_classes) or (n_samples,)
+        A single column is the probability of the second of two classes.
+    labels : array-like of shape (n_classes,), default=None
+        The class of each column; by default the sorted classes found in ``y_true``.
+    sample_weight : array-like of shape (n_samples,), default=None
+
+    Returns
+    -------
+    columns : ndarray of int, shape (n_samples,)
+        The column of each true class.
+    y_proba : ndarray of shape (n_samples, n_classes)
+    sample_weight : ndarray of shape (n_samples,) or None
+
+    Raises
+    ------
+    ValueError
+        If anything does not fit; the message names the argument.
+    """
+    y_proba = _two_columns(y_proba)
+    y_true = column_or_1d(y_true)
+    check_consistent_length(y_true, y_proba, sample_weight)
+    if len(y_true) == 0:
+        raise ValueError("y_true has no samples: at least one is wanted.")
+    columns = encode_labels(y_true, y_proba.shape[1], labels)
+    return columns, y_proba, check_weights(sample_weight, len(y_true))
+
+
+def encode_labels(y_true, n_classes, labels=None):
+    """Return the column of each label (n_samples,); ValueError for a label that has none."""
+    if y_true.dtype.kind == "f" and np.isnan(y_true).any():
+        raise ValueError("y_true contains NaN: every sample needs a label.")
+    if labels is None:
+        labels, columns = np.unique(y_true, return_inverse=True)
+        if len(labels) != n_classes:
+            raise ValueError(
+                f"y_true holds {len(labels)} classes and y_proba has {n_classes} columns: pass labels, the "
+                "class of each column (labels=clf.classes_)."
+            )
+        return columns
+    labels = column_or_1d(labels)
+    if len(labels) != n_classes or len(np.unique(labels)) != n_classes:
+        raise ValueError(
+            f"labels must name the class of each of the {n_classes} columns of y_proba, once; got "
+            f"{len(labels)} labels, {len(np.unique(labels))} of them different."
+        )
+    order = np.argsort(labels)
+    position = np.searchsorted(labels, y_true, sorter=order)
+    columns = order[np.minimum(position, n_classes - 1)]
+    known = np.broadcast_to(labels[columns] == y_true, y_true.shape)
+    if not known.all():
+        strangers = np.unique(y_true[~known])
+        raise ValueError(
+            f"y_true contains labels that are not in labels, {strangers[:5].tolist()}, where labels are "
+            f"{labels[:5].tolist()}{'...' if n_classes > 5 else ''}."
+        )
+    return columns
+
+
+def check_weights(sample_weight, n_samples, *, name="sample_weight"):
+    """Return the weights as float64 of shape (n_samples,), or None where none were given."""
+    if sample_weight is None:
+        return None
+    sample_weight = np.asarray(sample_weight, dtype=np.float64)
+    if sample_weight.shape != (n_samples,):
+        raise ValueError(f"{name} must have shape ({n_samples},), got {sample_weight.shape}.")
+    if not np.isfinite(sample_weight).all() or (sample_weight < 0).any():
+        raise ValueError(f"{name} must be finite and not negative.")
+    if not sample_weight.any():
+        raise ValueError(f"{name} is zero for every sample.")
+    return sample_weight
+
+
+def check_scores(scores, *, name):
+    """Return one finite float64 score per sample, shape (n_samples,)."""
+    scores = np.asarray(scores)
+    if scores.ndim != 1 or scores.dtype.kind not in "fiub":
+        raise ValueError(
+            f"{name} must be real numbers of shape (n_samples,), got shape {scores.shape} and dtype {scores.dtype}."
+        )
+    if len(scores) == 0:
+        raise ValueError(f"{name} has no samples: at least one is wanted.")
+    scores = scores.astype(np.float64, copy=False)
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{name} contains NaN or infinity.")
+    return scores
+
+
+def check_count(value, *, name):
+    """Return a positive integer."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+    return int(value)
+
+
+def check_choice(value, choices, *, name):
+    """Return ``value`` if it is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}.")
+    return value
+
+
+def check_fraction(value, *, name):
+    """Return a float in (0, 1]."""
+    if not isinstance(value, int | float | np.integer | np.floating) or not 0 < value <= 1:
+        raise ValueError(f"{name} must be in (0, 1], got {value!r}.")
+    return float(value)
+
+
+def top_label(columns, y_proba):
+    """Confidence and correctness of the predicted class, each of shape (n_samples,)."""
+    confidence = np.empty(len(columns))
+    correct = np.empty(len(columns), dtype=bool)
+    for rows in row_chunks(*y_proba.shape):
+        predicted = y_proba[rows].argmax(axis=1)
+        confidence[rows] = np.take_along_axis(y_proba[rows], predicted[:, None], axis=1)[:, 0]
+        correct[rows] = predicted == columns[rows]
+    return confidence, correct
+
+
+def _two_columns(y_proba):
+    values = np.asarray(y_proba)
+    if values.ndim != 1:
+        return check_proba(values, name="y_proba")
+    # A NaN or a value outside [0, 1] shows up as such in the check of the rows.
+    return check_proba(np.column_stack([1.0 - values, values]), name="y_proba")

@@ -1,0 +1,205 @@
+"""Bootstrap intervals: how far would a metric move with other test samples?"""
+
+import inspect
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.utils import check_random_state, column_or_1d
+
+from skve.metrics._inputs import check_count
+
+__all__ = ["BootstrapResult", "bootstrap_interval", "paired_bootstrap"]
+
+
+@dataclass(frozen=True, eq=False)
+class BootstrapResult:
+    """A metric, or the difference of two models' metrics, with its confidence interval.
+
+    Attributes
+    ----------
+    estimate : float
+        Value on the samples as they are.
+    low, high : float
+        Ends of the interval.
+    confidence_level : float
+        Share of such intervals that hold the true value.
+    distribution : ndarray of shape (n_resamples,)
+        Value on each resample.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    confidence_level: float
+    distribution: np.ndarray
+
+    def __repr__(self):
+        return (
+            f"BootstrapResult(estimate={self.estimate:.4g}, low={self.low:.4g}, high={self.high:.4g}, "
+            f"confidence_level={self.confidence_level:g})"
+        )
+
+
+def bootstrap_interval(
+    metric, y_true, y_proba, *, n_resamples=1000, confidence_level=0.95, random_state=None, **metric_params
+):
+    """Percentile bootstrap interval of a metric over test samples.
+
+    Parameters
+    ----------
+    metric : callable
+        ``metric(y_true, y_proba, **metric_params)`` returns a float: of this module, or for instance
+        :func:`sklearn.metrics.log_loss`.
+    y_true : array-like of shape (n_samples,)
+        True classes.
+    y_proba : array-like of shape (n_samples, ...) or (n_runs, n_samples, n_classes)
+        What the metric takes as its second argument. With three dimensions, predictions of several runs (say,
+        random seeds): the metric is averaged over them, and runs are drawn anew with the samples.
+    n_resamples : int, default=1000
+        Number of resamples.
+    confidence_level : float, default=0.95
+        In (0, 1).
+    random_state : int, RandomState instance or None, default=None
+        Seed of the draws.
+    **metric_params
+        Passed on to the metric. If it knows ``labels`` and they are not given, the classes of ``y_true`` are,
+        so that a resample may lack a class. A ``sample_weight`` is drawn with the samples.
+
+    Returns
+    -------
+    BootstrapResult
+
+    Raises
+    ------
+    ValueError
+        If lengths differ, an option is out of range, or the metric raises one on a resample.
+
+    References
+    ----------
+    Efron, "Bootstrap Methods: Another Look at the Jackknife", Annals of Statistics 1979.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skve.metrics import bootstrap_interval, expected_calibration_error
+    >>> y_proba = np.tile([[0.8, 0.2]], (100, 1))
+    >>> y_true = np.repeat([0, 1], [70, 30])
+    >>> result = bootstrap_interval(expected_calibration_error, y_true, y_proba, random_state=0)
+    >>> round(result.estimate, 4)
+    0.1
+    >>> bool(result.low < 0.1 < result.high)
+    True
+    """
+    runs = _as_runs(y_proba, "y_proba")
+    return _bootstrap(metric, y_true, [runs], [1.0], n_resamples, confidence_level, random_state, metric_params)
+
+
+def paired_bootstrap(
+    metric,
+    y_true,
+    y_proba_a,
+    y_proba_b,
+    *,
+    n_resamples=1000,
+    confidence_level=0.95,
+    random_state=None,
+    **metric_params,
+):
+    """Percentile bootstrap interval of ``metric(a) - metric(b)`` for two models on the same test samples.
+
+    Both models meet the same resamples, so that what makes a sample hard for both cancels. An interval
+    without 0 tells the models apart.
+
+    Parameters
+    ----------
+    metric : callable
+        ``metric(y_true, y_proba, **metric_params)`` returns a float.
+    y_true : array-like of shape (n_samples,)
+        True classes.
+    y_proba_a, y_proba_b : array-like of shape (n_samples, ...) or (n_runs, n_samples, n_classes)
+        Predictions of the two models. With three dimensions, of several runs each (say, random seeds), paired
+        by their place: the metric is averaged over them, and runs are drawn anew with the samples.
+    n_resamples : int, default=1000
+        Number of resamples.
+    confidence_level : float, default=0.95
+        In (0, 1).
+    random_state : int, RandomState instance or None, default=None
+        Seed of the draws.
+    **metric_params
+        Passed on to the metric, as by :func:`bootstrap_interval`.
+
+    Returns
+    -------
+    BootstrapResult
+        Of the difference, first model less second.
+
+    Raises
+    ------
+    ValueError
+        If lengths or numbers of runs differ, an option is out of range, or the metric raises one on a
+        resample.
+
+    References
+    ----------
+    Efron and Tibshirani, "An Introduction to the Bootstrap", 1993.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.metrics import log_loss
+    >>> from skve.metrics import paired_bootstrap
+    >>> y_true = np.repeat([0, 1], [70, 30])
+    >>> sharp, blunt = np.tile([[0.7, 0.3]], (100, 1)), np.tile([[0.5, 0.5]], (100, 1))
+    >>> result = paired_bootstrap(log_loss, y_true, sharp, blunt, random_state=0)
+    >>> round(result.estimate, 4)
+    -0.0823
+    """
+    a, b = _as_runs(y_proba_a, "y_proba_a"), _as_runs(y_proba_b, "y_proba_b")
+    if len(a) != len(b):
+        raise ValueError(f"y_proba_a has {len(a)} runs and y_proba_b has {len(b)}: pairs are wanted.")
+    return _bootstrap(metric, y_true, [a, b], [1.0, -1.0], n_resamples, confidence_level, random_state, metric_params)
+
+
+def _as_runs(y_proba, name):
+    y_proba = np.asarray(y_proba)
+    if y_proba.ndim not in (1, 2, 3):
+        raise ValueError(
+            f"{name} must have shape (n_samples,), (n_samples, n_classes) or (n_runs, n_samples, n_classes), "
+            f"got {y_proba.shape}."
+        )
+    return y_proba if y_proba.ndim == 3 else y_proba[None]
+
+
+def _bootstrap(metric, y_true, models, signs, n_resamples, confidence_level, random_state, params):
+    y_true = column_or_1d(y_true)
+    n_resamples = check_count(n_resamples, name="n_resamples")
+    if not 0 < confidence_level < 1:
+        raise ValueError(f"confidence_level must be in (0, 1), got {confidence_level!r}.")
+    n_runs, n_samples = len(models[0]), len(y_true)
+    if n_runs == 0 or n_samples == 0:
+        raise ValueError("The predictions hold no runs or no samples: at least one of each is wanted.")
+    for runs in models:
+        if runs.shape[1] != n_samples:
+            raise ValueError(f"y_true has {n_samples} samples and the predictions have {runs.shape[1]}.")
+    if "labels" in inspect.signature(metric).parameters and params.get("labels") is None:
+        params = {**params, "labels": np.unique(y_true)}
+    weight = params.get("sample_weight")
+    if weight is not None:
+        weight = np.asarray(weight)
+
+    def value(samples, drawn_runs):
+        drawn = params if weight is None else {**params, "sample_weight": weight[samples]}
+        truth = y_true[samples]
+        return sum(
+            sign * np.mean([metric(truth, runs[run][samples], **drawn) for run in drawn_runs])
+            for sign, runs in zip(signs, models, strict=True)
+        )
+
+    rng = check_random_state(random_state)
+    estimate = value(np.arange(n_samples), np.arange(n_runs))
+    distribution = np.array(
+        [value(rng.randint(n_samples, size=n_samples), rng.randint(n_runs, size=n_runs)) for _ in range(n_resamples)]
+    )
+    tail = (1 - confidence_level) / 2
+    low, high = np.quantile(distribution, [tail, 1 - tail])
+    return BootstrapResult(float(estimate), float(low), float(high), confidence_level, distribution)

@@ -1,0 +1,246 @@
+"""What each member says about given samples."""
+
+import os
+import textwrap
+
+import numpy as np
+
+from skve._proba import check_member_proba
+from skve._unwrap import unwrap
+from skve.plots._style import COLORS, MARKERS, font_size, import_pyplot, name_of, new_axes, split_axes, tidy
+
+
+class MembersDisplay:
+    """The members' probabilities for given samples, next to the image or text.
+
+    One row per sample: for the most probable classes, a mark per member and a bar for their mean. Marks apart
+    from each other are epistemic uncertainty; marks together in the middle are aleatoric.
+    Use :meth:`from_estimator` or :meth:`from_members` to make one.
+
+    Parameters
+    ----------
+    member_proba : ndarray of shape (n_members, n_samples, n_classes)
+        Probabilities of each member.
+    classes : ndarray of shape (n_classes,)
+        Names of the classes.
+    samples : sequence of length n_samples, default=None
+        Images (arrays, PIL images or paths) or texts to show.
+    y_true : ndarray of shape (n_samples,), default=None
+        True classes, marked by bold type.
+    n_top : int, default=3
+        Number of classes per sample.
+    name : str, default=None
+        Name of the model, for the title.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        Axes whose place the panels take.
+    axes_ : ndarray of matplotlib Axes, shape (n_samples, 1) or (n_samples, 2)
+        The panels; with samples, the first column shows them.
+    figure_ : matplotlib Figure
+        Figure that holds them.
+
+    Examples
+    --------
+    >>> from skve.plots import MembersDisplay
+    >>> members = [[[0.9, 0.1], [0.2, 0.8]], [[0.8, 0.2], [0.7, 0.3]]]
+    >>> display = MembersDisplay.from_members(members, samples=["fine", "so so"], classes=["pos", "neg"])
+    >>> display.axes_.shape
+    (2, 2)
+    """
+
+    def __init__(self, member_proba, classes, *, samples=None, y_true=None, n_top=3, name=None):
+        self.member_proba = member_proba
+        self.classes = classes
+        self.samples = samples
+        self.y_true = y_true
+        self.n_top = n_top
+        self.name = name
+
+    @classmethod
+    def from_estimator(cls, estimator, X, *, y=None, n_top=3, name=None, ax=None):
+        """Draw the members of a fitted ensemble.
+
+        Parameters
+        ----------
+        estimator : fitted ensemble
+            Has ``predict_proba_members`` and ``classes_``, or wraps an estimator that has; see
+            :func:`skve.predict_uncertainty`.
+        X : array-like or list of length n_samples
+            Samples, images or texts, to predict and to show; a handful.
+        y : array-like of shape (n_samples,), default=None
+            True classes.
+        n_top : int, default=3
+            Number of classes per sample.
+        name : str, default=None
+            Name for the title; by default the class of the estimator.
+        ax : matplotlib Axes, default=None
+            Axes whose place the panels take; by default a new figure.
+
+        Returns
+        -------
+        MembersDisplay
+        """
+        import_pyplot(cls.__name__)
+        model, model_X, _ = unwrap(estimator, X, "predict_proba_members")
+        return cls.from_members(
+            model.predict_proba_members(model_X),
+            samples=X,
+            y_true=y,
+            classes=model.classes_,
+            n_top=n_top,
+            name=name_of(model, name),
+            ax=ax,
+        )
+
+    @classmethod
+    def from_members(cls, member_proba, *, samples=None, y_true=None, classes=None, n_top=3, name=None, ax=None):
+        """Draw given probabilities of members.
+
+        Parameters
+        ----------
+        member_proba : array-like of shape (n_members, n_samples, n_classes)
+            Probabilities of each member.
+        samples : sequence of length n_samples, default=None
+            Images (arrays, PIL images or paths) or texts to show; rows of numbers are left out.
+        y_true : array-like of shape (n_samples,), default=None
+            True classes.
+        classes : array-like of shape (n_classes,), default=None
+            Names of the classes; by default their numbers.
+        n_top : int, default=3
+            Number of classes per sample.
+        name : str, default=None
+            Name for the title.
+        ax : matplotlib Axes, default=None
+            Axes whose place the panels take; by default a new figure.
+
+        Returns
+        -------
+        MembersDisplay
+
+        Raises
+        ------
+        ValueError
+            If probabilities are not probabilities or lengths differ.
+        ImportError
+            If matplotlib is not installed.
+        """
+        import_pyplot(cls.__name__)
+        member_proba = check_member_proba(member_proba)
+        _, n_samples, n_classes = member_proba.shape
+        if n_samples == 0:
+            raise ValueError("member_proba has no samples: at least one is wanted.")
+        classes = np.arange(n_classes) if classes is None else np.asarray(classes)
+        for values, wanted, what in (
+            (classes, n_classes, "classes"),
+            (samples, n_samples, "samples"),
+            (y_true, n_samples, "y_true"),
+        ):
+            if values is not None and len(values) != wanted:
+                raise ValueError(f"{what} must have {wanted} entries like member_proba, got {len(values)}.")
+        y_true = None if y_true is None else np.asarray(y_true)
+        display = cls(member_proba, classes, samples=samples, y_true=y_true, n_top=n_top, name=name)
+        return display.plot(ax)
+
+    def plot(self, ax=None, *, name=None):
+        """Draw the panels.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Axes whose place the panels take; by default a new figure.
+        name : str, default=None
+            Name for the title; by default the one given before.
+
+        Returns
+        -------
+        MembersDisplay
+        """
+        caller = type(self).__name__
+        n_samples = self.member_proba.shape[1]
+        n_top = min(self.n_top, len(self.classes))
+        ax = new_axes(caller, ax, (5.4, 0.6 + n_samples * (0.35 + 0.25 * n_top)))
+        shown = [] if self.samples is None else [_showable(sample) for sample in self.samples]
+        with_samples = any(sample is not None for sample in shown)
+        if with_samples:
+            is_text = all(isinstance(sample, str) for sample in shown)
+            axes = split_axes(caller, ax, n_samples, 2, width_ratios=[1.3 if is_text else 0.6, 1])
+        else:
+            axes = split_axes(caller, ax, n_samples, 1)
+        for row in range(n_samples):
+            self._draw_row(axes[row, -1], row, n_top, last=row == n_samples - 1)
+        name = self.name if name is None else name
+        if name:
+            axes[0, -1].set_title(f"{name}, {len(self.member_proba)} members", fontsize=font_size(ax))
+        if with_samples:
+            ax.figure.draw_without_rendering()  # texts are wrapped to the width that the layout leaves
+            for panel, sample in zip(axes[:, 0], shown, strict=True):
+                _show(panel, sample)
+        self.ax_, self.axes_, self.figure_ = ax, axes, ax.figure
+        return self
+
+    def _draw_row(self, ax, row, n_top, *, last):
+        proba = self.member_proba[:, row].astype(float)
+        mean = proba.mean(axis=0)
+        top = np.argsort(-mean, kind="stable")[:n_top]
+        places = np.arange(n_top)
+        ax.barh(places, mean[top], height=0.62, color="0.85", edgecolor="0.6", linewidth=0.6)
+        size = 14 if font_size(ax) < 10 else 24
+        # Members keep their height within the bar, so that one can be followed from class to class.
+        offsets = np.linspace(-0.22, 0.22, len(proba)) if len(proba) > 1 else np.zeros(1)
+        for member, offset in enumerate(offsets):
+            ax.scatter(
+                proba[member, top],
+                places + offset,
+                s=size,
+                marker=MARKERS[member % len(MARKERS)],
+                facecolor=COLORS[member % len(COLORS)],
+                edgecolor="black",
+                linewidth=0.4,
+                zorder=3,
+                clip_on=False,
+            )
+        ax.set(xlim=(0, 1), ylim=(n_top - 0.45, -0.55))
+        tidy(ax, xlabel="Probability" if last else None, grid=False)
+        ax.set_yticks(places, [_short(str(self.classes[column]), 18 if size > 14 else 13) for column in top])
+        ax.tick_params(left=False, labelbottom=last)
+        ax.set_xticks([0, 0.5, 1])
+        if self.y_true is not None:
+            for tick, column in zip(ax.get_yticklabels(), top, strict=True):
+                if self.classes[column] == self.y_true[row]:
+                    tick.set_fontweight("bold")
+
+
+def _showable(sample):
+    """A text or an image as an array; None for what is neither."""
+    if isinstance(sample, os.PathLike) or (isinstance(sample, str) and os.path.isfile(sample)):
+        from PIL import Image
+
+        with Image.open(sample) as opened:
+            return np.asarray(opened.convert("RGB"))
+    if isinstance(sample, str):
+        return sample
+    image = np.asarray(sample)
+    if image.ndim == 3 and image.shape[0] in (1, 3) and image.shape[2] not in (1, 3, 4):
+        image = image.transpose(1, 2, 0)  # channels first
+    return image if image.dtype.kind in "fiub" and image.ndim in (2, 3) else None
+
+
+def _show(ax, sample):
+    ax.set_axis_off()
+    if isinstance(sample, str):
+        size = font_size(ax) - 1
+        width, height = np.array(ax.get_window_extent().size) * 72 / ax.figure.dpi / size
+        # A letter is about half as wide as its font is high, a line 1.25 times as high.
+        lines = textwrap.wrap(sample, max(8, int(width / 0.54)))
+        fitting = max(1, int(height / 1.25))
+        if len(lines) > fitting:
+            lines = [*lines[: fitting - 1], lines[fitting - 1] + " …"]
+        ax.text(0, 0.5, "\n".join(lines), fontsize=size, va="center", transform=ax.transAxes)
+    elif sample is not None:
+        ax.imshow(sample.squeeze(), cmap="gray", interpolation="nearest")
+
+
+def _short(text, length):
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"

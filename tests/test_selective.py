@@ -1,0 +1,273 @@
+"""SelectiveClassifier: scikit-learn's checks, and its promise at a coverage below one."""
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.datasets import load_digits, make_classification
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
+from sklearn.naive_bayes import GaussianNB, MultinomialNB
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from skve import SelectiveClassifier, predict_uncertainty
+from tests.test_uncertainty import MeanOfMembers
+
+
+@parametrize_with_checks(
+    [
+        SelectiveClassifier(LogisticRegression()),
+        SelectiveClassifier(GaussianNB()),
+        SelectiveClassifier(make_pipeline(StandardScaler(), LogisticRegression())),
+    ]
+)
+def test__selective__scikit_learn_checks__pass(estimator, check):
+    check(estimator)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    X, y = load_digits(return_X_y=True)
+    return train_test_split(X, y, random_state=0)
+
+
+@pytest.fixture(scope="module")
+def fitted(digits):
+    X_train, _, y_train, _ = digits
+    return GaussianNB().fit(X_train[:600], y_train[:600])
+
+
+CLASSIFIERS = {
+    "plain": GaussianNB(),
+    "pipeline": make_pipeline(StandardScaler(), LogisticRegression()),
+    "calibrated": CalibratedClassifierCV(LinearSVC(), cv=2),
+}
+
+
+# Coverage
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test__coverage__of_held_out_part__met_there_and_near_it_on_test(name, digits):
+    X_train, X_test, y_train, y_test = digits
+    clf = SelectiveClassifier(CLASSIFIERS[name], coverage=0.8, random_state=0).fit(X_train, y_train)
+    assert 0.8 <= clf.validation_coverage_ < 0.85
+    assert clf.coverage_score(X_test) == pytest.approx(0.8, abs=0.08)
+    assert clf.score(X_test, y_test) >= clf.estimator_.score(X_test, y_test)
+    assert clf.score(X_test, y_test) >= 0.85
+
+
+@pytest.mark.parametrize("coverage", [0.1, 0.5, 0.8, 0.999])
+def test__coverage__frozen__smallest_threshold_that_meets_it(coverage, fitted, digits):
+    X_val, y_val = digits[0][600:], digits[2][600:]
+    clf = SelectiveClassifier(FrozenEstimator(fitted), coverage=coverage, uncertainty="margin")
+    clf.fit(X_val, y_val)
+    scores = 1 - np.diff(np.sort(fitted.predict_proba(X_val))[:, -2:])[:, 0]
+    answered = clf.answers(X_val)
+    assert answered.mean() == pytest.approx(clf.validation_coverage_)
+    assert answered.mean() >= coverage
+    # One distinct score less would be too few.
+    if coverage < 0.99:
+        assert (scores < clf.threshold_ - 1e-12).mean() < coverage
+
+
+def test__coverage__one__answers_all_and_holds_nothing_out(digits):
+    X_train, X_test, y_train, _ = digits
+    clf = SelectiveClassifier(GaussianNB()).fit(X_train, y_train)
+    assert clf.threshold_ == np.inf
+    assert clf.coverage_score(X_test) == 1
+    np.testing.assert_array_equal(clf.predict(X_test), GaussianNB().fit(X_train, y_train).predict(X_test))
+
+
+def test__coverage__given_validation_data__used_and_all_of_x_trained_on(digits):
+    X_train, X_test, y_train, y_test = digits
+    clf = SelectiveClassifier(GaussianNB(), coverage=0.8)
+    clf.fit(X_train, y_train, X_val=X_test, y_val=y_test)
+    assert 0.8 <= clf.coverage_score(X_test) == clf.validation_coverage_
+    np.testing.assert_array_equal(clf.estimator_.theta_, GaussianNB().fit(X_train, y_train).theta_)
+
+
+def test__coverage__all_scores_tied__all_answered(digits):
+    X_train, X_test, y_train, _ = digits
+    clf = SelectiveClassifier(
+        GaussianNB(), coverage=0.5, uncertainty=lambda estimator, X: np.zeros(len(X)), random_state=0
+    ).fit(X_train, y_train)
+    assert clf.coverage_score(X_test) == 1
+
+
+def test__hold_out__class_with_one_sample__no_error():
+    X, y = make_classification(random_state=0)
+    y = y.copy()
+    y[0] = 7
+    SelectiveClassifier(GaussianNB(), coverage=0.8, random_state=0).fit(X, y)
+
+
+# Accuracy
+
+
+def test__accuracy__reachable__met_with_the_largest_coverage(fitted, digits):
+    X_val, y_val = digits[0][600:], digits[2][600:]
+    assert fitted.score(X_val, y_val) < 0.9
+    clf = SelectiveClassifier(FrozenEstimator(fitted), accuracy=0.9).fit(X_val, y_val)
+    assert clf.score(X_val, y_val) >= 0.9
+    assert clf.score(X_val, y_val) == pytest.approx(clf.validation_accuracy_)
+    more = SelectiveClassifier(FrozenEstimator(fitted), coverage=min(1.0, clf.validation_coverage_ + 0.002)).fit(
+        X_val, y_val
+    )
+    assert more.score(X_val, y_val) < 0.9
+
+
+def test__accuracy__below_that_of_all__everything_answered(fitted, digits):
+    X_val, y_val = digits[0][600:], digits[2][600:]
+    clf = SelectiveClassifier(FrozenEstimator(fitted), accuracy=0.5).fit(X_val, y_val)
+    assert clf.coverage_score(X_val) == 1
+
+
+def test__accuracy__unreachable__value_error_with_the_best(digits):
+    X_val, y_val = digits[1], digits[3]
+    X_train, y_train = digits[0], np.random.default_rng(0).permutation(digits[2])
+    model = LogisticRegression(max_iter=20, C=1e-6).fit(X_train, y_train)
+    clf = SelectiveClassifier(FrozenEstimator(model), accuracy=1.0, uncertainty=lambda e, X: X[:, 0] * 0)
+    with pytest.raises(ValueError, match=r"accuracy=1\.0 is not reached .* the best is 0\.\d+, at a coverage of 1"):
+        clf.fit(X_val, y_val)
+
+
+# Abstention
+
+
+@pytest.mark.parametrize(
+    ("labels", "abstention", "kind"),
+    [
+        (np.arange(10), -1, "i"),
+        (np.arange(10), None, "O"),
+        (np.arange(10), np.nan, "f"),
+        (np.arange(10), "not sure", "O"),
+        (np.array([f"digit {k}" for k in range(10)]), "I would rather not say", "U"),
+        (np.array([f"digit {k}" for k in range(10)], dtype=object), "not sure", "OU"),
+        (np.array([f"digit {k}" for k in range(10)]), -1, "O"),
+    ],
+)
+def test__predict__any_abstention__kept_as_it_is(labels, abstention, kind, digits):
+    X_train, X_test, y_train, _ = digits
+    clf = SelectiveClassifier(GaussianNB(), coverage=0.6, abstention=abstention, random_state=0)
+    clf.fit(X_train, labels[y_train])
+    predicted, answered = clf.predict(X_test), clf.answers(X_test)
+    assert predicted.dtype.kind in kind
+    np.testing.assert_array_equal(predicted[answered], clf.estimator_.predict(X_test)[answered])
+    assert 0 < answered.sum() < len(answered)
+    assert all(value == abstention or value != value for value in predicted[~answered].tolist())
+
+
+def test__fit__abstention_is_a_class__value_error(digits):
+    with pytest.raises(ValueError, match="abstention may not be a class, got 3"):
+        SelectiveClassifier(GaussianNB(), coverage=0.8, abstention=3).fit(digits[0], digits[2])
+
+
+# Uncertainty
+
+
+def test__uncertainty__epistemic_of_an_ensemble__threshold_on_it():
+    X, y = make_classification(n_samples=300, random_state=0)
+    clf = SelectiveClassifier(
+        make_pipeline(StandardScaler(), MeanOfMembers()),
+        coverage=0.7,
+        uncertainty="epistemic",
+        random_state=0,
+    ).fit(X, y)
+    u = predict_uncertainty(clf, X)
+    np.testing.assert_array_equal(clf.answers(X), u.epistemic <= clf.threshold_)
+
+
+def test__uncertainty__epistemic_of_a_plain_classifier__type_error(digits):
+    with pytest.raises(TypeError, match="GaussianNB has no predict_uncertainty"):
+        SelectiveClassifier(GaussianNB(), coverage=0.7, uncertainty="epistemic").fit(digits[0], digits[2])
+
+
+# In scikit-learn
+
+
+def test__selective__grid_search_and_cross_validation__work(digits):
+    X_train, _, y_train, _ = digits
+    clf = SelectiveClassifier(GaussianNB(), coverage=0.8, random_state=0)
+    scores = cross_val_score(clf, X_train, y_train, cv=3)
+    assert (scores > 0.8).all()
+    search = GridSearchCV(clf, {"estimator__var_smoothing": [1e-9, 1e-2]}, cv=2).fit(X_train, y_train)
+    assert search.best_params_ == {"estimator__var_smoothing": 1e-2}
+
+
+def test__selective__texts__pipeline_of_strings():
+    texts = np.array(["good film", "bad film", "fine good", "awful bad"] * 20, dtype=object)
+    y = np.array(["pos", "neg", "pos", "neg"] * 20)
+    clf = SelectiveClassifier(
+        make_pipeline(TfidfVectorizer(), MultinomialNB()), coverage=0.8, abstention="?", random_state=0
+    ).fit(list(texts), y)
+    assert set(clf.predict(list(texts))) <= {"pos", "neg", "?"}
+
+
+def test__score__nothing_answered__nan(fitted, digits):
+    clf = SelectiveClassifier(FrozenEstimator(fitted), coverage=0.5, uncertainty=lambda e, X: X[:, 3])
+    clf.fit(digits[0], digits[2])
+    hopeless = digits[1] + 100
+    assert np.isnan(clf.score(hopeless, digits[3]))
+    assert clf.coverage_score(hopeless) == 0
+
+
+def test__selective__sample_weight__weighs_fit_choice_and_scores(digits):
+    X_train, X_test, y_train, y_test = digits
+    rng = np.random.default_rng(0)
+    weight, weight_test = rng.integers(0, 3, size=len(y_train)), rng.integers(0, 3, size=len(y_test))
+    clf = SelectiveClassifier(GaussianNB(), coverage=0.8, random_state=0)
+    clf.fit(X_train, y_train, sample_weight=weight)
+    expected = clf.score(np.repeat(X_test, weight_test, axis=0), np.repeat(y_test, weight_test))
+    assert clf.score(X_test, y_test, sample_weight=weight_test) == pytest.approx(expected)
+    expected = clf.coverage_score(np.repeat(X_test, weight_test, axis=0))
+    assert clf.coverage_score(X_test, sample_weight=weight_test) == pytest.approx(expected)
+    frozen = SelectiveClassifier(FrozenEstimator(clf.estimator_), coverage=0.8)
+    frozen.fit(X_test, y_test, sample_weight=weight_test)
+    repeated = clone(frozen).fit(np.repeat(X_test, weight_test, axis=0), np.repeat(y_test, weight_test))
+    assert frozen.threshold_ == repeated.threshold_
+    assert frozen.validation_accuracy_ == pytest.approx(repeated.validation_accuracy_)
+
+
+def test__selective__sample_weight_of_a_step__split_with_the_samples(digits):
+    X_train, _, y_train, _ = digits
+    clf = SelectiveClassifier(CLASSIFIERS["pipeline"], coverage=0.8, random_state=0)
+    weight = np.where(y_train == 3, 0.0, 1.0)
+    clf.fit(X_train, y_train, logisticregression__sample_weight=weight)
+    assert 3 not in clf.estimator_.predict(X_train)
+
+
+def test__selective__failed_fit__leaves_the_fitted_state(digits):
+    X_train, X_test, y_train, _ = digits
+    clf = SelectiveClassifier(GaussianNB(), coverage=0.8, random_state=0).fit(X_train, y_train)
+    before = clf.predict(X_test)
+    with pytest.raises(ValueError, match="abstention"):
+        clf.set_params(abstention=3).fit(X_train, y_train)
+    np.testing.assert_array_equal(clf.set_params(abstention=None).predict(X_test), before)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"coverage": 0}, "'coverage' parameter"),
+        ({"coverage": 1.5}, "'coverage' parameter"),
+        ({"accuracy": 95}, "'accuracy' parameter"),
+        ({"uncertainty": "entropy"}, "'uncertainty' parameter"),
+        ({"validation_fraction": 1.0}, "'validation_fraction' parameter"),
+        ({"estimator": LinearSVC()}, "'estimator' parameter"),
+        ({"coverage": 0.8, "accuracy": 0.9}, "Ask for a coverage or an accuracy"),
+    ],
+)
+def test__fit__bad_parameter__value_error_names_it(params, message, digits):
+    with pytest.raises(ValueError, match=message):
+        SelectiveClassifier(**{"estimator": GaussianNB()} | params).fit(digits[0], digits[2])
+
+
+def test__fit__half_of_validation_data__value_error(digits):
+    with pytest.raises(ValueError, match="X_val and y_val go together"):
+        SelectiveClassifier(GaussianNB(), coverage=0.8).fit(digits[0], digits[2], X_val=digits[1])
