@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 # A module of such a name or class embeds the input, pools, or is a language-model head: never adapted.
-_NEVER = re.compile(r"embed|pooler|attn_pool|attention_pool|lm_head|^wte$|^wpe$", re.IGNORECASE)
+_NEVER = re.compile(r"embed|pooler|attn_pool|attention_pool|lm_head|^vocab_|^wte$|^wpe$", re.IGNORECASE)
+_NEVER_CLASS = re.compile(r"Embed|(Prediction|LM)Head$")
 _ATTENTION = re.compile(r"attn|attention|qkv", re.IGNORECASE)
 _MLP = re.compile(r"mlp|ffn|feed_?forward|intermediate|densereludense", re.IGNORECASE)
 
@@ -163,7 +164,8 @@ def _ancestors(name):
 
 def _is_never_adapted(name, modules):
     return any(
-        _NEVER.search(path.rsplit(".", 1)[-1]) or "Embed" in type(modules[path]).__name__ for path in _ancestors(name)
+        _NEVER.search(path.rsplit(".", 1)[-1]) or _NEVER_CLASS.search(type(modules[path]).__name__)
+        for path in _ancestors(name)
     )
 
 

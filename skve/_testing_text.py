@@ -1,0 +1,125 @@
+"""Toy text backbones, and the checks that any text classifier of skve's kind passes."""
+
+FAMILIES = (
+    "bert",
+    "roberta",
+    "distilbert",
+    "deberta",
+    "deberta-v2",
+    "modernbert",
+    "gpt2",
+    "llama",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "t5",
+)
+_ENCODERS = ("bert", "roberta", "distilbert", "deberta", "deberta-v2", "modernbert")
+_SPECIAL = ["[PAD]", "[BOS]", "[EOS]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def make_toy_tokenizer(*, encoder=True, pad=True):
+    """Make a tokenizer that knows every text: bytes, and letters with a space in front.
+
+    Parameters
+    ----------
+    encoder : bool, default=True
+        Whether it adds [CLS] and [SEP], as those of encoders do.
+    pad : bool, default=True
+        Whether it has a padding token.
+
+    Returns
+    -------
+    tokenizer : transformers.PreTrainedTokenizerFast
+
+    Examples
+    --------
+    >>> from skve._testing_text import make_toy_tokenizer
+    >>> len(make_toy_tokenizer()("to be")["input_ids"])
+    6
+    """
+    import string
+
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("Ġ", letter) for letter in string.ascii_letters]
+    names = _SPECIAL + alphabet + ["Ġ" + letter for letter in string.ascii_letters]
+    tokenizer = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = {"eos_token": "[EOS]", "bos_token": "[BOS]", **({"pad_token": "[PAD]"} if pad else {})}
+    if encoder:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]",
+            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+            special_tokens=[(name, names.index(name)) for name in ("[CLS]", "[SEP]")],
+        )
+        special |= {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **special)
+
+
+def make_toy_text_backbone(family="bert", *, lm=False, seed=0, **options):
+    """Make a small untrained model of a family of transformers, with a tokenizer.
+
+    Parameters
+    ----------
+    family : str, default="bert"
+        One of `FAMILIES`, the names of their model types.
+    lm : bool, default=False
+        Whether the model has its language-model head.
+    seed : int, default=0
+        The global random state of torch is left as it was.
+    **options
+        Of the model's configuration.
+
+    Returns
+    -------
+    backbone : tuple of (transformers.PreTrainedModel, transformers.PreTrainedTokenizerFast)
+        What `SVETextClassifier(backbone=...)` takes.
+
+    Examples
+    --------
+    >>> from skve._testing_text import make_toy_text_backbone
+    >>> model, tokenizer = make_toy_text_backbone("gpt2")
+    >>> type(model).__name__
+    'GPT2Model'
+    """
+    import torch
+    import transformers
+
+    tokenizer = make_toy_tokenizer(encoder=family in _ENCODERS)
+    size = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 64,
+    }
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 3, "sep_token_id": 4}
+    if family == "gpt2":
+        size = {"vocab_size": len(tokenizer), "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    elif family == "distilbert":
+        size |= {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32}
+    elif family == "t5":
+        size = {"vocab_size": len(tokenizer), "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+    elif family in ("llama", "qwen3", "gemma", "gemma2", "gemma3_text"):
+        size |= {"num_key_value_heads": 1, "head_dim": 8}
+    elif family == "roberta":
+        size["max_position_embeddings"] = 66
+    elif family.startswith("deberta"):
+        size |= {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
+    config = transformers.AutoConfig.for_model(family, **{**size, **tokens, **options})
+    auto = transformers.AutoModel
+    if lm:
+        auto = transformers.AutoModelForMaskedLM if family in _ENCODERS else transformers.AutoModelForCausalLM
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = auto.from_config(config).eval()
+        for parameter in model.parameters():  # transformers draws weights so small that little shows
+            if parameter.dim() == 2:
+                torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+        return model, tokenizer
