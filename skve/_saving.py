@@ -40,6 +40,8 @@ def save(estimator, folder, *, include_backbone):
         if extra:  # a tokenizer's files
             files["tokenizer"] = _write_named(folder, "tokenizer", to_bytes(extra))
     parameters, left_out = _plain_parameters(estimator)
+    if include_backbone and "backbone" in left_out:
+        left_out.remove("backbone")
     if left_out:
         warnings.warn(f"not saved, since they are no plain values: {left_out}", UserWarning, stacklevel=3)
     document = {
