@@ -177,18 +177,24 @@ def _matches(name, modules, pattern):
 
 
 def _block_of(name, modules):
-    """Return the block that a layer belongs to: the innermost numbered module with two weights or more."""
+    """Return the block that a layer belongs to: the innermost numbered module with two weights or more.
+
+    Numbered modules of different classes side by side (attention and MLP of T5) are parts of one block.
+    """
     found = None
     for path in _ancestors(name):
         parent = modules[path.rpartition(".")[0]]
         inside_container = isinstance(parent, nn.Sequential | nn.ModuleList)
         is_container = type(modules[path]) in (nn.Sequential, nn.ModuleList)
         if inside_container and not is_container:
-            n_weights = sum(isinstance(m, nn.Linear | nn.Conv2d) for m in modules[path].modules())
-            n_weights += sum(is_huggingface_conv1d(m) for m in modules[path].modules())
-            if n_weights >= 2:
+            siblings = {type(module) for module in parent if _count_weights(module) >= 2}
+            if _count_weights(modules[path]) >= 2 and (found is None or len(siblings) == 1):
                 found = path
     return found
+
+
+def _count_weights(module):
+    return sum(isinstance(m, nn.Linear | nn.Conv2d) or is_huggingface_conv1d(m) for m in module.modules())
 
 
 def blocks(model, sites):

@@ -257,8 +257,9 @@ def check_labels(estimator):
         predicted = estimator.predict(_TEXTS)
         assert predicted.shape == (len(_TEXTS),)
         assert set(predicted) <= set(labels)
-    for labels in (["one"] * 18, [None] + ["a", "b"] * 8 + ["a"], [float("nan"), 1.0] * 9):
-        _raises(ValueError, [], estimator.fit, _TEXTS, labels)
+    missing: list[list] = [["one"] * 18, [None] + ["a", "b"] * 8 + ["a"], [float("nan"), 1.0] * 9]
+    for wrong in missing:
+        _raises(ValueError, [], estimator.fit, _TEXTS, wrong)
     _raises(ValueError, ["18", "2"], estimator.fit, _TEXTS, ["a", "b"])
 
 
