@@ -284,34 +284,6 @@ def test__forms__texts_of_varying_length__chosen_by_mean_tokens(monkeypatch):
     assert {round(n) for training, n in seen if not training} == {round(10 * 22.5)}
 
 
-def test__deep__tied_weights__every_place_changes():
-    class Tied(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embedding = torch.nn.Embedding(400, 8)
-            self.inner = torch.nn.Linear(8, 8)
-            self.out = torch.nn.Linear(8, 400, bias=False)
-            self.out.weight = self.embedding.weight
-
-        def forward(self, input_ids, attention_mask):
-            return self.out(torch.tanh(self.inner(self.embedding(input_ids))))[..., :8]
-
-    pair = (Tied(), make_toy_text_backbone()[1])
-    clf = SVETextClassifier(pair, ensemble="single", member_lr=0.1, max_epochs=3, random_state=0, precision="float32")
-    clf.fit(TEXTS, LABELS)
-    module = Tied()
-    arrays = {k.removeprefix("weights."): v[0] for k, v in clf._state.arrays.items() if k.startswith("weights.")}
-    module.load_state_dict(
-        {**{k: torch.tensor(v) for k, v in arrays.items()}, "out.weight": torch.tensor(arrays["embedding.weight"])}
-    )
-    batch = clf._load_backbone(pair, clf.preprocess_).tokenizer(TEXTS[:1], return_tensors="pt")
-    with torch.no_grad():
-        features = module(batch["input_ids"], None).mean(1)
-    head = {k: torch.tensor(v[0]) for k, v in clf._state.arrays.items() if k.startswith("head.")}
-    proba = torch.softmax(features @ head["head.weight"].T + head["head.bias"], -1)
-    np.testing.assert_allclose(clf.predict_proba(TEXTS[:1]), proba.numpy(), atol=1e-5)
-
-
 # ------------------------------------------------------------------------------ language-model heads
 
 
