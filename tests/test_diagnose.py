@@ -175,9 +175,10 @@ def test__diagnose__ratios_of_a_layer_far_from_one__ran_away(ratio):
 
 
 def test__diagnose__large_init_and_poor_members__init_scale_too_large(data):
-    fake = Fake(init_scale=0.5, noise=6.0).fit()
+    fake = Fake(init_scale=0.5, noise=6.0, changes=untrained).fit()
     diagnosis = diagnose(fake, *data[:2])
     assert "init_scale too large" in diagnosis
+    assert "ratios hardly moved" not in diagnosis
     assert "lower init_scale to 0.01" in str(diagnosis)
 
 
