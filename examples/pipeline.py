@@ -49,7 +49,9 @@ def main():
 
     # The uncertainty of the members, through the calibration and the pipeline.
     uncertainty = skve.predict_uncertainty(calibrated, data.images_ood)
-    print(f"\nmean uncertainty on digits: {uncertainty.total.mean():.2f} nats, {uncertainty.epistemic.mean():.2f} epistemic")
+    print(
+        f"\nmean uncertainty on digits: {uncertainty.total.mean():.2f} nats, {uncertainty.epistemic.mean():.2f} epistemic"
+    )
 
 
 if __name__ == "__main__":

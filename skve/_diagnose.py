@@ -206,16 +206,13 @@ def _layer_without_gradient(case):
     if not case.gradient_norm:
         return _Lacking("no gradient norms in history_")
     # A norm that is not finite is no gradient to learn from either.
-    largest = {
-        layer: np.max(np.nan_to_num(v, posinf=0), initial=0) for layer, v in case.gradient_norm.items()
-    }
+    largest = {layer: np.max(np.nan_to_num(v, posinf=0), initial=0) for layer, v in case.gradient_norm.items()}
     limit = _NO_GRADIENT * np.median(list(largest.values()))
     dead = [layer for layer, norm in largest.items() if norm <= limit]
     if not dead:
         return None
     return (
-        f"the gradient was zero or not finite throughout for {_some(dead)} "
-        f"({len(dead)} of {len(largest)} layers)",
+        f"the gradient was zero or not finite throughout for {_some(dead)} ({len(dead)} of {len(largest)} layers)",
         "leave these layers out with layers=, or see why the backbone does not use their weights",
     )
 
@@ -372,9 +369,7 @@ def _in_one_order(est, reference, X):
     """Probabilities of both models, with columns in the order of the first one's classes."""
     classes, theirs = np.asarray(est.classes_), np.asarray(reference.classes_)
     if set(classes.tolist()) != set(theirs.tolist()):
-        raise ValueError(
-            f"reference must know the classes of est, {classes.tolist()}, got {theirs.tolist()}."
-        )
+        raise ValueError(f"reference must know the classes of est, {classes.tolist()}, got {theirs.tolist()}.")
     order = [int(np.flatnonzero(theirs == label)[0]) for label in classes]
     return est.predict_proba(X), np.asarray(reference.predict_proba(X))[:, order]
 

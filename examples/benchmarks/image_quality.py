@@ -28,7 +28,7 @@ from skve.metrics import expected_calibration_error
 SVE = [{"member_lr": m, "head_lr": h} for m, h in itertools.product((2e-2, 5e-2, 1e-1), (3e-3, 1e-2))]
 FULL = [{"member_lr": m, "head_lr": h} for m, h in itertools.product((1e-4, 3e-4, 1e-3), (3e-3, 1e-2))]
 HEAD = [{"head_lr": h} for h in (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2)]
-TRIALS = {"head": HEAD, "single": FULL, "sve": SVE}  # "deep" takes the rates of "single"
+TRIALS = {"sve": SVE, "single": FULL, "head": HEAD}  # "deep" takes the rates of "single"
 CHOSEN = {}
 
 
