@@ -49,9 +49,8 @@ def main():
 
     # The uncertainty of the members, through the calibration and the pipeline.
     uncertainty = skve.predict_uncertainty(calibrated, data.images_ood)
-    print(
-        f"\nmean uncertainty on digits: {uncertainty.total.mean():.2f} nats, {uncertainty.epistemic.mean():.2f} epistemic"
-    )
+    total, epistemic = uncertainty.total.mean(), uncertainty.epistemic.mean()
+    print(f"\ndigits: {total:.2f} nats of uncertainty, {epistemic:.2f} of them epistemic")
 
 
 if __name__ == "__main__":
