@@ -1,7 +1,7 @@
 """Clothes, and things that are none: a singular value ensemble beside a linear head.
 
-Fits both on 600 small photographs of clothing with the same pretrained backbone (EfficientNet-Lite0, from a package on
-PyPI: no network is needed), prints how good and how honest they are, and draws the images that the ensemble is
+Fits both on 600 small photographs of clothing with the same pretrained backbone (EfficientNet-Lite0, from a package
+on PyPI: no network is needed), prints how good and how honest they are, and draws the images that the ensemble is
 surest and least sure of. Takes a minute or two on two cores.
 """
 

@@ -30,24 +30,27 @@ class ImageSequence:
         Paths, PIL images or arrays (height, width[, channels]).
     float_scale : {None, 1, 255}
         What white is in float pixels; None if there are none.
+    numbers : sequence of int, default=None
+        The images' indices in the user's X, for messages. None: 0, 1, 2, ...
     """
 
-    def __init__(self, items, float_scale=None):
+    def __init__(self, items, float_scale=None, numbers=None):
         self.items, self.float_scale = items, float_scale
+        self.numbers = range(len(items)) if numbers is None else numbers
 
     def __len__(self):
         return len(self.items)
 
     def __getitem__(self, index):
         """Return image `index` as an RGB PIL image."""
-        item = self.items[index]
+        item, number = self.items[index], self.numbers[index]
         if isinstance(item, str | os.PathLike):
-            return _open(item, index)
+            return _open(item, number)
         if isinstance(item, Image.Image):
-            return _to_rgb(item, f"X[{index}]")
+            return _to_rgb(item, f"X[{number}]")
         pixels = np.asarray(item)
         if pixels.dtype.kind == "f":
-            _check_range(pixels, self.float_scale, index)
+            _check_range(pixels, self.float_scale, number)
             pixels = np.rint(pixels * (255 / self.float_scale)).astype(np.uint8)
         if pixels.ndim == 3 and pixels.shape[-1] == 1:
             pixels = pixels[..., 0]
@@ -57,7 +60,7 @@ class ImageSequence:
         """Return the images at `indices` as a sequence of their own."""
         items = self.items
         chosen = items[indices] if isinstance(items, np.ndarray) else [items[i] for i in indices]
-        return ImageSequence(chosen, self.float_scale)
+        return ImageSequence(chosen, self.float_scale, [self.numbers[i] for i in indices])
 
 
 def _open(path, index):
@@ -71,6 +74,11 @@ def _open(path, index):
 
 
 def _to_rgb(image, where):
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):  # Pillow would cut off what exceeds 255
+        raise ValueError(
+            f"{where} has more than 8 bits a pixel (mode {image.mode!r}); scale it to 0 to 255, for instance as an "
+            f"array of uint8"
+        )
     try:
         return ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, SyntaxError) as error:
@@ -138,6 +146,11 @@ def _unwrap(X, image_shape):
             raise ValueError(f"X has {X.shape[1]} columns; wanted one column of paths or images")
         X = X.iloc[:, 0] if hasattr(X, "iloc") and image_shape is None else X.to_numpy()
     if hasattr(X, "detach") and hasattr(X, "numpy"):
+        if X.dim() == 3:
+            raise ValueError(
+                f"X is a tensor of shape {tuple(X.shape)}; wanted (n, channels, height, width): X[:, None] makes "
+                f"grey images of it, X[None] one image"
+            )
         X = _from_tensor(X)
     if hasattr(X, "to_numpy"):
         X = X.to_numpy()
@@ -159,6 +172,9 @@ def _unwrap(X, image_shape):
 
 
 def _rows_to_images(X, image_shape):
+    sides = list(image_shape)
+    if len(sides) not in (2, 3) or not all(isinstance(side, numbers.Integral) and int(side) > 0 for side in sides):
+        raise ValueError(f"image_shape={image_shape!r}: wanted (height, width) or (height, width, channels)")
     if X.ndim != 2 or X.shape[1] != int(np.prod(image_shape)):
         raise ValueError(
             f"image_shape={tuple(image_shape)} wants X of shape (n, {int(np.prod(image_shape))}); got {X.shape}"
@@ -172,7 +188,8 @@ def _is_torch_dataset(X):
 
 def _from_tensor(tensor):
     """Bring a tensor (n, channels, height, width) or (channels, height, width) into the order of arrays."""
-    array = tensor.detach().cpu().numpy()
+    tensor = tensor.detach().cpu()
+    array = (tensor.float() if tensor.is_floating_point() else tensor).numpy()  # NumPy has no bfloat16
     if array.ndim >= 3 and array.shape[-3] in (1, 3, 4):
         return np.moveaxis(array, -3, -1)
     if array.ndim == 4:

@@ -124,7 +124,7 @@ class Network:
         """Compute frozen batch normalisations as `scale * x + shift`: equal to rounding, half the backward."""
         for module in self._modules.values():
             activates = type(module).__name__ == "BatchNormAct2d" and type(module).__module__.startswith("timm.")
-            if type(module) is nn.BatchNorm2d or activates:
+            if (type(module) is nn.BatchNorm2d or activates) and module.running_var is not None:
                 module.forward = _FrozenBatchNorm(module, activates)
 
     def train_batch_norms(self, mode):

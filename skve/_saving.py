@@ -14,6 +14,7 @@ from ._backbones import EmbeddedBackbone
 from ._state import FittedState
 
 FORMAT_VERSION = 1
+PAIRS = "pairs"  # marks a dict in the parameters, as a list of its items
 
 
 def save(estimator, folder, *, include_backbone):
@@ -35,10 +36,12 @@ def save(estimator, folder, *, include_backbone):
                 f"weights alone; save without it and pass the module to skve.load(folder, backbone=module)"
             )
         backbone = estimator._load_backbone(state.spec, estimator.preprocess_)
-        files["backbone"] = _write_named(folder, "backbone", to_bytes(_contiguous(backbone.arrays())))
-        extra = {name: np.frombuffer(content, np.uint8) for name, content in backbone.files().items() if content}
-        if extra:  # a tokenizer's files
-            files["tokenizer"] = _write_named(folder, "tokenizer", to_bytes(extra))
+        embedded = EmbeddedBackbone(backbone.description, estimator.preprocess_, backbone.arrays(), backbone.files())
+        _check_rebuilds(estimator, embedded)
+        files["backbone"] = _write_named(folder, "backbone", to_bytes(_contiguous(embedded.arrays)))
+        if embedded.files:  # a tokenizer's
+            packed = {name: np.frombuffer(content, np.uint8) for name, content in embedded.files.items()}
+            files["tokenizer"] = _write_named(folder, "tokenizer", to_bytes(packed))
     parameters, left_out = _plain_parameters(estimator)
     if include_backbone and "backbone" in left_out:
         left_out.remove("backbone")
@@ -144,7 +147,11 @@ def _rebuild(document, tensors, backbone):
     classes = {name: getattr(skve, name) for name in skve.ESTIMATORS}
     if document["class"] not in classes:
         raise ValueError(f"the model is a {document['class']!r}; this skve knows {sorted(classes)}")
-    estimator = classes[document["class"]](**document["parameters"])
+    parameters = {
+        name: dict(value[PAIRS]) if isinstance(value, dict) else value
+        for name, value in document["parameters"].items()
+    }
+    estimator = classes[document["class"]](**parameters)
     if backbone is not None:
         estimator.set_params(backbone=backbone)
     described = dict(document["state"])
@@ -161,12 +168,26 @@ def _rebuild(document, tensors, backbone):
         )
     estimator._state = FittedState(arrays=tensors["members"], spec=spec, **described)
     labels = document["classes"]
+    if len(labels["values"]) != described["n_classes"]:
+        raise ValueError(
+            f"skve.json is damaged: it has {len(labels['values'])} labels for {described['n_classes']} classes"
+        )
     estimator.classes_ = np.array(labels["values"], dtype=labels["dtype"])
     estimator.preprocess_ = document["preprocess"]
     estimator.history_ = document["history"]
     estimator.n_iter_ = document["n_iter"]
     vars(estimator).update(document["fitted"])
     return estimator
+
+
+def _check_rebuilds(estimator, embedded):
+    try:
+        estimator._load_backbone(embedded, estimator.preprocess_)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"include_backbone=True: {embedded.description['name']!r} was built with arguments of its own, weights "
+            f"do not fit {embedded.description['architecture']!r} as its library builds it; save without it"
+        ) from error
 
 
 def _contiguous(arrays):
@@ -177,15 +198,20 @@ def _plain_parameters(estimator):
     """Return the parameters that JSON can hold, and the names of those that it cannot."""
     plain, left_out = {}, []
     for name, value in estimator.get_params(deep=False).items():
-        value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
-        value = str(value) if isinstance(value, os.PathLike) else value
+        value = _plain(value)
+        value = str(value) if isinstance(value, os.PathLike) or type(value).__name__ == "device" else value
+        if isinstance(value, dict):  # JSON would turn keys into strings
+            value = {PAIRS: [[_plain(key), _plain(item)] for key, item in value.items()]}
         try:
             json.dumps(value)
             plain[name] = value
         except TypeError:
-            plain[name] = None
             left_out.append(name)
     return plain, left_out
+
+
+def _plain(value):
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
 def _dtype_name(classes):
@@ -198,8 +224,10 @@ def _dtype_name(classes):
 def _versions():
     import importlib.metadata
 
-    versions = {}
-    for package in ("skve", "torch", "timm", "transformers", "numpy", "scikit-learn"):
+    import skve
+
+    versions = {"skve": skve.__version__}
+    for package in ("torch", "timm", "transformers", "numpy", "scikit-learn"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return versions

@@ -67,10 +67,14 @@ class FittedState:
 
     def members(self, device):
         """Return the members as dicts of torch tensors on `device`."""
-        return [
-            {key: torch.tensor(value[index], device=device) for key, value in self.arrays.items()}
-            for index in range(self.n_members)
-        ]
+
+        def tensor(value):
+            # In the backbone's layout, which files do not keep: another one is slower and rounds otherwise.
+            layout = torch.channels_last if value.ndim == 4 else torch.contiguous_format
+            source = torch.tensor(value)
+            return torch.empty(value.shape, dtype=source.dtype, device=device, memory_format=layout).copy_(source)
+
+        return [{key: tensor(value[index]) for key, value in self.arrays.items()} for index in range(self.n_members)]
 
     def ensemble_on(self, backbone, pipeline):
         """Return the network of this state for predicting the samples of `pipeline`.

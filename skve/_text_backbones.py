@@ -61,7 +61,11 @@ class TextBackbone(Backbone):
     def files(self):
         with tempfile.TemporaryDirectory() as folder:
             self.tokenizer.save_pretrained(folder)
-            return {path.name: path.read_bytes() for path in pathlib.Path(folder).iterdir() if path.is_file()}
+            return {
+                path.name: path.read_bytes()
+                for path in pathlib.Path(folder).iterdir()
+                if path.is_file() and path.stat().st_size
+            }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from skve import _backbones, _ensembles, _svd
+from skve import _backbones, _ensembles, _layers, _svd
 from tests.toys import (
     TOYS,
     Tied,
@@ -84,7 +84,6 @@ def make_ensemble(toy, n_members, **options):
     backbone = make_backbone(toy())
     sites, _ = _svd.find_sites(backbone.module)
     rule = _ensembles.SingularValues(backbone, sites, init_scale=0.2, train_bias=True)
-    from skve import _layers
 
     traced = _layers.trace(backbone, rule.changed, toy_inputs(), 4)
     head = _ensembles.Head(traced.n_features, 3)
@@ -169,7 +168,6 @@ def test__deep__tied_weights__stay_tied():
     backbone = make_backbone(Tied())
     rule = _ensembles.FullFineTuning(backbone, [], init_scale=0, train_bias=False)
     member = {key: value + 0.1 for key, value in rule.new_member(torch.Generator()).items()}
-    from skve import _layers
 
     network = _layers.Network(backbone)
     rule.install(network, member)
@@ -303,3 +301,29 @@ def test__head__any_number_of_members__features_once_a_batch(images):
     CountsCalls.calls.clear()
     classifier.predict(images[0])
     assert len(CountsCalls.calls) == 2
+
+
+@pytest.mark.parametrize("norm", [{"track_running_stats": False}, {"affine": False}, {"momentum": None}])
+def test__fit__unusual_batch_normalisation__as_with_a_plain_network(images, norm):
+    module = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6, **norm), nn.ReLU(), nn.Conv2d(6, 5, 1))
+    backbone = make_backbone(copy.deepcopy(module))
+    sites, _ = _svd.find_sites(backbone.module)
+    rule = _ensembles.SingularValues(backbone, sites, init_scale=0.0, train_bias=False)
+    traced = _layers.trace(backbone, rule.changed, toy_inputs(), 4)
+    network = _layers.Network(backbone)
+    rule.prepare(network, traced, 4, training=True)
+    with torch.no_grad():
+        rule.install(network, rule.new_member(torch.Generator().manual_seed(0)))
+        expected = backbone.features(backbone.module, toy_inputs())
+        torch.testing.assert_close(network.features(toy_inputs()), expected, rtol=1e-5, atol=1e-5)
+    toy_classifier(module, max_epochs=1).fit(*images)
+
+
+def test__simplified_batch_normalisation__real_network__equal_to_rounding():
+    backbone = _backbones.load_image_backbone("bundled:efficientnet_lite0")
+    inputs = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    network = _layers.Network(backbone)
+    network.simplify_batch_norms()
+    with torch.no_grad():
+        expected = backbone.features(backbone.module, inputs)
+        torch.testing.assert_close(network.features(inputs), expected, rtol=1e-4, atol=1e-4)

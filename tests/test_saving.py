@@ -1,0 +1,365 @@
+"""Folders of safetensors and JSON: round trips, damage, hostility, and crashes half-way."""
+
+import importlib.util
+import json
+import os
+import pathlib
+
+import numpy as np
+import pytest
+import torch
+from sklearn.exceptions import NotFittedError
+
+import skve
+from skve import _backbones, _saving
+from tests.toys import TinyCNN, TinyMLP, same_arrays, toy_classifier
+
+LITE = "bundled:efficientnet_lite0"
+LABELS = {
+    "str": np.array(["shirt", "boot", "bag é"]),
+    "int": np.array([-3, 5, 70]),
+    "int8": np.array([1, 2, 3], dtype=np.int8),
+    "bool": np.array([True, False]),
+    "float": np.array([1.0, 2.0, 7.0]),
+    "object": np.array(["x", "yy", "zzz"], dtype=object),
+}
+
+
+def lite(**parameters):
+    settings = {"image_size": 32, "layers": "last:1", "max_epochs": 1, **parameters}
+    return toy_classifier(LITE, **settings)
+
+
+@pytest.fixture(scope="module")
+def fitted(images):
+    return lite().fit(*images)
+
+
+@pytest.fixture
+def folder(fitted, tmp_path):
+    fitted.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def edit(folder, change):
+    """Change the parsed `skve.json` of a saved model."""
+    path = folder / "skve.json"
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+# ------------------------------------------------------------------------------------------ round trips
+
+
+@pytest.mark.parametrize("ensemble", ["sve", "single", "deep", "head"])
+def test__save_and_load__any_ensemble__same_bits(images, tmp_path, ensemble):
+    classifier = lite(ensemble=ensemble, train_bias=True).fit(*images)
+    classifier.save(tmp_path)
+    loaded = skve.load(tmp_path)
+    assert same_arrays(loaded, classifier)
+    assert np.array_equal(loaded.predict_proba_members(images[0]), classifier.predict_proba_members(images[0]))
+    assert np.array_equal(loaded.score_samples(images[0]), classifier.score_samples(images[0]))
+    assert loaded.get_params() == classifier.get_params()
+    assert loaded.history_.keys() == classifier.history_.keys()
+    assert loaded.history_["loss"] == classifier.history_["loss"]
+    assert loaded.preprocess_ == classifier.preprocess_
+    assert (loaded.n_iter_, loaded.n_member_parameters_) == (classifier.n_iter_, classifier.n_member_parameters_)
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test__save_and_load__labels_of_any_kind__same_type_and_values(images, tmp_path, kind):
+    X, codes = images
+    y = LABELS[kind][codes % len(LABELS[kind])]
+    classifier = lite(ensemble="head").fit(X, y)
+    classifier.save(tmp_path)
+    loaded = skve.load(tmp_path)
+    assert loaded.classes_.dtype == classifier.classes_.dtype
+    assert [type(label) for label in loaded.classes_.tolist()] == [type(c) for c in classifier.classes_.tolist()]
+    assert np.array_equal(loaded.classes_, classifier.classes_)
+    predicted = loaded.predict(X)
+    assert predicted.dtype == y.dtype
+    assert np.array_equal(predicted, classifier.predict(X))
+
+
+def test__save__folder__only_safetensors_and_json(folder):
+    names = sorted(path.name for path in folder.iterdir())
+    assert len(names) == 2
+    assert names[0].startswith("members-")
+    assert names[0].endswith(".safetensors")
+    assert names[1] == "skve.json"
+    for path in folder.iterdir():
+        data = path.read_bytes()
+        assert not data.startswith((b"\x80", b"PK"))  # neither a pickle nor torch's archive of one
+    document = json.loads((folder / "skve.json").read_text())
+    assert document["format_version"] == 1
+    assert document["state"]["backbone"]["name"] == LITE
+    assert {"skve", "torch", "timm", "numpy"} <= set(document["versions"])
+
+
+def test__save__twice__second_model_alone_remains(images, folder):
+    other = lite(random_state=1).fit(*images)
+    other.save(folder)
+    assert len(list(folder.glob("*.safetensors"))) == 1
+    assert same_arrays(skve.load(folder), other)
+
+
+def test__save__into_a_folder_with_other_files__they_stay(fitted, tmp_path):
+    (tmp_path / "mine.safetensors").write_bytes(b"mine")
+    fitted.save(tmp_path)
+    assert (tmp_path / "mine.safetensors").read_bytes() == b"mine"
+
+
+def test__save__nested_new_folder__created(fitted, tmp_path):
+    fitted.save(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b" / "skve.json").is_file()
+
+
+def test__save__before_fit__not_fitted_error_and_no_folder(tmp_path):
+    with pytest.raises(NotFittedError):
+        lite().save(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test__load__then_fit_again__goes_on_as_a_usual_estimator(images, folder):
+    loaded = skve.load(str(folder))
+    assert loaded.fit(*images).predict(images[0]).shape == (24,)
+    loaded.set_params(warm_start=True).fit(*images)
+
+
+def test__save_and_load__plain_parameters__kept_with_their_types(images, tmp_path):
+    classifier = lite(
+        ensemble="head",
+        class_weight={0: 1.0, 1: 2.0, 2: 0.5},
+        n_members=np.int64(2),
+        head_lr=np.float32(0.01),
+        layers=["blocks.6.0.conv_pw"],
+        image_shape=(16, 16, 3),
+        device=torch.device("cpu"),
+    )
+    classifier.fit(images[0].reshape(24, -1), images[1]).save(tmp_path)
+    loaded = skve.load(tmp_path)
+    assert loaded.class_weight == {0: 1.0, 1: 2.0, 2: 0.5}
+    assert loaded.n_members == 2
+    assert tuple(loaded.image_shape) == (16, 16, 3)
+    assert torch.device(loaded.device) == torch.device("cpu")
+    rows = images[0].reshape(24, -1)
+    assert np.array_equal(loaded.predict_proba(rows), classifier.predict_proba(rows))
+    assert np.array_equal(loaded.fit(rows, images[1]).predict_proba(rows), classifier.predict_proba(rows))
+
+
+def test__save__parameters_that_are_no_plain_values__warning_names_them_and_default_comes_back(images, tmp_path):
+    classifier = lite(ensemble="head", augment=lambda x: x, random_state=np.random.RandomState(0)).fit(*images)
+    with pytest.warns(UserWarning, match=r"not saved, since they are no plain values: \['augment', 'random_state'\]"):
+        classifier.save(tmp_path)
+    loaded = skve.load(tmp_path)
+    assert (loaded.augment, loaded.random_state) == ("light", None)
+    assert np.array_equal(loaded.predict_proba(images[0]), classifier.predict_proba(images[0]))
+
+
+# ------------------------------------------------------------------------------------------- backbones
+
+
+def test__load__module_backbone__has_to_be_passed(images, tmp_path):
+    module = TinyCNN()
+    classifier = toy_classifier(module).fit(*images)
+    with pytest.warns(UserWarning, match=r"\['backbone'\]"):
+        classifier.save(tmp_path)
+    with pytest.raises(ValueError, match=r"fitted on a module \(TinyCNN\); pass it: skve.load\(folder, backbone="):
+        skve.load(tmp_path)
+    for backbone in (TinyCNN(), TinyCNN):
+        loaded = skve.load(tmp_path, backbone=backbone)
+        assert loaded.backbone is backbone
+        assert np.array_equal(loaded.predict_proba(images[0]), classifier.predict_proba(images[0]))
+
+
+def test__load__other_weights__value_error_at_the_first_prediction(images, tmp_path):
+    classifier = toy_classifier(TinyCNN()).fit(*images)
+    with pytest.warns(UserWarning, match="not saved"):
+        classifier.save(tmp_path)
+    with pytest.raises(ValueError, match="weights of the backbone 'TinyCNN' have changed since the fit"):
+        skve.load(tmp_path, backbone=TinyCNN(seed=1)).predict(images[0])
+    with pytest.raises(ValueError, match="have changed since the fit"):
+        skve.load(tmp_path, backbone=TinyMLP()).predict(images[0])
+
+
+@pytest.mark.parametrize("ensemble", ["sve", "head"])
+def test__include_backbone__package_missing_at_load__same_bits(images, tmp_path, monkeypatch, empty_cache, ensemble):
+    classifier = lite(ensemble=ensemble).fit(*images)
+    classifier.save(tmp_path, include_backbone=True)
+    expected = classifier.predict_proba_members(images[0])
+    original = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n.startswith("effic") else original(n, *a))
+    _backbones.clear_cache()
+    with pytest.raises(ImportError):
+        classifier.predict(images[0])
+    loaded = skve.load(tmp_path)
+    assert np.array_equal(loaded.predict_proba_members(images[0]), expected)
+    loaded.save(tmp_path / "again", include_backbone=True)
+    assert np.array_equal(skve.load(tmp_path / "again").predict_proba_members(images[0]), expected)
+
+
+def test__include_backbone__module__value_error_says_what_to_do(images, tmp_path):
+    classifier = toy_classifier(TinyCNN()).fit(*images)
+    with pytest.raises(ValueError, match=r"include_backbone=True: .* skve.load\(folder, backbone=module\)"):
+        classifier.save(tmp_path / "model", include_backbone=True)
+    assert not (tmp_path / "model" / "skve.json").exists()
+
+
+def test__include_backbone__architecture_with_arguments__loads_or_is_refused_when_saved(images, tmp_path):
+    """A folder's config.json may change the architecture, which weights alone do not tell."""
+    import timm
+
+    options = {"img_size": 32, "depth": 1}
+    model = timm.create_model("test_vit", pretrained=False, num_classes=0, **options)
+    timm.models.save_for_hf(model, tmp_path / "vit", model_args=options, safe_serialization=True)
+    classifier = toy_classifier(f"local-dir:{tmp_path / 'vit'}", image_size=None, max_epochs=1).fit(*images)
+    expected = classifier.predict_proba(images[0])
+    try:
+        classifier.save(tmp_path / "model", include_backbone=True)
+    except ValueError as error:
+        assert "include_backbone=True" in str(error)  # noqa: PT017
+    else:
+        assert np.array_equal(skve.load(tmp_path / "model").predict_proba(images[0]), expected)
+    classifier.save(tmp_path / "plain")
+    assert np.array_equal(skve.load(tmp_path / "plain").predict_proba(images[0]), expected)
+
+
+# ------------------------------------------------------------------------------------ damage and malice
+
+
+def test__load__no_model__value_error_names_the_file(tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ValueError, match=r"holds no skve model: there is no file .*skve\.json"):
+            skve.load(folder)
+
+
+@pytest.mark.parametrize("how", ["truncated", "altered", "missing", "empty"])
+def test__load__damaged_tensors__value_error_names_the_file(folder, how):
+    path = next(folder.glob("members-*"))
+    data = bytearray(path.read_bytes())
+    if how == "missing":
+        path.unlink()
+    elif how == "altered":
+        data[-1] ^= 1
+        path.write_bytes(data)
+    else:
+        path.write_bytes(data[: len(data) // 2] if how == "truncated" else b"")
+    with pytest.raises(ValueError, match=rf"{path.name} is (missing|truncated or altered)"):
+        skve.load(folder)
+
+
+def test__load__truncated_json__value_error_names_the_file(folder):
+    path = folder / "skve.json"
+    whole = path.read_bytes()
+    for size in range(0, len(whole) - 1, max(1, len(whole) // 25)):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"skve\.json is damaged"):
+            skve.load(folder)
+
+
+@pytest.mark.parametrize("content", ["[]", "1", "null", '"text"', "{}", '{"format_version": 1}', b"\xff\xfe"])
+def test__load__other_json__value_error(folder, content):
+    (folder / "skve.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match="is damaged"):
+        skve.load(folder)
+
+
+@pytest.mark.parametrize(
+    "key", ["class", "parameters", "files", "classes", "preprocess", "history", "n_iter", "fitted", "state"]
+)
+def test__load__part_of_the_json_missing_or_of_another_type__value_error(folder, key):
+    whole = (folder / "skve.json").read_text()
+    edit(folder, lambda document: document.pop(key))
+    with pytest.raises(ValueError, match="is damaged"):
+        skve.load(folder)
+    if key in ("n_iter", "history", "preprocess"):
+        return  # values that nothing at load depends on
+    (folder / "skve.json").write_text(whole)
+    edit(folder, lambda document: document.update({key: 7}))
+    with pytest.raises(ValueError, match=r"is damaged|knows"):
+        skve.load(folder)
+
+
+@pytest.mark.parametrize("version", [2, 99, "1", None, 1.5])
+def test__load__newer_or_unknown_format__value_error_says_upgrade(folder, version):
+    edit(folder, lambda document: document.update(format_version=version))
+    with pytest.raises(ValueError, match=rf"has format version {version}; this skve reads up to 1: upgrade skve"):
+        skve.load(folder)
+
+
+def test__load__unknown_class__value_error_lists_the_known_ones(folder):
+    edit(folder, lambda document: document.update({"class": "os.system"}))
+    with pytest.raises(ValueError, match=r"the model is a 'os\.system'; this skve knows \['SVEClassifier'"):
+        skve.load(folder)
+
+
+@pytest.mark.parametrize("path", ["../secret.safetensors", "sub/secret.safetensors", "/etc/passwd", ".."])
+def test__load__file_outside_the_folder__refused(folder, path):
+    (folder.parent / "secret.safetensors").write_bytes(next(folder.glob("members-*")).read_bytes())
+    edit(folder, lambda document: document["files"]["members"].update(file=path))
+    with pytest.raises(ValueError, match=r"outside the folder|is missing"):
+        skve.load(folder)
+
+
+def test__load__classes_that_do_not_fit_the_heads__value_error(folder):
+    edit(folder, lambda document: document["classes"].update(values=[0, 1]))
+    with pytest.raises(ValueError, match="is damaged"):
+        skve.load(folder)
+
+
+def test__save__crash_at_any_write__old_or_new_model_loads(images, fitted, folder, monkeypatch):
+    """Let the n-th file operation of a save fail, for every n until the save goes through."""
+    other, replace = lite(random_state=1).fit(*images), os.replace
+    for n in range(1, 20):
+        fitted.save(folder)
+        calls = []
+
+        def failing(original, calls=calls, n=n):
+            def operation(*args, **kwargs):
+                calls.append(original)
+                if len(calls) == n:
+                    raise OSError("no space left on device")
+                return original(*args, **kwargs)
+
+            return operation
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", failing(os.fsync))
+            patch.setattr(os, "replace", failing(os.replace))
+            patch.setattr(pathlib.Path, "unlink", failing(pathlib.Path.unlink))
+            try:
+                other.save(folder)
+            except OSError:
+                loaded = skve.load(folder)
+                assert same_arrays(loaded, fitted) or same_arrays(loaded, other)
+                if calls[:-1].count(replace) < 2:  # skve.json is not in its place yet
+                    assert same_arrays(loaded, fitted)
+                continue
+        break
+    assert n > 4
+    assert same_arrays(skve.load(folder), other)
+
+
+def test__save__failing__no_temporary_file_is_left(fitted, folder, monkeypatch):
+    def replace(*args):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(OSError, match="no space"):
+        fitted.save(folder)
+    assert list(folder.glob("*.tmp")) == []
+
+
+def test__save__labels_that_json_cannot_hold__value_error(images, tmp_path):
+    y = np.array([np.datetime64("2020-01-01"), np.datetime64("2021-01-01")])[images[1] % 2]
+    try:
+        classifier = lite(ensemble="head").fit(images[0], y)
+    except ValueError:
+        return  # scikit-learn does not take dates for labels
+    with pytest.raises(ValueError, match="cannot be saved"):
+        classifier.save(tmp_path)
+
+
+def test__format_version__constant__first():
+    assert _saving.FORMAT_VERSION == 1
