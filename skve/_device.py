@@ -29,6 +29,8 @@ def resolve_device(device):
         ) from error
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={device!r}: this machine has no usable CUDA device; use device='auto'")
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device={device!r}: this machine has {torch.cuda.device_count()} CUDA device(s)")
     if resolved.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"device={device!r}: this machine has no usable MPS device; use device='auto'")
     return resolved
