@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from scipy.integrate import trapezoid
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from sklearn.naive_bayes import GaussianNB
@@ -247,7 +248,7 @@ def test__smooth_ece__fixed_bandwidth__same_as_quadrature(sigma, case):
         for image in (f, -f, 2 - f, 2 + f, f - 2):
             curve += r * np.exp(-0.5 * ((t - image) / sigma) ** 2)
     curve /= len(confidence) * sigma * np.sqrt(2 * np.pi)
-    expected = np.trapezoid(np.abs(curve), t)
+    expected = trapezoid(np.abs(curve), t)
     actual = metrics.smooth_calibration_error(y_true, y_proba, bandwidth=sigma)
     assert actual == pytest.approx(expected, abs=1e-6)
 
@@ -313,6 +314,8 @@ GOOD = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
         (["0", "1", "1"], GOOD, {"labels": [0, 1]}, "not in labels"),
         ([0, 1, 1], GOOD, {"labels": [0, 1, 2]}, "labels must name the class of each of the 2 columns"),
         ([0, 1, 1], GOOD, {"labels": [0, 0]}, "labels must name"),
+        (np.array(["a", "b", None], dtype=object), GOOD, {}, "no missing ones, got NoneType, str"),
+        (np.array(["a", 1, 1], dtype=object), GOOD, {}, "labels of one kind .* got int, str"),
         ([0, 1, np.nan], GOOD, {"labels": [0, 1]}, "y_true contains NaN"),
         ([[0, 1], [1, 0], [0, 1]], GOOD, {}, "1d array"),
         ([], np.empty((0, 2)), {}, "no samples"),

@@ -43,11 +43,15 @@ def encode_labels(y_true, n_classes, labels=None):
     """Return the column of each label (n_samples,); ValueError for a label that has none."""
     if y_true.dtype.kind == "f" and np.isnan(y_true).any():
         raise ValueError("y_true contains NaN: every sample needs a label.")
+    try:
+        present, columns = np.unique(y_true, return_inverse=True)
+    except TypeError as error:  # they cannot be sorted
+        kinds = ", ".join(sorted({type(label).__name__ for label in y_true}))
+        raise ValueError(f"y_true must hold labels of one kind and no missing ones, got {kinds}.") from error
     if labels is None:
-        labels, columns = np.unique(y_true, return_inverse=True)
-        if len(labels) != n_classes:
+        if len(present) != n_classes:
             raise ValueError(
-                f"y_true holds {len(labels)} classes and y_proba has {n_classes} columns: pass labels, the "
+                f"y_true holds {len(present)} classes and y_proba has {n_classes} columns: pass labels, the "
                 "class of each column (labels=clf.classes_)."
             )
         return columns
@@ -57,17 +61,14 @@ def encode_labels(y_true, n_classes, labels=None):
             f"labels must name the class of each of the {n_classes} columns of y_proba, once; got "
             f"{len(labels)} labels, {len(np.unique(labels))} of them different."
         )
-    order = np.argsort(labels)
-    position = np.searchsorted(labels, y_true, sorter=order)
-    columns = order[np.minimum(position, n_classes - 1)]
-    known = np.broadcast_to(labels[columns] == y_true, y_true.shape)
-    if not known.all():
-        strangers = np.unique(y_true[~known])
+    column_of = {label: column for column, label in enumerate(labels.tolist())}
+    strangers = [label for label in present.tolist() if label not in column_of]
+    if strangers:
         raise ValueError(
-            f"y_true contains labels that are not in labels, {strangers[:5].tolist()}, where labels are "
+            f"y_true contains labels that are not in labels, {strangers[:5]}, where labels are "
             f"{labels[:5].tolist()}{'...' if n_classes > 5 else ''}."
         )
-    return columns
+    return np.array([column_of[label] for label in present.tolist()])[columns]
 
 
 def check_weights(sample_weight, n_samples, *, name="sample_weight"):
