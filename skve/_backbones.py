@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from . import _svd
+from ._device import own_global_generators
 
 CACHE_BYTES = 2 * 1024**3
 _cache: "OrderedDict[tuple, Backbone]" = OrderedDict()
@@ -107,11 +108,11 @@ class EmbeddedBackbone:
 def cached(key, build):
     """Return the backbone under `key`, building it at most once; drop the least recently used beyond 2 GiB.
 
-    The global random state of torch is left as it was: building a module draws random weights.
+    The global random generators are left as they were.
     """
     with _lock:
         if key not in _cache:
-            with torch.random.fork_rng(devices=[]):
+            with own_global_generators(0):  # building a module draws random weights
                 _cache[key] = build()
         _cache.move_to_end(key)
         while len(_cache) > 1 and sum(backbone.nbytes for backbone in _cache.values()) > CACHE_BYTES:
@@ -236,7 +237,8 @@ def load_image_backbone(spec, image_size=None):
         If `spec` is something else, or a callable returns no module.
     """
     if not isinstance(spec, str | pathlib.Path | nn.Module) and callable(spec):
-        made = spec()
+        with own_global_generators(0):  # random weights are the same ones in each call
+            made = spec()
         if not isinstance(made, nn.Module):
             raise TypeError(f"backbone={spec!r} returned {type(made).__name__}; wanted a torch.nn.Module")
         spec = made

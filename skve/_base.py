@@ -133,9 +133,13 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         return self._fit_or_restore(X, y, sample_weight, start=start, classes=classes)
 
     def _fit_or_restore(self, *args, **kwargs):
+        import torch
+
         before = dict(self.__dict__)
         try:
-            interrupted = self._fit(*args, **kwargs)
+            # Whatever mode the caller is in: tensors of inference mode would stay in the cache.
+            with torch.inference_mode(False), torch.enable_grad():
+                interrupted = self._fit(*args, **kwargs)
         except BaseException:
             self.__dict__.clear()
             self.__dict__.update(before)
@@ -274,16 +278,19 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         proba : ndarray of shape (n_members, n_samples, n_classes), float64
             Columns in the order of `classes_`; rows sum to 1.
         """
+        import torch
+
         from ._device import resolve_device
         from ._training import predict_members
 
         check_is_fitted(self)
         items = self._check_inputs(X, reset=False)
         device = resolve_device(self.device)
-        backbone = self._load_backbone(self._state.spec, self.preprocess_).on(device)
-        pipeline = self._make_pipeline(items, self.preprocess_, device, training=False)
-        ensemble = self._state.ensemble_on(backbone, n_samples=len(items))
-        return predict_members(ensemble, pipeline, self.batch_size, len(self.classes_))
+        with torch.inference_mode(False):  # as in fit
+            backbone = self._load_backbone(self._state.spec, self.preprocess_).on(device)
+            pipeline = self._make_pipeline(items, self.preprocess_, device, training=False)
+            ensemble = self._state.ensemble_on(backbone, n_samples=len(items))
+            return predict_members(ensemble, pipeline, self.batch_size, len(self.classes_))
 
     def predict_proba(self, X):
         """Predict class probabilities: the mean of the members' probabilities.

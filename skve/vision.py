@@ -9,6 +9,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from . import _backbones, _inputs
 from ._base import BaseSVEClassifier
+from ._device import own_global_generators
 
 _KEPT_BYTES = 1024**3
 
@@ -297,7 +298,8 @@ def augment(images, kind, generator):
     images : torch.Tensor of shape (n, channels, height, width)
         Values 0 to 1.
     kind : {"light", "strong"} or callable
-        A callable runs with torch's global generator seeded from `generator` and put back afterwards.
+        A callable runs with the global generators of torch, NumPy and Python seeded from `generator` and put
+        back afterwards.
     generator : torch.Generator
         On the CPU.
 
@@ -308,9 +310,12 @@ def augment(images, kind, generator):
     """
     if callable(kind):
         seed = int(torch.randint(2**62, (1,), generator=generator))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return kind(images)
+        with own_global_generators(seed):
+            changed = kind(images)
+        if not isinstance(changed, torch.Tensor) or changed.shape != images.shape:
+            got = tuple(changed.shape) if isinstance(changed, torch.Tensor) else type(changed).__name__
+            raise ValueError(f"augment={kind!r} returned {got}; wanted a tensor of shape {tuple(images.shape)}")
+        return changed
     n = len(images)
 
     def uniform(low, high):
