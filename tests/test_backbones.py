@@ -321,6 +321,17 @@ def test__callable__returns_a_module__as_the_module():
     assert torch.equal(outputs(made, SIDE), outputs(load_image_backbone(TinyCNN()), SIDE))
 
 
+def test__callable__random_weights__same_ones_each_time_and_global_generator_untouched(images, global_state):
+    def random_network():
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * SIDE * SIDE, 6))
+
+    before = global_state()
+    classifier = toy_classifier(random_network, max_epochs=1).fit(*images)
+    _backbones.clear_cache()
+    assert classifier.predict(images[0]).shape == (24,)
+    assert global_state() == before
+
+
 def test__callable__returns_something_else__type_error():
     with pytest.raises(TypeError, match=r"returned list; wanted a torch.nn.Module"):
         load_image_backbone(lambda: [1])

@@ -1,7 +1,6 @@
 """SVEClassifier on images with real pretrained weights, at a small size."""
 
 import gc
-import random
 import threading
 
 import joblib
@@ -12,8 +11,7 @@ from sklearn.base import clone
 
 from skve import SVEClassifier
 from skve.datasets import load_fashion
-from skve.vision import ImagePipeline, augment
-from tests.toys import TinyCNN, TinyMLP, same_arrays, toy_classifier, toy_images
+from tests.toys import TinyCNN, TinyMLP, same_arrays, toy_classifier
 
 SETTINGS = {
     "n_members": 2,
@@ -144,6 +142,19 @@ def test__predict__under_no_grad_and_inference_mode__same_bits(fitted, data):
         assert np.array_equal(fitted.predict_proba(data[2]), expected)
 
 
+def test__fit__after_a_prediction_in_inference_mode__cache_can_be_trained(images, empty_cache):
+    from skve import _backbones
+
+    classifier = toy_classifier(TinyCNN()).fit(*images)
+    _backbones.clear_cache()
+    with torch.inference_mode():
+        classifier.predict(images[0])
+    assert same_arrays(toy_classifier(TinyCNN()).fit(*images), classifier)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert same_arrays(toy_classifier(TinyCNN()).fit(*images), classifier)
+
+
 # -------------------------------------------------------------------------------------- repeated fits
 
 
@@ -235,160 +246,14 @@ def test__fit__joblib_threads__serial_bits(images, empty_cache, kind):
     def noisy(batch):
         return (batch + 0.1 * torch.rand(batch.shape)).clamp(0, 1)
 
+    how, module = noisy if kind == "callable" else kind, TinyCNN()
+
     def fit(seed):
-        how = noisy if kind == "callable" else kind
-        return toy_classifier(TinyCNN(), augment=how, random_state=seed, max_epochs=4, batch_size=4).fit(X, y)
+        return toy_classifier(module, augment=how, random_state=seed, max_epochs=4, batch_size=4).fit(X, y)
 
     parallel = joblib.Parallel(n_jobs=4, backend="threading")(joblib.delayed(fit)(seed) for seed in range(8))
     for seed, classifier in enumerate(parallel):
         assert same_arrays(classifier, fit(seed)), seed
-
-
-# ------------------------------------------------------------------------------------------ augmentation
-
-
-def batch_of_images(n=6, side=20):
-    return torch.rand(n, 3, side, side, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.mark.parametrize("kind", ["light", "strong"])
-def test__augment__kinds__other_images_of_the_same_shape_and_range(kind):
-    images = batch_of_images()
-    changed = augment(images, kind, torch.Generator().manual_seed(1))
-    assert changed.shape == images.shape
-    assert changed.min() >= 0
-    assert changed.max() <= 1
-    assert all(not torch.allclose(one, other) for one, other in zip(changed, images, strict=True))
-    again = augment(images, kind, torch.Generator().manual_seed(1))
-    assert torch.equal(again, changed)
-    assert not torch.equal(augment(images, kind, torch.Generator().manual_seed(2)), changed)
-    assert torch.equal(images, batch_of_images())  # the original stays
-
-
-def test__augment__light__flips_about_half_and_moves_little():
-    ramp = torch.linspace(0.2, 0.8, 40).expand(200, 3, 40, 40)  # brighter to the right
-    changed = augment(ramp, "light", torch.Generator().manual_seed(0))
-    rising = (changed[:, 0, 20, 30] > changed[:, 0, 20, 10]).float().mean()
-    assert 0.4 < rising < 0.6
-    middle = changed[:, 0, 20, 20]
-    assert (middle - 0.5).abs().max() < 0.6 * 0.08  # at most six hundredths of the side
-    assert middle.std() > 0.005
-
-
-def test__augment__strong__colours_and_size_vary():
-    grey = torch.full((100, 3, 8, 8), 0.5)
-    brightness = augment(grey, "strong", torch.Generator().manual_seed(0)).mean((1, 2, 3))
-    assert brightness.min() < 0.4
-    assert brightness.max() > 0.6
-    stripes = ((torch.arange(64) % 16) < 8).float().expand(100, 3, 64, 64)
-    crossings = augment(stripes, "strong", torch.Generator().manual_seed(0))[:, 0, 32].diff(dim=-1).abs().sum(-1)
-    assert crossings.std() > 0.5
-
-
-def test__augment__callable__own_random_stream_and_global_one_untouched(images, global_state):
-    seen = []
-
-    def noisy(batch):
-        assert (batch.min() >= 0) & (batch.max() <= 1)
-        seen.append(torch.rand(1).item())
-        return (batch + 0.05 * torch.randn(batch.shape)).clamp(0, 1)
-
-    before = global_state()
-    first = toy_classifier(augment=noisy, random_state=0).fit(*images)
-    assert global_state() == before
-    draws = list(seen)
-    assert len(set(draws)) == len(draws) == 4
-    torch.manual_seed(123)
-    assert same_arrays(toy_classifier(augment=noisy, random_state=0).fit(*images), first)
-    assert seen[4:] == draws
-    assert not same_arrays(toy_classifier(augment=noisy, random_state=1).fit(*images), first)
-
-
-def test__augment__callable_with_numpy_and_python_numbers__global_ones_untouched(images, global_state):
-    def noisy(batch):
-        return (batch + 0.1 * random.random() * np.random.rand()).clamp(0, 1)  # noqa: NPY002 - what users write
-
-    before = global_state()
-    first = toy_classifier(augment=noisy).fit(*images)
-    assert global_state() == before
-    assert same_arrays(toy_classifier(augment=noisy).fit(*images), first)
-
-
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [(lambda batch: batch[:1], r"shape"), (lambda batch: batch.numpy(), "ndarray"), (lambda batch: None, "NoneType")],
-)
-def test__augment__callable_that_returns_something_else__error_says_what_is_wanted(images, bad, message):
-    with pytest.raises((TypeError, ValueError), match=rf"augment=.*{message}"):
-        toy_classifier(augment=bad).fit(*images)
-
-
-def test__augment__none__prediction_and_validation_see_the_images_as_they_are(images):
-    calls = []
-    classifier = toy_classifier(augment=lambda batch: calls.append(len(batch)) or batch, early_stopping=True)
-    classifier.fit(*images)
-    n_training = len(calls)
-    classifier.predict(images[0])
-    assert len(calls) == n_training
-    assert sum(calls) == 2 * (24 - 2)  # two epochs over all but the validation part
-
-
-# --------------------------------------------------------------------------------------------- pipeline
-
-
-PREPROCESS = {
-    "input_size": [3, 16, 16],
-    "interpolation": "bilinear",
-    "mean": [0.5, 0.4, 0.3],
-    "std": [0.5, 0.25, 0.2],
-    "crop_pct": 1.0,
-    "crop_mode": "center",
-}
-
-
-def pipeline_of(images, **options):
-    from skve._inputs import check_images
-
-    return ImagePipeline(check_images(images), PREPROCESS, torch.device("cpu"), **options)
-
-
-def test__image_pipeline__image_of_the_right_size__only_normalised():
-    images, _ = toy_images()
-    pipeline = pipeline_of(images)
-    got = pipeline.prepare(pipeline.load(np.arange(3)), None)
-    mean, std = np.array(PREPROCESS["mean"]), np.array(PREPROCESS["std"])
-    expected = np.moveaxis((images[:3] / 255 - mean) / std, -1, 1)
-    np.testing.assert_allclose(got.numpy(), expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("side", [8, 16, 40])
-def test__image_pipeline__any_size__brought_to_the_networks(side):
-    images, _ = toy_images(side=side)
-    assert pipeline_of(images).load(np.arange(2)).shape == (2, 3, 16, 16)
-    assert pipeline_of(images).load(np.arange(2)).dtype == torch.uint8
-    assert pipeline_of([images[0], images[1][: side // 2]]).load(np.arange(2)).shape == (2, 3, 16, 16)
-
-
-@pytest.mark.parametrize("keep", [True, False])
-def test__image_pipeline__keep__decodes_once_or_each_time(keep, monkeypatch):
-    from skve._inputs import ImageSequence
-
-    decoded, original = [], ImageSequence.__getitem__
-    monkeypatch.setattr(ImageSequence, "__getitem__", lambda self, i: decoded.append(i) or original(self, i))
-    pipeline = pipeline_of(toy_images()[0], keep=keep)
-    first, second = (pipeline.load(np.arange(4)) for _ in range(2))
-    assert torch.equal(first, second)
-    assert len(decoded) == (4 if keep else 8)
-
-
-def test__image_pipeline__batches__all_indices_once():
-    pipeline = pipeline_of(toy_images()[0])
-    plain = list(pipeline.batches(7, None))
-    assert [len(batch) for batch in plain] == [7, 7, 7, 3]
-    assert np.concatenate(plain).tolist() == list(range(24))
-    mixed = np.concatenate(list(pipeline.batches(7, torch.Generator().manual_seed(0))))
-    assert sorted(mixed.tolist()) == list(range(24))
-    assert mixed.tolist() != list(range(24))
 
 
 # ----------------------------------------------------------------------------------------------- memory
