@@ -173,7 +173,7 @@ def _unwrap(X, image_shape):
 
 def _rows_to_images(X, image_shape):
     sides = list(image_shape)
-    if len(sides) not in (2, 3) or not all(isinstance(side, numbers.Integral) and side > 0 for side in sides):
+    if len(sides) not in (2, 3) or not all(isinstance(side, numbers.Integral) and int(side) > 0 for side in sides):
         raise ValueError(f"image_shape={image_shape!r}: wanted (height, width) or (height, width, channels)")
     if X.ndim != 2 or X.shape[1] != int(np.prod(image_shape)):
         raise ValueError(
