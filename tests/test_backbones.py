@@ -291,6 +291,7 @@ class Hostile:
         return pathlib.Path.touch, (self.target,)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("how", ["torch", "pickle"])
 def test__file__pickle_with_code__refused_and_not_run(tmp_path, how):
     target, file = tmp_path / "touched", tmp_path / "hostile.pth"
