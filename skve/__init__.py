@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 # neither torch nor timm, transformers or skorch.
 _PUBLIC = {
     "SVEClassifier": "skve.vision",
+    "SVETextClassifier": "skve.text",
     "SelectiveClassifier": "skve.selective",
     "diagnose": "skve._diagnose",
     "load": "skve._saving",
@@ -15,9 +16,17 @@ _PUBLIC = {
 }
 _SUBMODULES = {"datasets", "metrics", "plots", "testing", "uncertainty"}
 
-ESTIMATORS = ("SVEClassifier",)  # what `load` may build
+ESTIMATORS = ("SVEClassifier", "SVETextClassifier")  # what `load` may build
 
-__all__ = ["SVEClassifier", "SelectiveClassifier", "__version__", "diagnose", "load", "predict_uncertainty"]
+__all__ = [
+    "SVEClassifier",
+    "SVETextClassifier",
+    "SelectiveClassifier",
+    "__version__",
+    "diagnose",
+    "load",
+    "predict_uncertainty",
+]
 
 
 def __getattr__(name):

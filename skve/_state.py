@@ -76,8 +76,8 @@ class FittedState:
 
         return [{key: tensor(value[index]) for key, value in self.arrays.items()} for index in range(self.n_members)]
 
-    def ensemble_on(self, backbone, n_samples):
-        """Return the network of this state for predicting `n_samples` samples.
+    def ensemble_on(self, backbone, pipeline):
+        """Return the network of this state for predicting the samples of `pipeline`.
 
         Raises
         ------
@@ -106,10 +106,10 @@ class FittedState:
             ensemble_params=self.ensemble_params,
         )
         device = next(backbone.module.parameters()).device
-        n_installed = min(n_samples, self.batch_size * BATCHES_PER_INSTALLATION)
+        size = min(len(pipeline), self.batch_size * BATCHES_PER_INSTALLATION) * pipeline.mean_size
         traced = Trace(frozenset(), self.positions, list(self.shareable), self.n_features)
-        head = Head(self.n_features, self.n_classes)
-        return Ensemble(rule, head, self.members(device), traced, n_installed, training=False)
+        head = Head(self.n_features, self.n_classes, backbone.preprocess.get("softcap"))
+        return Ensemble(rule, head, self.members(device), traced, size, training=False)
 
 
 def new_ensemble(
@@ -127,6 +127,7 @@ def new_ensemble(
     train_bias,
     batch_size,
     precision,
+    checkpointing=False,
 ):
     """Build the ensemble that is to be trained.
 
@@ -135,7 +136,7 @@ def new_ensemble(
     backbone : Backbone
         On the device of the fit.
     pipeline : object
-        Supplies a few inputs for the trace.
+        Supplies a few inputs for the trace, and sizes.
     n_classes : int
     seeds : Seeds
     start : FittedState or None
@@ -149,8 +150,8 @@ def new_ensemble(
     """
     candidates, skipped = _svd.find_sites(backbone.module)
     sites = _svd.select_sites(backbone.module, candidates, layers) if ensemble == "sve" else []
-    example = pipeline.prepare(pipeline.load(np.arange(min(2, len(pipeline)))), None)
-    n_example = min(2, len(pipeline))
+    few = np.arange(min(2, len(pipeline)))
+    example, size = pipeline.prepare(pipeline.load(few), None), pipeline.size(few)
 
     def rule_for(sites):
         return make_rule(
@@ -163,7 +164,7 @@ def new_ensemble(
         )
 
     rule = rule_for(sites)
-    traced = trace(backbone, rule.changed, example, n_example)
+    traced = trace(backbone, rule.changed, example, size)
     if ensemble == "sve":
         unused = [site.layer for site in sites if site.parameter not in traced.used]
         if unused:
@@ -172,11 +173,11 @@ def new_ensemble(
             if not sites:
                 raise ValueError(f"layers={layers!r}: the backbone's features depend on none of {unused}")
             rule = rule_for(sites)
-            traced = trace(backbone, rule.changed, example, n_example)
+            traced = trace(backbone, rule.changed, example, size)
         if skipped and (layers == "all" or unused):
             reasons = "; ".join(f"{name} ({reason})" for name, reason in skipped.items())
             warnings.warn(f"these layers are left as they are: {reasons}", UserWarning, stacklevel=5)
-    head = Head(traced.n_features, n_classes)
+    head = Head(traced.n_features, n_classes, backbone.preprocess.get("softcap"))
     device = next(backbone.module.parameters()).device
     linear = {site.layer for site in candidates if site.kind != "convolution"}
     sizes = [(site.layer in linear, backbone.module.get_parameter(site.parameter).numel()) for site in candidates]
@@ -199,11 +200,15 @@ def new_ensemble(
         members = []
         for index in range(1 if rule.single_member else n_members):
             generator = seeds.generator("member", index)
-            members.append({**head.new_member(generator, device), **rule.new_member(generator)})
+            start_head = head.new_member(generator, device, backbone.head_start)
+            members.append({**start_head, **rule.new_member(generator)})
     else:
         members = _go_on(start, plan, 1 if rule.single_member else n_members, device)
     dtype = resolve_training_dtype(precision, device, linear_share)
-    return Ensemble(rule, head, members, traced, batch_size, training=True, dtype=dtype), plan
+    size = min(batch_size, len(pipeline)) * pipeline.mean_size
+    checkpoints = _svd.blocks(backbone.module, candidates) if checkpointing else ()
+    network = Ensemble(rule, head, members, traced, size, training=True, dtype=dtype, checkpoints=checkpoints)
+    return network, plan
 
 
 def _go_on(start, plan, n_members, device):

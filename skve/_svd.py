@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 # A module of such a name or class embeds the input, pools, or is a language-model head: never adapted.
-_NEVER = re.compile(r"embed|pooler|attn_pool|attention_pool|lm_head|^wte$|^wpe$", re.IGNORECASE)
+_NEVER = re.compile(r"embed|pooler|attn_pool|attention_pool|lm_head|^vocab_|^wte$|^wpe$", re.IGNORECASE)
+_NEVER_CLASS = re.compile(r"Embed|(Prediction|LM)Head$")
 _ATTENTION = re.compile(r"attn|attention|qkv", re.IGNORECASE)
 _MLP = re.compile(r"mlp|ffn|feed_?forward|intermediate|densereludense", re.IGNORECASE)
 
@@ -44,8 +45,10 @@ class Factors:
     sigma: torch.Tensor  # (r,), descending
     Vt: torch.Tensor  # (r, d_in)
 
-    def to(self, device):
-        return Factors(self.U.to(device), self.sigma.to(device), self.Vt.to(device))
+    def to(self, where):
+        """Return the factors on a device, or singular vectors in a dtype."""
+        sigma = self.sigma if isinstance(where, torch.dtype) else self.sigma.to(where)
+        return Factors(self.U.to(where), sigma, self.Vt.to(where))
 
     @property
     def nbytes(self):
@@ -161,7 +164,8 @@ def _ancestors(name):
 
 def _is_never_adapted(name, modules):
     return any(
-        _NEVER.search(path.rsplit(".", 1)[-1]) or "Embed" in type(modules[path]).__name__ for path in _ancestors(name)
+        _NEVER.search(path.rsplit(".", 1)[-1]) or _NEVER_CLASS.search(type(modules[path]).__name__)
+        for path in _ancestors(name)
     )
 
 
@@ -173,18 +177,30 @@ def _matches(name, modules, pattern):
 
 
 def _block_of(name, modules):
-    """Return the block that a layer belongs to: the innermost numbered module with two weights or more."""
+    """Return the block that a layer belongs to: the innermost numbered module with two weights or more.
+
+    Numbered modules of different classes side by side (attention and MLP of T5) are parts of one block.
+    """
     found = None
     for path in _ancestors(name):
         parent = modules[path.rpartition(".")[0]]
         inside_container = isinstance(parent, nn.Sequential | nn.ModuleList)
         is_container = type(modules[path]) in (nn.Sequential, nn.ModuleList)
         if inside_container and not is_container:
-            n_weights = sum(isinstance(m, nn.Linear | nn.Conv2d) for m in modules[path].modules())
-            n_weights += sum(is_huggingface_conv1d(m) for m in modules[path].modules())
-            if n_weights >= 2:
+            siblings = {type(module) for module in parent if _count_weights(module) >= 2}
+            if _count_weights(modules[path]) >= 2 and (found is None or len(siblings) == 1):
                 found = path
     return found
+
+
+def _count_weights(module):
+    return sum(isinstance(m, nn.Linear | nn.Conv2d) or is_huggingface_conv1d(m) for m in module.modules())
+
+
+def blocks(model, sites):
+    """Return the names of the blocks (see `select_sites`, "last:k") that hold the sites, in their order."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    return list(dict.fromkeys(block for site in sites if (block := _block_of(site.layer, modules)) is not None))
 
 
 def select_sites(model, sites, layers):

@@ -146,11 +146,12 @@ class Net(NeuralNet):
                 loss = self._member_losses(inputs, targets, weights, indices).sum()
                 loss.backward()
             except (torch.OutOfMemoryError, RuntimeError) as error:
-                if self.chunk == 1 or not _smaller_chunk_helps(error):
+                if self.chunk == 1:
                     raise
                 for index in indices:
                     ensemble.members[index].zero_grad()
-                self.chunk = 1 if "vmap" in str(error) else self.chunk // 2
+                # What torch.vmap cannot batch fails with all kinds of messages; one member needs no vmap.
+                self.chunk = self.chunk // 2 if isinstance(error, torch.OutOfMemoryError) else 1
                 continue
             total += loss.item()
             start += len(indices)
@@ -205,10 +206,6 @@ class Net(NeuralNet):
 
 class _StopEarlyError(Exception):
     """A callback ended the training at the end of an epoch."""
-
-
-def _smaller_chunk_helps(error):
-    return isinstance(error, torch.OutOfMemoryError) or "vmap" in str(error)
 
 
 class _History(Callback):

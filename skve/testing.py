@@ -97,11 +97,11 @@ class ToyClassifier(SVEClassifier):
     def _check_inputs(self, X, *, reset):
         return _Rows(validate_data(self, X, reset=reset, dtype=np.float64))
 
-    def _load_backbone(self, spec, preprocess=None):
+    def _load_backbone(self, spec, preprocess=None, classes=None):
         module = make_toy_backbone(self.n_features_in_) if isinstance(spec, str) else spec
         return _backbones.from_module(module, _call, lambda own: {"squash": "arcsinh"})
 
-    def _make_pipeline(self, items, preprocess, device, *, training):
+    def _make_pipeline(self, items, backbone, device, *, training):
         return _RowPipeline(items.rows, device)
 
     def __sklearn_tags__(self):
@@ -132,6 +132,11 @@ class _RowPipeline:
 
     def __len__(self):
         return len(self.rows)
+
+    mean_size = 1.0
+
+    def size(self, indices):
+        return len(indices)
 
     def batches(self, batch_size, generator):
         return _inputs.index_batches(len(self.rows), batch_size, generator)

@@ -210,18 +210,18 @@ class SVEClassifier(BaseSVEClassifier):
             self._float_scale = images.float_scale
         return images
 
-    def _load_backbone(self, spec, preprocess=None):
+    def _load_backbone(self, spec, preprocess=None, classes=None):
         if preprocess is None:
             return _backbones.load_image_backbone(spec, self.image_size)
         size = preprocess["input_size"][-1]
         if self.image_size is None:  # most likely the fit's entry of the cache
             backbone = _backbones.load_image_backbone(spec, None)
             if backbone.preprocess["input_size"][-1] == size:
-                return backbone
-        return _backbones.load_image_backbone(spec, size)
+                return backbone.view(preprocess=preprocess)
+        return _backbones.load_image_backbone(spec, size).view(preprocess=preprocess)
 
-    def _make_pipeline(self, items, preprocess, device, *, training):
-        return ImagePipeline(items, preprocess, device, augment=self.augment, keep=training)
+    def _make_pipeline(self, items, backbone, device, *, training):
+        return ImagePipeline(items, backbone.preprocess, device, augment=self.augment, keep=training)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -265,6 +265,12 @@ class ImagePipeline:
 
     def __len__(self):
         return len(self.images)
+
+    mean_size = 1.0  # what the rows that a layer multiplies grow with: samples
+
+    def size(self, indices):
+        """Return the number of samples in the batch of these images."""
+        return len(indices)
 
     def batches(self, batch_size, generator):
         """Return the indices of each batch, in a random order if there is a generator."""

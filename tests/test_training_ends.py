@@ -143,9 +143,9 @@ def test__operation_without_a_batching_rule__one_member_at_a_time(images, train_
     assert tried == [4] + [1] * 8
 
 
-def test__other_runtime_error__is_raised(images, train_in_chunks, monkeypatch):
+def test__runtime_error_of_one_member__is_raised(images, train_in_chunks, monkeypatch):
     train_in_chunks(4)
-    fail_for_large_chunks(monkeypatch, 1, RuntimeError("shapes do not fit"))
+    fail_for_large_chunks(monkeypatch, 0, RuntimeError("shapes do not fit"))
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         toy_classifier(n_members=4).fit(*images)
 

@@ -1,0 +1,292 @@
+"""Texts to token ids, once and in the calling process, and token ids to batches of similar length."""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import os
+import re
+import threading
+import warnings
+
+import numpy as np
+import torch
+
+_lock = threading.RLock()  # tokenizers keep truncation settings inside, and may serve several threads
+_AT_ONCE = 1000  # texts that one call of the tokenizer gets
+_BATCHES_SORTED_TOGETHER = 8  # in training: enough for batches of similar length, few enough for random ones
+_PROBES = ("The quick brown Fox: 3.14 x 2,000!", "Ünïcödé 中文 🙂", "don't re-tokenise\n\tTHIS", "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """Token ids of texts, one after another.
+
+    Attributes
+    ----------
+    ids : ndarray of int32, shape (n_tokens,)
+    types : ndarray of int8, shape (n_tokens,), or None
+        Which sentence of a pair a token belongs to, for backbones that want to know.
+    lengths : ndarray of int64, shape (n_texts,)
+    """
+
+    ids: np.ndarray
+    types: np.ndarray | None
+    lengths: np.ndarray
+
+    @functools.cached_property
+    def _ends(self):
+        return np.cumsum(self.lengths)
+
+    def padded(self, rows, pad):
+        """Return texts `rows` as a batch: `input_ids`, `attention_mask` and perhaps `token_type_ids`, int64.
+
+        Padding stands on the right whatever the tokenizer prefers: there it changes neither the positions of
+        the tokens nor, in causal backbones, what they see.
+        """
+        lengths = self.lengths[rows]
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        ends = self._ends[rows]
+        at = np.concatenate([np.arange(end - n, end) for end, n in zip(ends, lengths, strict=True)])
+        batch = {"input_ids": np.full(mask.shape, pad, np.int64), "attention_mask": mask.astype(np.int64)}
+        batch["input_ids"][mask] = self.ids[at]
+        if self.types is not None:
+            batch["token_type_ids"] = np.zeros(mask.shape, np.int64)
+            batch["token_type_ids"][mask] = self.types[at]
+        return {name: torch.from_numpy(values) for name, values in batch.items()}
+
+
+def tokenise(tokenizer, first, second, *, max_length, side):
+    """Tokenise texts or sentence pairs, cut to `max_length` tokens, with one warning if any was longer.
+
+    A text without any token (an empty one, where the tokenizer adds no special tokens) becomes one token: the
+    start, end or padding token.
+
+    Parameters
+    ----------
+    tokenizer : transformers tokenizer
+    first : list of str
+    second : list of str or None
+    max_length : int
+    side : {"left", "right"}
+        Where tokens are cut off.
+
+    Returns
+    -------
+    Tokens
+    """
+    ids, types, n_cut = [], [], 0
+    with _lock, _in_this_thread(), _truncation_side(tokenizer, side):
+        for start in range(0, len(first), _AT_ONCE):
+            stop = start + _AT_ONCE
+            texts = (first[start:stop], second[start:stop] if second is not None else None)
+            encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)
+            ids.extend(encoded["input_ids"])
+            types.extend(encoded.get("token_type_ids", []))
+            full = [i for i, tokens in enumerate(encoded["input_ids"]) if len(tokens) == max_length]
+            if full:  # cut or just as long: one more token tells
+                long = [[part[i] for i in full] if part is not None else None for part in texts]
+                longer = tokenizer(*long, truncation=True, max_length=max_length + 1)["input_ids"]
+                n_cut += sum(len(tokens) > max_length for tokens in longer)
+    if n_cut:
+        warnings.warn(
+            f"{n_cut} of {len(first)} texts are longer than max_length={max_length} tokens and were cut on the "
+            f"{side}; raise max_length, or choose the side with truncation_side",
+            UserWarning,
+            stacklevel=2,
+        )
+    start_token = _first_of(tokenizer, "bos_token_id", "cls_token_id", "eos_token_id", "pad_token_id")
+    ids = [tokens or [start_token] for tokens in ids]
+    types = [tokens or [0] for tokens in types]
+    return Tokens(
+        np.concatenate([np.asarray(tokens, np.int32) for tokens in ids]),
+        np.concatenate([np.asarray(tokens, np.int8) for tokens in types]) if types else None,
+        np.array([len(tokens) for tokens in ids]),
+    )
+
+
+def pad_token(tokenizer):
+    """Return the id that fills batches up: the padding token, or the end-of-text token where there is none."""
+    return _first_of(tokenizer, "pad_token_id", "eos_token_id", "bos_token_id")
+
+
+def _first_of(tokenizer, *names):
+    return next((value for name in names if (value := getattr(tokenizer, name, None)) is not None), 0)
+
+
+@contextlib.contextmanager
+def _in_this_thread():
+    """Keep Hugging Face's tokenizers from starting threads: a later fork of the process would warn of them."""
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ.setdefault(name, "false")
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def _truncation_side(tokenizer, side):
+    before = tokenizer.truncation_side
+    tokenizer.truncation_side = side
+    try:
+        yield
+    finally:
+        tokenizer.truncation_side = before
+
+
+def tokenizer_hash(tokenizer):
+    """Return a hash of a tokenizer's vocabulary and of how it splits a few probes."""
+    with _lock, _in_this_thread():
+        split = [tokenizer(probe)["input_ids"] for probe in _PROBES]
+        vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    return hashlib.sha256(repr((split, vocabulary)).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def word_tokens(tokenizer, words):
+    """Return the first token of each label word.
+
+    Raises
+    ------
+    ValueError
+        If a word has no token, or two words begin with the same one.
+    """
+    with _lock, _in_this_thread():
+        split = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
+    seen: dict[int, str] = {}
+    for word, tokens in zip(words, split, strict=True):
+        if not tokens:
+            raise ValueError(f"label_words: {word!r} has no token in this backbone's vocabulary")
+        if tokens[0] in seen:
+            raise ValueError(
+                f"label_words: {seen[tokens[0]]!r} and {word!r} begin with the same token "
+                f"{tokenizer.convert_ids_to_tokens(tokens[0])!r}, and only the first token is read; choose others"
+            )
+        seen[tokens[0]] = word
+    return [tokens[0] for tokens in split]
+
+
+def listed_choices(texts, words):
+    """Say which lettered choices each text lists: lines that begin with the word and `.`, `)` or `:`.
+
+    Parameters
+    ----------
+    texts : list of str
+    words : list of str
+        One for each class, such as " A".
+
+    Returns
+    -------
+    listed : ndarray of bool, shape (n_texts, n_words)
+
+    Raises
+    ------
+    ValueError
+        If a text lists no choice.
+    """
+    patterns = [re.compile(rf"^\s*\(?{re.escape(word.strip())}[.):]", re.MULTILINE) for word in words]
+    listed = np.array([[bool(pattern.search(text)) for pattern in patterns] for text in texts])
+    empty = np.flatnonzero(~listed.any(1))
+    if len(empty):
+        raise ValueError(
+            f"multiple_choice=True: X[{empty[0]}] lists no choice; wanted lines that begin with "
+            f"{words[0].strip() + '.'!r}, {words[1].strip() + '.'!r} and so on"
+        )
+    return listed
+
+
+def batches_of_similar_length(lengths, batch_size, generator):
+    """Yield the indices of each batch.
+
+    Without a generator, all texts are sorted by length. With one, they are shuffled, sorted within groups of
+    a few batches, and the batches shuffled again.
+
+    Parameters
+    ----------
+    lengths : ndarray of int, shape (n_texts,)
+    batch_size : int
+    generator : torch.Generator or None
+
+    Yields
+    ------
+    ndarray of int
+    """
+    if generator is None:
+        order = np.argsort(lengths, kind="stable")
+        yield from (order[start : start + batch_size] for start in range(0, len(order), batch_size))
+        return
+    order = torch.randperm(len(lengths), generator=generator).numpy()
+    group = batch_size * _BATCHES_SORTED_TOGETHER
+    batches: list[np.ndarray] = []
+    for start in range(0, len(order), group):
+        part = order[start : start + group]
+        part = part[np.argsort(lengths[part], kind="stable")]
+        batches.extend(part[begin : begin + batch_size] for begin in range(0, len(part), batch_size))
+    for index in torch.randperm(len(batches), generator=generator).tolist():
+        yield batches[index]
+
+
+class TextPipeline:
+    """Turns texts into the network's batches.
+
+    Parameters
+    ----------
+    texts : TextSequence
+    tokenizer : transformers tokenizer
+    preprocess : dict
+        `max_length`, `truncation_side`, `choices` (label words of multiple choice, or None), `mask_token_id`.
+    device : torch.device
+    """
+
+    def __init__(self, texts, tokenizer, preprocess, device):
+        length, side, choices = (preprocess[name] for name in ("max_length", "truncation_side", "choices"))
+        self.tokens = texts.computed_once(
+            (preprocess["tokenizer_sha256"], length, side),
+            lambda: tokenise(tokenizer, texts.first, texts.second, max_length=length, side=side),
+        )
+        self.rows, self.device = texts.rows, device
+        self.lengths = self.tokens.lengths[self.rows]
+        self._pad = pad_token(tokenizer)
+        self._listed = None
+        if choices is not None:
+            self._listed = texts.computed_once(("choices", *choices), lambda: listed_choices(texts.first, choices))
+        if preprocess["mask_token_id"] is not None:
+            self._check_masks(preprocess["mask_token_id"], tokenizer.mask_token)
+
+    def _check_masks(self, token, name):
+        has_one = np.zeros(len(self.tokens.lengths), bool)
+        has_one[np.repeat(np.arange(len(has_one)), self.tokens.lengths)[self.tokens.ids == token]] = True
+        without = np.flatnonzero(~has_one)
+        if len(without):
+            raise ValueError(
+                f"head='lm': X[{without[0]}] has no {name}, which says where the backbone is to read the label word"
+            )
+
+    def __len__(self):
+        return len(self.rows)
+
+    @property
+    def mean_size(self):
+        """Tokens of an average text: what the rows that a layer multiplies grow with."""
+        return float(self.lengths.mean())
+
+    def size(self, indices):
+        """Return the number of tokens, padding included, in the batch of these texts."""
+        return int(self.lengths[indices].max()) * len(indices)
+
+    def batches(self, batch_size, generator):
+        """Yield the indices of each batch of texts of similar length."""
+        yield from batches_of_similar_length(self.lengths, batch_size, generator)
+
+    def load(self, indices):
+        """Return the texts at `indices` as a padded batch on the CPU."""
+        batch = self.tokens.padded(self.rows[indices], self._pad)
+        if self._listed is not None:
+            batch["impossible"] = torch.from_numpy(~self._listed[self.rows[indices]])
+        return batch
+
+    def prepare(self, raw, generator):
+        """Return the network's input on its device; texts are not augmented."""
+        return {name: values.to(self.device) for name, values in raw.items()}

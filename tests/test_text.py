@@ -1,0 +1,396 @@
+"""SVETextClassifier: its contract on toy models, and what it does with a pretrained one."""
+
+import gc
+import json
+import pickle
+import re
+import subprocess
+import sys
+import warnings
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import ColumnTransformer
+from sklearn.frozen import FrozenEstimator
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+import skve
+from skve import SVETextClassifier, _layers, _training
+from skve._testing_text import check_text_estimator, make_toy_text_backbone
+from skve.datasets import load_intents
+
+pytest.importorskip("transformers")
+pd = pytest.importorskip("pandas")
+
+TEXTS = ["a fine day", "what a bore", "so fine", "a bore again", "fine and good", "bore me not"] * 4
+LABELS = ["good", "bad"] * 12
+INTENTS = ["balance", "transfer", "report_fraud", "credit_score", "pin_change"]
+
+
+def toy(family="bert", lm=False, **parameters):
+    options = {"n_members": 2, "max_epochs": 2, "batch_size": 8, "random_state": 0, **parameters}
+    return SVETextClassifier(make_toy_text_backbone(family, lm=lm), **options)
+
+
+@pytest.fixture(scope="module")
+def intents():
+    """Five intents: (training texts, labels, test texts, labels, out-of-scope texts)."""
+    data = load_intents()
+    train = np.concatenate([np.flatnonzero(data.target == name)[:10] for name in INTENTS])
+    test = np.flatnonzero(np.isin(data.target_test, INTENTS))[::3]
+    return (
+        [data.texts[i] for i in train],
+        data.target[train],
+        [data.texts_test[i] for i in test],
+        data.target_test[test],
+        data.texts_ood[:50],
+    )
+
+
+@pytest.fixture(scope="module")
+def fitted(intents):
+    """MiniLM fitted on five intents."""
+    return SVETextClassifier(n_members=2, max_epochs=4, batch_size=16, head_lr=5e-3, random_state=0).fit(*intents[:2])
+
+
+CHECKED = {
+    "bert": toy("bert", max_epochs=1),
+    "gpt2": toy("gpt2", max_epochs=1),
+    "t5, deep": toy("t5", max_epochs=1, ensemble="deep"),
+    "bert, head": toy("bert", max_epochs=1, ensemble="head"),
+    "llama, single, bfloat16": toy("llama", max_epochs=1, ensemble="single", backbone_dtype="bfloat16"),
+}
+CHECKS = [
+    pytest.param(clf, check, id=f"{name}-{check.args[0].__name__}")
+    for name, clf in CHECKED.items()
+    for _, check in check_text_estimator(clf, generate_only=True)
+]
+
+
+@pytest.mark.parametrize(("clf", "check"), CHECKS)
+def test__text_classifier__check__passes(clf, check):
+    check(clf)
+
+
+# ------------------------------------------------------------------------------------- a real backbone
+
+
+def test__minilm__few_intents__learned_and_out_of_scope_noticed(fitted, intents):
+    _, _, X_test, y_test, out_of_scope = intents
+    assert fitted.score(X_test, y_test) > 0.9
+    inside, outside = (fitted.predict_uncertainty(X).total for X in (X_test, out_of_scope))
+    is_outside = np.repeat([0, 1], [len(inside), len(outside)])
+    assert roc_auc_score(is_outside, np.concatenate([inside, outside])) > 0.9
+    assert len(fitted.ratios_) == 36  # 6 blocks of query, key, value, output, and two of the MLP
+    n_ratios = 36 * 384 + 5 * (384 + 1)
+    assert fitted.n_member_parameters_ == n_ratios
+    assert fitted.preprocess_["max_length"] == 256
+
+
+@pytest.mark.parametrize("include_backbone", [False, True])
+def test__minilm__saved_and_loaded__same_bits(fitted, intents, include_backbone, tmp_path, empty_cache, monkeypatch):
+    fitted.save(tmp_path, include_backbone=include_backbone)
+    names = sorted(path.name.split("-")[0] for path in tmp_path.iterdir())
+    assert (
+        names
+        == (["backbone"] if include_backbone else []) + ["members", "skve.json"] + ["tokenizer"] * include_backbone
+    )
+    if include_backbone:
+        monkeypatch.setattr("skve._backbones.importlib.util.find_spec", lambda name: None)
+    loaded = skve.load(tmp_path)
+    np.testing.assert_array_equal(loaded.predict_proba(intents[2]), fitted.predict_proba(intents[2]))
+    assert type(loaded) is SVETextClassifier
+    assert loaded.preprocess_ == fitted.preprocess_
+
+
+def test__minilm__mean_of_batch__long_and_short_texts_as_alone(fitted):
+    texts = ["hi", "what is my balance " * 20, "", "transfer money please"]
+    together = fitted.predict_proba(texts)
+    alone = np.concatenate([fitted.predict_proba([text]) for text in texts])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test__verbose_0__fit_and_predict__nothing_printed(intents, empty_cache):
+    code = (
+        "from skve import SVETextClassifier;"
+        "clf = SVETextClassifier(n_members=1, max_epochs=1, layers='last:1');"
+        "clf.fit(['a', 'b', 'c', 'd'], [0, 1, 0, 1]).predict(['a'])"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+# ----------------------------------------------------------------------------------------- scikit-learn
+
+
+def clean(texts):
+    return [text.strip().lower() for text in texts]
+
+
+def test__pipeline__cleaning_step__uncertainty_seen_through():
+    pipe = make_pipeline(FunctionTransformer(clean), toy()).fit(TEXTS, LABELS)
+    uncertainty = skve.predict_uncertainty(pipe, ["  A FINE day "])
+    wanted = pipe[-1].predict_uncertainty(["a fine day"])
+    np.testing.assert_array_equal(uncertainty.total, wanted.total)
+
+
+def test__column_transformer__text_column__passed_on():
+    frame = pd.DataFrame({"id": range(24), "text": TEXTS})
+    columns = ColumnTransformer([("text", "passthrough", ["text"])])
+    pipe = Pipeline([("columns", columns), ("clf", toy())]).fit(frame, LABELS)
+    np.testing.assert_array_equal(pipe.predict_proba(frame), toy().fit(TEXTS, LABELS).predict_proba(TEXTS))
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test__grid_search__members_layers_and_rate__all_tried(n_jobs):
+    grid = {"n_members": [1, 2], "layers": ["all", "last:1"], "member_lr": [1e-2, 3e-2]}
+    search = GridSearchCV(toy(max_epochs=1), grid, cv=2, n_jobs=n_jobs, error_score="raise")
+    with joblib.parallel_backend("threading"):
+        search.fit(TEXTS, LABELS)
+    assert len(search.cv_results_["params"]) == 8
+    assert skve.predict_uncertainty(search, TEXTS[:2]).total.shape == (2,)
+
+
+def test__cross_val_score__processes__same_as_in_turn():
+    scores = [cross_val_score(toy(), np.array(TEXTS), LABELS, cv=2, n_jobs=n) for n in (1, 2)]
+    np.testing.assert_array_equal(*scores)
+
+
+def test__calibration__frozen_and_cross_validated__probabilities():
+    clf = toy().fit(TEXTS, LABELS)
+    for inner in (FrozenEstimator(clf), clone(clf)):
+        calibrated = CalibratedClassifierCV(inner, method="temperature", cv=2).fit(TEXTS, LABELS)
+        proba = calibrated.predict_proba(TEXTS)
+        np.testing.assert_allclose(proba.sum(1), 1)
+
+
+def test__joblib__dump_and_load__same_bits(tmp_path):
+    clf = toy().fit(TEXTS, LABELS)
+    joblib.dump(clf, tmp_path / "clf")
+    np.testing.assert_array_equal(joblib.load(tmp_path / "clf").predict_proba(TEXTS), clf.predict_proba(TEXTS))
+
+
+def test__fitted__its_dict__no_network_inside():
+    clf = SVETextClassifier(n_members=1, max_epochs=1, layers="last:1").fit(TEXTS, LABELS)
+    assert not re.search(rb"torch\.nn|transformers\.|tokenizers", pickle.dumps(clf))
+
+
+def test__tags__texts__declared():
+    tags = toy().__sklearn_tags__().input_tags
+    assert (tags.string, tags.one_d_array, tags.two_d_array) == (True, True, False)
+
+
+# -------------------------------------------------------------------------------------------- training
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test__validation__given_or_set_aside__in_the_history(early_stopping):
+    clf = toy(early_stopping=early_stopping, validation_fraction=0.25)
+    validation = {} if early_stopping else {"X_val": TEXTS[:6], "y_val": LABELS[:6]}
+    clf.fit(TEXTS, LABELS, **validation)
+    assert np.isfinite(clf.history_["valid_nll"]).all()
+
+
+def test__truncation__long_texts_and_validation_part__one_warning():
+    clf = toy(max_length=6, early_stopping=True, validation_fraction=0.25)
+    with pytest.warns(UserWarning, match="of 24 texts are longer than max_length=6") as caught:
+        clf.fit(TEXTS, LABELS)
+    assert len(caught) == 1
+
+
+def test__members__trained_with_others_or_alone__same_bits():
+    two, three = (toy(n_members=n).fit(TEXTS, LABELS).predict_proba_members(TEXTS) for n in (2, 3))
+    np.testing.assert_array_equal(two, three[:2])
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "deberta-v2"])
+def test__members__in_one_pass__as_in_turn(family, train_in_chunks):
+    in_turn = toy(family, precision="float32").fit(TEXTS, LABELS).predict_proba_members(TEXTS)
+    train_in_chunks(2)
+    together = toy(family, precision="float32").fit(TEXTS, LABELS).predict_proba_members(TEXTS)
+    np.testing.assert_allclose(together, in_turn, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "t5"])
+@pytest.mark.parametrize("ensemble", ["sve", "deep"])
+def test__activation_checkpointing__every_block__twice_in_a_step_and_same_result(family, ensemble, monkeypatch):
+    calls = []
+    original = _layers._CheckpointedForward.__init__
+
+    def counting(self, forward):
+        original(self, lambda *args, **kwargs: calls.append(1) or forward(*args, **kwargs))
+
+    monkeypatch.setattr(_layers._CheckpointedForward, "__init__", counting)
+    clf = toy(family, ensemble=ensemble, activation_checkpointing=True, max_epochs=1, precision="float32")
+    clf.fit(TEXTS, LABELS)
+    n_steps, n_blocks = 3 * 2, 2  # batches times members
+    assert len(calls) == 2 * n_steps * n_blocks
+    kept = clone(clf).set_params(activation_checkpointing=False).fit(TEXTS, LABELS)
+    assert len(calls) == 2 * n_steps * n_blocks
+    np.testing.assert_allclose(clf.predict_proba(TEXTS), kept.predict_proba(TEXTS), atol=1e-6)
+
+
+def test__members__what_vmap_cannot_do__one_after_another(train_in_chunks):
+    train_in_chunks(2)
+    clf = toy("deberta-v2", precision="bfloat16")  # under vmap its attention masks with float32's smallest number
+    assert clf.fit(TEXTS, LABELS).n_iter_ == 2
+
+
+def test__last_blocks__t5_with_parts_in_a_list__whole_blocks():
+    layers = list(toy("t5", layers="last:1", max_epochs=1).fit(TEXTS, LABELS).ratios_)
+    assert layers == [f"block.1.layer.0.SelfAttention.{x}" for x in "qkvo"] + [
+        f"block.1.layer.1.DenseReluDense.{x}" for x in ("wi", "wo")
+    ]
+
+
+def test__activation_checkpointing__training__fewer_bytes_kept():
+    def bytes_kept(checkpointing):
+        kept = []
+        clf = toy(activation_checkpointing=checkpointing, n_members=1, max_epochs=1, precision="float32")
+        original = _training.Net._member_losses
+
+        def losses(self, *args):
+            with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
+                return original(self, *args)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_training.Net, "_member_losses", losses)
+            clf.fit(TEXTS, LABELS)
+        return sum(kept)
+
+    assert bytes_kept(True) < 0.5 * bytes_kept(False)
+
+
+def test__forms__texts_of_varying_length__chosen_by_mean_tokens(monkeypatch):
+    seen = []
+    original = _layers.choose_form
+
+    def choose(kind, d_out, d_in, n_positions, *, training):
+        seen.append((training, n_positions))
+        return original(kind, d_out, d_in, n_positions, training=training)
+
+    monkeypatch.setattr(_layers, "choose_form", choose)
+    texts = ["a", "b" * 40] * 12  # 3 and 42 tokens
+    clf = toy("bert", max_epochs=1, pooling="cls").fit(texts, LABELS)
+    clf.predict(texts[:10])
+    assert {round(n) for training, n in seen if training} == {round(8 * 22.5)}
+    assert {round(n) for training, n in seen if not training} == {round(10 * 22.5)}
+
+
+# ------------------------------------------------------------------------------ language-model heads
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "bert", "modernbert"])
+def test__lm_head__label_words__learned_and_stored(family, tmp_path):
+    is_encoder = family in ("bert", "modernbert")
+    texts = [text + (" [MASK]" if is_encoder else " It was") for text in TEXTS]
+    clf = toy(family, lm=True, head="lm", label_words={"good": " good", "bad": " bad"}, max_epochs=1)
+    clf.fit(texts, LABELS)
+    assert clf.preprocess_["label_words"] == [" bad", " good"]
+    proba = clf.predict_proba(texts)
+    clf.save(tmp_path, include_backbone=True)
+    np.testing.assert_array_equal(skve.load(tmp_path).predict_proba(texts), proba)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(clf)).predict_proba(texts), proba)
+
+
+def test__lm_head__no_words_given__names_of_the_classes():
+    assert toy("gpt2", lm=True, head="lm", max_epochs=1).fit(TEXTS, LABELS).preprocess_["label_words"] == [
+        " bad",
+        " good",
+    ]
+
+
+def test__multiple_choice__absent_letters__probability_zero_and_others_trained():
+    letters = "ABCD"
+    prompts, answers = [], []
+    for i in range(24):
+        n = 2 + i % 3
+        prompts.append("Q?\n" + "\n".join(f"{letter}. {letter * 3}" for letter in letters[:n]) + "\nAnswer:")
+        answers.append(letters[i % n])
+    clf = toy("gpt2", lm=True, head="lm", multiple_choice=True, label_smoothing=0.1).fit(prompts, answers)
+    members = clf.predict_proba_members(prompts)
+    n_choices = 2 + np.arange(24) % 3
+    absent = np.arange(4) >= n_choices[:, None]
+    assert (members[:, absent] == 0).all()
+    assert (members[:, ~absent] > 0).all()
+    np.testing.assert_allclose(members.sum(-1), 1)
+    assert np.isfinite(clf.history_["loss"]).all()
+    assert np.isfinite(clf.predict_uncertainty(prompts).total).all()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "error", "message"),
+    [
+        ({"label_words": [" a", " b"]}, ValueError, "need head='lm'"),
+        ({"multiple_choice": True}, ValueError, "need head='lm'"),
+        ({"head": "lm", "label_words": [" good", " great"]}, ValueError, "begin with the same token"),
+        ({"head": "lm", "label_words": [" a"]}, ValueError, "1 words for 2 classes"),
+        ({"head": "lm", "label_words": {"good": " g"}}, ValueError, r"no word for \['bad'\]"),
+        ({"head": "lm", "label_words": [1, 2]}, TypeError, "one string for each class"),
+        ({"head": "lm", "multiple_choice": True}, ValueError, r"X\[0\] lists no choice"),
+        ({"max_length": 65}, ValueError, "takes at most 64 tokens"),
+        ({"max_length": 0}, ValueError, "'max_length' parameter"),
+        ({"pooling": "max"}, ValueError, "'pooling' parameter"),
+        ({"truncation_side": "both"}, ValueError, "'truncation_side' parameter"),
+        ({"backbone_dtype": "float16"}, ValueError, "'backbone_dtype' parameter"),
+        ({"head": "mlp"}, ValueError, "'head' parameter"),
+        ({"layers": "last:3"}, ValueError, "from 1 to 2"),
+    ],
+)
+def test__parameters__wrong__named_with_remedy(parameters, error, message):
+    with pytest.raises(error, match=message):
+        toy("gpt2", lm=True, **parameters).fit(TEXTS, LABELS)
+
+
+# ----------------------------------------------------------------------------------------------- state
+
+
+def test__set_params__after_fit__predictions_as_fitted():
+    clf = toy().fit(TEXTS, LABELS)
+    proba = clf.predict_proba(TEXTS)
+    clf.set_params(pooling="cls", max_length=5, truncation_side="left", backbone_dtype="bfloat16")
+    np.testing.assert_array_equal(clf.predict_proba(TEXTS), proba)
+
+
+def test__saved__without_backbone__asks_for_the_pair_and_checks_its_tokenizer(tmp_path):
+    clf = toy().fit(TEXTS, LABELS)
+    with pytest.warns(UserWarning, match=r"not saved.*backbone"):
+        clf.save(tmp_path)
+    with pytest.raises(ValueError, match=r"skve.load\(folder, backbone=...\)"):
+        skve.load(tmp_path)
+    model, tokenizer = make_toy_text_backbone()
+    loaded = skve.load(tmp_path, backbone=(model, tokenizer))
+    np.testing.assert_array_equal(loaded.predict_proba(TEXTS), clf.predict_proba(TEXTS))
+    tokenizer.add_tokens(["fine"])
+    with pytest.raises(ValueError, match=r"the tokenizer of the backbone .* has changed"):
+        skve.load(tmp_path, backbone=(model, tokenizer)).predict(TEXTS)
+
+
+def test__saved__with_backbone__no_pickle_and_plain_json(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        toy().fit(TEXTS, LABELS).save(tmp_path, include_backbone=True)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
+    assert json.loads((tmp_path / "skve.json").read_text())["class"] == "SVETextClassifier"
+
+
+def test__warm_start__second_fit__goes_on():
+    clf = toy(warm_start=True, max_epochs=1).fit(TEXTS, LABELS)
+    first = clf.ratios_
+    clf.fit(TEXTS, LABELS)
+    assert any(not np.array_equal(first[name], ratios) for name, ratios in clf.ratios_.items())
+
+
+def test__cache__clones_and_folds__one_backbone(empty_cache):
+    clf = SVETextClassifier(n_members=1, max_epochs=1, layers="last:1")
+    for pooling in ("mean", "cls"):
+        clone(clf).set_params(pooling=pooling).fit(TEXTS, LABELS)
+    gc.collect()
+    assert len(skve._backbones._cache) == 1
