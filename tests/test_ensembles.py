@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from skve import _backbones, _ensembles, _layers, _svd
+from skve import _backbones, _ensembles, _image_backbones, _layers, _svd
 from tests.toys import (
     TOYS,
     Tied,
@@ -322,7 +322,7 @@ def test__fit__unusual_batch_normalisation__as_with_a_plain_network(images, norm
 
 
 def test__simplified_batch_normalisation__real_network__equal_to_rounding():
-    backbone = _backbones.load_image_backbone("bundled:efficientnet_lite0")
+    backbone = _image_backbones.load_image_backbone("bundled:efficientnet_lite0")
     inputs = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     network = _layers.Network(backbone)
     network.simplify_batch_norms()
