@@ -22,10 +22,9 @@ COUNT = Interval(numbers.Integral, 1, None, closed="left")
 
 
 class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
-    """Everything of a classifier but its inputs. Subclasses declare the constructor and four hooks."""
+    """Everything of a classifier but its inputs. Subclasses declare the constructor and these hooks."""
 
     classes_: np.ndarray
-    _member_lr: dict[str, float]  # default learning rate of each ensemble
 
     _parameter_constraints: dict = {
         "backbone": "no_validation",
@@ -36,7 +35,7 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         "init_scale": [NOT_NEGATIVE],
         "train_bias": ["boolean"],
         "member_lr": [POSITIVE, None],
-        "head_lr": [POSITIVE],
+        "head_lr": [POSITIVE, None],
         "weight_decay": [NOT_NEGATIVE],
         "head_weight_decay": [NOT_NEGATIVE],
         "max_epochs": [COUNT],
@@ -70,6 +69,10 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
     @abstractmethod
     def _make_pipeline(self, items, backbone, device, *, training):
         """Return what reads, prepares and batches the items for the network; `training` reads them often."""
+
+    @abstractmethod
+    def _default_rates(self):
+        """Return the learning rates (of members, of heads) that None stands for, chosen on validation data."""
 
     # ----------------------------------------------------------------------------------------- fitting
 
@@ -133,9 +136,13 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         return self._fit_or_restore(X, y, sample_weight, start=start, classes=classes)
 
     def _fit_or_restore(self, *args, **kwargs):
+        import torch
+
         before = dict(self.__dict__)
         try:
-            interrupted = self._fit(*args, **kwargs)
+            # Whatever mode the caller is in: tensors of inference mode would stay in the cache.
+            with torch.inference_mode(False), torch.enable_grad():
+                interrupted = self._fit(*args, **kwargs)
         except BaseException:
             self.__dict__.clear()
             self.__dict__.update(before)
@@ -208,12 +215,10 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
     def _settings(self, once, has_validation):
         from ._training import Settings
 
-        member_lr = self.member_lr
-        if member_lr is None:
-            member_lr = self._member_lr[self.ensemble]
+        member_lr, head_lr = self._default_rates()
         return Settings(
-            member_lr=member_lr,
-            head_lr=self.head_lr,
+            member_lr=member_lr if self.member_lr is None else self.member_lr,
+            head_lr=head_lr if self.head_lr is None else self.head_lr,
             weight_decay=self.weight_decay,
             head_weight_decay=self.head_weight_decay,
             max_epochs=1 if once else self.max_epochs,
@@ -276,16 +281,19 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         proba : ndarray of shape (n_members, n_samples, n_classes), float64
             Columns in the order of `classes_`; rows sum to 1.
         """
+        import torch
+
         from ._device import resolve_device
         from ._training import predict_members
 
         check_is_fitted(self)
         items = self._check_inputs(X, reset=False)
         device = resolve_device(self.device)
-        backbone = self._load_backbone(self._state.spec, self.preprocess_).on(device)
-        pipeline = self._make_pipeline(items, backbone, device, training=False)
-        ensemble = self._state.ensemble_on(backbone, pipeline)
-        return predict_members(ensemble, pipeline, self.batch_size, len(self.classes_))
+        with torch.inference_mode(False):  # as in fit
+            backbone = self._load_backbone(self._state.spec, self.preprocess_).on(device)
+            pipeline = self._make_pipeline(items, backbone, device, training=False)
+            ensemble = self._state.ensemble_on(backbone, pipeline)
+            return predict_members(ensemble, pipeline, self.batch_size, len(self.classes_))
 
     def predict_proba(self, X):
         """Predict class probabilities: the mean of the members' probabilities.

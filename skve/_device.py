@@ -2,6 +2,8 @@
 
 import contextlib
 import numbers
+import random
+import threading
 
 import numpy as np
 import torch
@@ -29,6 +31,8 @@ def resolve_device(device):
         ) from error
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={device!r}: this machine has no usable CUDA device; use device='auto'")
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device={device!r}: this machine has {torch.cuda.device_count()} CUDA device(s)")
     if resolved.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"device={device!r}: this machine has no usable MPS device; use device='auto'")
     return resolved
@@ -72,6 +76,27 @@ def autocast(device, dtype):
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=dtype)
+
+
+_global_generators = threading.RLock()
+
+
+@contextlib.contextmanager
+def own_global_generators(seed):
+    """Let foreign code draw from the global generators of torch, NumPy and Python, seeded; put them back afterwards.
+
+    One thread at a time: the generators belong to the process.
+    """
+    with _global_generators, torch.random.fork_rng(devices=[]):
+        of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002
+        try:
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002
+            random.seed(seed)
+            yield
+        finally:
+            np.random.set_state(of_numpy)  # noqa: NPY002
+            random.setstate(of_python)
 
 
 class Seeds:

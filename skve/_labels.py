@@ -14,11 +14,21 @@ def check_labels(y, name):
     if y.dtype.kind == "f" and not np.isfinite(y).all():
         raise ValueError(f"Input {name} contains NaN or infinity; every sample needs a label")
     if y.dtype == object:
-        missing = [i for i, label in enumerate(y) if label is None or label != label]
+        missing = [i for i, label in enumerate(y) if _is_missing(label)]
         if missing:
             raise ValueError(f"{name}[{missing[0]}] is {y[missing[0]]!r}: every sample needs a label")
-    check_classification_targets(y)
+    try:
+        check_classification_targets(y)
+    except TypeError as error:
+        raise ValueError(f"{name} mixes labels that cannot be sorted together: {error}") from error
     return y
+
+
+def _is_missing(label):
+    try:
+        return label is None or bool(label != label)
+    except TypeError:  # pandas.NA, of which nothing can be said
+        return True
 
 
 def encode_labels(y, known, name):
@@ -55,10 +65,10 @@ def stratified_part(codes, fraction, generator):
     total = min(round(len(codes) * fraction) or 1, int(np.maximum(counts - 1, 0).sum()))
     room = np.maximum(counts - 1, 0)
     quota = np.minimum(quota, room)
-    for index in np.argsort(-(wanted - quota), kind="stable").tolist() * 2:  # largest remainders first
-        if quota.sum() >= total:
-            break
-        quota[index] += quota[index] < room[index]
+    order_of_classes = np.argsort(-(wanted - quota), kind="stable")  # largest remainders first
+    while quota.sum() < total:
+        with_room = order_of_classes[(quota < room)[order_of_classes]]
+        quota[with_room[: total - quota.sum()]] += 1
     chosen = np.zeros(len(codes), bool)
     taken = np.zeros(len(counts), int)
     for sample in order:

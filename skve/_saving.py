@@ -11,6 +11,7 @@ import warnings
 import numpy as np
 
 from ._backbones import EmbeddedBackbone
+from ._device import resolve_device
 from ._state import FittedState
 
 FORMAT_VERSION = 1
@@ -166,6 +167,11 @@ def _rebuild(document, tensors, backbone):
             f"the model was fitted on a {described['backbone']['kind']} ({described['backbone']['name']}); "
             f"pass it: skve.load(folder, backbone=...)"
         )
+    try:
+        resolve_device(estimator.get_params()["device"])
+    except ValueError:
+        warnings.warn(f"device={estimator.device!r} of the fit is not on this machine: 'auto' is used", stacklevel=4)
+        estimator.set_params(device="auto")
     estimator._state = FittedState(arrays=tensors["members"], spec=spec, **described)
     labels = document["classes"]
     if len(labels["values"]) != described["n_classes"]:

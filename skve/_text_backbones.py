@@ -18,10 +18,10 @@ from . import _tokens
 from ._backbones import (
     Backbone,
     EmbeddedBackbone,
-    _file_state,
     _module_key,
     bundled_file,
     cached,
+    file_state,
     freeze,
     weights_hash,
 )
@@ -177,10 +177,10 @@ def load_text_backbone(spec, *, head="linear", dtype="float32"):
         return cached(key, lambda: _pretrained(spec, "bundled", bundled_file(spec, BUNDLED)[0].parent, head, dtype))
     path = pathlib.Path(spec)
     if path.suffix == ".gguf":
-        key = (*key, _file_state(path))
+        key = (*key, file_state(path))
         return cached(key, lambda: _pretrained(spec, "file", path.parent, head, dtype, gguf_file=path.name))
     if path.is_dir():
-        key = (*key, tuple(_file_state(file) for file in sorted(path.iterdir())))
+        key = (*key, tuple(file_state(file) for file in sorted(path.iterdir())))
         return cached(key, lambda: _pretrained(spec, "folder", path, head, dtype))
     if path.is_file():
         raise ValueError(f"backbone={spec!r} is a file; wanted the folder that holds config.json and the weights")

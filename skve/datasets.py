@@ -31,7 +31,7 @@ def load_fashion():
     >>> from skve.datasets import load_fashion
     >>> data = load_fashion()
     >>> data.images.shape, data.target[0]
-    ((600, 28, 28), np.str_('Ankle boot'))
+    ((600, 28, 28), np.str_('Dress'))
     """
     folder = importlib.resources.files("skve") / "data" / "fashion"
     with (folder / "fashion.npz").open("rb") as stream, np.load(stream) as file:

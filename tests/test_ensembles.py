@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from skve import _backbones, _ensembles, _layers, _svd
+from skve import _backbones, _ensembles, _image_backbones, _layers, _svd
 from tests.toys import (
     TOYS,
     Tied,
@@ -54,6 +54,7 @@ def test__single__and_first_member_of_deep__same_bits(images):
         assert np.array_equal(value[0], arrays_of(deep)[key][0]), key
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize("toy", TOYS)
 def test__sve__members_together_or_in_turn__equal(images, train_in_chunks, toy):
     settings = {"n_members": 5, "train_bias": True, "max_epochs": 1, "member_lr": 1e-3}
@@ -94,6 +95,7 @@ def make_ensemble(toy, n_members, **options):
     return _ensembles.Ensemble(rule, head, members, traced, 4, training=True, **options)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize("toy", TOYS)
 def test__chunk_logits__several_members__each_as_alone_with_gradients(toy):
     ensemble, inputs = make_ensemble(toy, 3), toy_inputs()
@@ -320,7 +322,7 @@ def test__fit__unusual_batch_normalisation__as_with_a_plain_network(images, norm
 
 
 def test__simplified_batch_normalisation__real_network__equal_to_rounding():
-    backbone = _backbones.load_image_backbone("bundled:efficientnet_lite0")
+    backbone = _image_backbones.load_image_backbone("bundled:efficientnet_lite0")
     inputs = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     network = _layers.Network(backbone)
     network.simplify_batch_norms()

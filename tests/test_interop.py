@@ -14,7 +14,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 import skve
-from skve import _backbones, _svd
+from skve import _backbones, _image_backbones, _svd
 from skve.metrics import get_scorer
 from skve.testing import make_toy_image_backbone
 
@@ -123,7 +123,7 @@ class CountingBackbone:
 
         module = make_toy_image_backbone()
         before = set(_backbones._cache)
-        _backbones.load_image_backbone(module, 8)
+        _image_backbones.load_image_backbone(module, 8)
         if set(_backbones._cache) != before:
             (self.folder / f"{os.getpid()}-{uuid.uuid4().hex}").touch()
         return module

@@ -234,7 +234,7 @@ def test__singular_values__zero_in_folded_form__network_bit_for_bit(toy):
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("tf_efficientnet_lite0", 64), ("vit_tiny_patch16_224", 224), ("resnet18", 64)]
+    ("name", "size"), [("tf_efficientnet_lite0", 64), ("vit_tiny_patch16_224", 224), ("test_resnet", 64)]
 )
 def test__singular_values__zero_on_a_timm_model__network_bit_for_bit(name, size):
     with torch.random.fork_rng():

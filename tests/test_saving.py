@@ -363,3 +363,15 @@ def test__save__labels_that_json_cannot_hold__value_error(images, tmp_path):
 
 def test__format_version__constant__first():
     assert _saving.FORMAT_VERSION == 1
+
+
+def test__load__device_of_the_fit_is_missing__predicts_on_what_there_is(tmp_path, images, monkeypatch):
+    clf = toy_classifier().fit(*images)
+    clf.save(tmp_path)
+    document = json.loads((tmp_path / "skve.json").read_text())
+    document["parameters"]["device"] = "cuda"
+    (tmp_path / "skve.json").write_text(json.dumps(document))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.warns(UserWarning, match="cuda"):
+        loaded = skve.load(tmp_path, backbone=clf.backbone)
+    assert np.array_equal(loaded.predict_proba(images[0]), clf.predict_proba(images[0]))

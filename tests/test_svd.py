@@ -233,6 +233,18 @@ def test__select_sites__last_k_of_a_plain_stack__single_layers():
     assert selected(TinyCNN(), "last:2") == ["pointwise", "dilated"]
 
 
+def test__select_sites__numbered_parts_inside_a_block__block_is_the_whole():
+    def part():
+        return nn.ModuleDict({"dense": nn.Linear(4, 4)})
+
+    def block():
+        return nn.ModuleDict({"parts": nn.Sequential(part(), part()), "out": nn.Linear(4, 4)})
+
+    model = nn.ModuleDict({"layers": nn.ModuleList([block(), block()])})
+    names = ["layers.1.parts.0.dense", "layers.1.parts.1.dense", "layers.1.out"]
+    assert selected(model, "last:1") == names
+
+
 @pytest.mark.parametrize("layers", ["last:0", "last:13", "last:", "last:-1", "last:two", "last:1.0"])
 def test__select_sites__last_k_out_of_range__names_the_number_of_blocks(models, layers):
     with pytest.raises(ValueError, match=r"'last:k' wants a whole number k from 1 to 12"):

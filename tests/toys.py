@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from skve import SVEClassifier, _backbones
+from skve import SVEClassifier, _backbones, _image_backbones
 
 SIDE = 16
 
@@ -160,7 +160,7 @@ def make_backbone(module):
 
 
 def _features(module, images):
-    return _backbones.image_features(module, images)
+    return _image_backbones.image_features(module, images)
 
 
 def toy_inputs(n=4, seed=0, dtype=torch.float32):

@@ -24,7 +24,7 @@ from _common import machine, require_idle
 from torch.utils.flop_counter import FlopCounterMode
 
 import skve
-from skve import _backbones, _svd
+from skve import _image_backbones, _svd
 
 
 def vit():
@@ -100,7 +100,7 @@ def time_predictions(case, rounds, n):
     size, batch = CASES[case]["image_size"], CASES[case]["batch_size"]
     X, y = images(n, size)
     clf = make(case, "sve", max_epochs=1, layers="all").fit(X[:batch], y[:batch])
-    backbone = _backbones.load_image_backbone(CASES[case]["backbone"], size)
+    backbone = _image_backbones.load_image_backbone(CASES[case]["backbone"], size)
     pipeline = clf._make_pipeline(clf._check_inputs(X, reset=False), clf.preprocess_, "cpu", training=False)
 
     def plain():
@@ -116,7 +116,7 @@ def time_predictions(case, rounds, n):
 
 
 def time_decomposition(case):
-    backbone = _backbones.load_image_backbone(CASES[case]["backbone"], CASES[case]["image_size"])
+    backbone = _image_backbones.load_image_backbone(CASES[case]["backbone"], CASES[case]["image_size"])
     sites = _svd.find_sites(backbone.module)[0]
     weights = dict(backbone.module.named_parameters())
     taken = seconds(lambda: [_svd.decompose(weights[site.parameter], site.kind) for site in sites])
@@ -127,7 +127,7 @@ def peak_of_fit(case, kind):
     """Print the memory that a fit takes, in MiB; runs in a process of its own."""
     size, batch = CASES[case]["image_size"], CASES[case]["batch_size"]
     X, y = images(4 * batch, size)
-    backbone = _backbones.load_image_backbone(CASES[case]["backbone"], size)
+    backbone = _image_backbones.load_image_backbone(CASES[case]["backbone"], size)
 
     def memory(field):
         return int(re.search(rf"{field}:\s+(\d+)", pathlib.Path("/proc/self/status").read_text())[1]) / 1024

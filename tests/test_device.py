@@ -1,0 +1,231 @@
+"""Devices, precision, and random streams that nobody else feels."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from skve import _device
+from skve._device import PURPOSES, Seeds, autocast, resolve_device, resolve_training_dtype
+from tests.toys import TinyCNN, TinyTransformer, same_arrays, toy_classifier
+
+CPU = torch.device("cpu")
+
+
+# ------------------------------------------------------------------------------------------------ seeds
+
+
+def stream(generator):
+    return tuple(torch.rand(4, generator=generator, dtype=torch.float64).tolist())
+
+
+def test__seeds__purposes_and_members__all_streams_differ():
+    seeds = Seeds(0)
+    streams = {stream(seeds.generator(purpose, member)) for purpose in PURPOSES for member in range(20)}
+    assert len(streams) == 20 * len(PURPOSES)
+
+
+def test__seeds__neighbouring_seeds__no_stream_in_common():
+    streams = {stream(Seeds(seed).generator(p, m)) for seed in range(20) for p in PURPOSES for m in range(4)}
+    assert len(streams) == 20 * 4 * len(PURPOSES)
+
+
+def test__seeds__same_seed__same_streams_in_any_order():
+    one, other = Seeds(7), Seeds(7)
+    first = [stream(one.generator("member", index)) for index in range(3)]
+    second = [stream(other.generator("member", index)) for index in (2, 1, 0)]
+    assert first == second[::-1]
+
+
+def test__seeds__numpy_integer__as_the_integer():
+    assert stream(Seeds(np.int64(5)).generator("order")) == stream(Seeds(5).generator("order"))
+
+
+def test__seeds__random_state__repeatable_and_moves_on():
+    one, other = np.random.RandomState(3), np.random.RandomState(3)
+    first, second = Seeds(one), Seeds(one)
+    assert stream(first.generator("order")) != stream(second.generator("order"))
+    assert stream(Seeds(other).generator("order")) == stream(first.generator("order"))
+
+
+def test__seeds__none__fresh_each_time_whatever_the_global_state():
+    streams = []
+    for _ in range(2):
+        np.random.seed(0)  # noqa: NPY002 - None must not depend on it
+        torch.manual_seed(0)
+        streams.append(stream(Seeds(None).generator("order")))
+    assert streams[0] != streams[1]
+
+
+@pytest.mark.parametrize("seed", [0, None])
+@pytest.mark.parametrize("ensemble", ["sve", "deep"])
+def test__fit_and_predict__global_generators__untouched(images, global_state, empty_cache, ensemble, seed):
+    random.seed(1)
+    classifier = toy_classifier(
+        TinyCNN(),
+        ensemble=ensemble,
+        random_state=seed,
+        augment="strong",
+        early_stopping=True,
+        validation_fraction=0.3,
+    )
+    before = global_state()
+    classifier.fit(*images)
+    assert global_state() == before
+    classifier.predict(images[0])
+    classifier.partial_fit(*images)
+    assert global_state() == before
+
+
+def test__fit__global_seeds__do_not_matter(images):
+    fits = []
+    for seed in (1, 2):
+        np.random.seed(seed)  # noqa: NPY002 - it must not matter
+        torch.manual_seed(seed)
+        random.seed(seed)
+        fits.append(toy_classifier(augment="light").fit(*images))
+    assert same_arrays(*fits)
+
+
+@pytest.mark.parametrize("seeds", [(0, 1), (None, None)])
+def test__fit__other_seed_or_none__other_members(images, seeds):
+    first, second = (toy_classifier(random_state=seed).fit(*images) for seed in seeds)
+    assert not same_arrays(first, second)
+
+
+def test__fit__random_state_object__repeatable(images):
+    fits = [toy_classifier(random_state=np.random.RandomState(4)).fit(*images) for _ in range(2)]
+    assert same_arrays(*fits)
+
+
+# -------------------------------------------------------------------------------------------- precision
+
+
+@pytest.fixture
+def processor(monkeypatch):
+    """Return a function that sets what the processor says it can do."""
+
+    def can(avx512_bf16=False, amx=False):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16, raising=False)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+
+    return can
+
+
+@pytest.mark.parametrize(
+    ("flags", "linear_share", "dtype"),
+    [
+        ({}, 1.0, torch.float32),
+        ({"avx512_bf16": True}, 1.0, torch.bfloat16),
+        ({"amx": True}, 0.6, torch.bfloat16),
+        ({"amx": True}, 0.5, torch.float32),
+        ({"amx": True, "avx512_bf16": True}, 0.0, torch.float32),
+    ],
+)
+def test__resolve_training_dtype__auto_on_a_cpu__by_processor_and_kind_of_network(
+    processor, flags, linear_share, dtype
+):
+    processor(**flags)
+    assert resolve_training_dtype("auto", CPU, linear_share) == dtype
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test__resolve_training_dtype__asked_for__whatever_the_processor(processor, precision, dtype):
+    for amx in (False, True):
+        processor(amx=amx)
+        assert resolve_training_dtype(precision, CPU, 1.0) == dtype
+
+
+def test__resolve_training_dtype__processor_probes_missing__float32(monkeypatch):
+    for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.delattr(torch.cpu, probe, raising=False)
+    assert resolve_training_dtype("auto", CPU, 1.0) == torch.float32
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [((7, 5), torch.float32), ((8, 0), torch.bfloat16)])
+def test__resolve_training_dtype__auto_on_cuda__by_compute_capability(monkeypatch, capability, dtype):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert resolve_training_dtype("auto", torch.device("cuda"), 0.0) == dtype
+
+
+def test__autocast__bfloat16_and_float32__context_of_the_arithmetic():
+    matrix = torch.ones(2, 2)
+    with autocast(CPU, torch.bfloat16):
+        assert (matrix @ matrix).dtype == torch.bfloat16
+    with autocast(CPU, torch.float32):
+        assert (matrix @ matrix).dtype == torch.float32
+
+
+@pytest.mark.parametrize("toy", [TinyCNN, TinyTransformer])
+def test__fit__bfloat16__close_to_float32_and_stored_in_float32(images, toy):
+    settings = {"max_epochs": 5, "member_lr": 1e-3, "head_lr": 1e-2}
+    single = toy_classifier(toy(), **settings).fit(*images)
+    half = toy_classifier(toy(), precision="bfloat16", **settings).fit(*images)
+    assert not same_arrays(single, half)
+    assert {value.dtype for value in half._state.arrays.values()} == {np.dtype("float32")}
+    np.testing.assert_allclose(half.predict_proba(images[0]), single.predict_proba(images[0]), atol=0.05)
+
+
+def test__predict__after_a_fit_in_bfloat16__in_float32(images):
+    half = toy_classifier(TinyCNN(), precision="bfloat16").fit(*images)
+    before = half.predict_proba(images[0])
+    half.set_params(precision="float32")
+    assert np.array_equal(half.predict_proba(images[0]), before)
+
+
+# ---------------------------------------------------------------------------------------------- devices
+
+
+def no_accelerator(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "expected"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+)
+def test__resolve_device__auto__best_that_is_there(monkeypatch, cuda, mps, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert resolve_device("auto").type == expected
+
+
+@pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])
+def test__resolve_device__cpu__as_given(device):
+    assert resolve_device(device) == CPU
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:3", "mps", torch.device("cuda")])
+def test__resolve_device__accelerator_that_is_not_there__value_error_with_the_remedy(monkeypatch, device):
+    no_accelerator(monkeypatch)
+    with pytest.raises(ValueError, match=r"device=.*: this machine has no usable .* device; use device='auto'"):
+        resolve_device(device)
+
+
+def test__resolve_device__number_beyond_the_last__value_error(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert resolve_device("cuda:0") == torch.device("cuda:0")
+    with pytest.raises(ValueError, match=r"device='cuda:3': this machine has 1 CUDA device"):
+        resolve_device("cuda:3")
+
+
+@pytest.mark.parametrize("device", ["gpu", "tpu9", "", None, 1.5, []])
+def test__resolve_device__no_device_of_torch__value_error_lists_examples(device):
+    with pytest.raises(ValueError, match="is not a torch device; use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'"):
+        resolve_device(device)
+
+
+def test__fit__device_not_there__estimator_as_it_was(images, monkeypatch):
+    no_accelerator(monkeypatch)
+    classifier = toy_classifier(device="cuda")
+    with pytest.raises(ValueError, match="no usable CUDA device"):
+        classifier.fit(*images)
+    assert not hasattr(classifier, "classes_")
+    assert classifier.set_params(device="cpu").fit(*images).predict(images[0]).shape == (24,)
+
+
+def test__purposes__order__fixed():
+    """The streams of a seed hang on it: new purposes come at the end."""
+    assert _device.PURPOSES == ("split", "order", "augment", "member")
