@@ -25,6 +25,7 @@ from ._backbones import (
     freeze,
     weights_hash,
 )
+from ._device import own_global_generators
 
 DEFAULT_LENGTH = 256  # tokens, where `max_length` is None and the backbone takes as many
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -150,7 +151,8 @@ def load_text_backbone(spec, *, head="linear", dtype="float32"):
         If `spec` is something else.
     """
     if not isinstance(spec, str | pathlib.Path | nn.Module | tuple | list) and callable(spec):
-        spec = spec()
+        with own_global_generators(0):  # random weights are the same ones in each call
+            spec = spec()
     key: tuple
     if isinstance(spec, EmbeddedBackbone):
         key = ("embedded text", spec.description["sha256"], head, dtype, spec.preprocess["tokenizer_sha256"])

@@ -42,13 +42,13 @@ class SVETextClassifier(BaseSVEClassifier):
     member_lr : float, default=None
         Learning rate of what members own of the backbone. None: 3e-2 for `"sve"`, 1e-4 for fine-tunes.
     head_lr : float, default=None
-        Learning rate of the heads. None: 1e-3 with `head="linear"`, 1e-5 with `head="lm"`.
+        Learning rate of the heads. None: 3e-3 with `head="linear"`, 1e-5 with `head="lm"`.
     weight_decay : float, default=0.0
         Decoupled weight decay (AdamW) of what members own of the backbone. For `"sve"` it pulls toward the
         pretrained weights, for fine-tunes toward zero.
     head_weight_decay : float, default=0.0
         Decoupled weight decay of the heads.
-    max_epochs : int, default=5
+    max_epochs : int, default=6
         Passes over the training data.
     batch_size : int, default=32
         Samples in a batch, in training and in prediction. Batches hold texts of similar length.
@@ -155,7 +155,7 @@ class SVETextClassifier(BaseSVEClassifier):
         "activation_checkpointing": ["boolean"],
     }
     _member_lr = {"sve": 3e-2, "single": 1e-4, "deep": 1e-4, "head": 1e-4}
-    _head_lr = {"linear": 1e-3, "lm": 1e-5}
+    _head_lr = {"linear": 3e-3, "lm": 1e-5}
 
     def __init__(
         self,
@@ -171,7 +171,7 @@ class SVETextClassifier(BaseSVEClassifier):
         head_lr=None,
         weight_decay=0.0,
         head_weight_decay=0.0,
-        max_epochs=5,
+        max_epochs=6,
         batch_size=32,
         schedule="cosine",
         warmup=0.1,

@@ -282,6 +282,17 @@ def test__callable__returns_a_pair__loaded():
     assert clf.preprocess_["pooling"] == "mean"
 
 
+def test__callable__random_weights__same_in_each_call_and_global_state_kept(global_state):
+    config = make_toy_text_backbone("bert")[0].config
+    before = global_state()
+
+    def build():
+        return transformers.AutoModel.from_config(config), make_toy_tokenizer()
+
+    assert load_text_backbone(build) is load_text_backbone(build)
+    assert global_state() == before
+
+
 def test__views__other_pooling_and_length__share_decompositions():
     backbone = load_text_backbone(make_toy_text_backbone("bert"))
     one, two = (
