@@ -51,6 +51,11 @@ class Backbone:
         self._copies: dict[torch.device, Backbone] = {}
         self._factor_lock = threading.Lock()
 
+    @property
+    def device(self):
+        """Device of the weights; the CPU where there is none."""
+        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+
     def factors(self, site):
         """Return the decomposition of one weight, computed at most once in this process."""
         with self._factor_lock:

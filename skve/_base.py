@@ -14,7 +14,7 @@ from sklearn.utils.validation import (
     check_is_fitted,
 )
 
-from ._labels import check_labels, encode_labels, stratified_part
+from ._labels import check_labels, encode_labels, stratified_part, to_mean_one
 
 POSITIVE = Interval(numbers.Real, 0, None, closed="neither")
 NOT_NEGATIVE = Interval(numbers.Real, 0, None, closed="left")
@@ -88,8 +88,8 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         sample_weight : array-like of shape (n_samples,), default=None
             Weights of the samples in the loss, brought to mean 1. None weighs all alike.
         X_val, y_val : array-like, default=None
-            Validation data. Without it, `early_stopping=True` sets `validation_fraction` of the samples
-            aside, stratified by class.
+            Validation data, whose negative log-likelihood `history_` notes. Without it, `early_stopping=True`
+            sets `validation_fraction` of the samples aside, stratified by class. Class weights do not count there.
 
         Returns
         -------
@@ -108,6 +108,8 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
 
     def partial_fit(self, X, y, classes=None, sample_weight=None):
         """Train for one epoch on the samples given, at a constant learning rate.
+
+        The optimizer starts anew in each call; `history_` and `n_iter_` describe the last one.
 
         Parameters
         ----------
@@ -136,12 +138,12 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         return self._fit_or_restore(X, y, sample_weight, start=start, classes=classes)
 
     def _fit_or_restore(self, *args, **kwargs):
-        import torch
+        from ._device import neutral_modes, resolve_device
 
         before = dict(self.__dict__)
         try:
-            # Whatever mode the caller is in: tensors of inference mode would stay in the cache.
-            with torch.inference_mode(False), torch.enable_grad():
+            self._validate_params()
+            with neutral_modes(resolve_device(self.device)):
                 interrupted = self._fit(*args, **kwargs)
         except BaseException:
             self.__dict__.clear()
@@ -153,9 +155,9 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
 
     def _fit(self, X, y, sample_weight, *, X_val=None, y_val=None, start=None, classes=None):
         from . import _state, _training
+        from ._backbones import EmbeddedBackbone
         from ._device import Seeds, resolve_device
 
-        self._validate_params()
         once = classes is not None
         items = self._check_inputs(X, reset=start is None)
         y = check_labels(y, "y")
@@ -163,16 +165,20 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         known = np.unique(classes) if once else (self.classes_ if start is not None else None)
         classes_, codes = encode_labels(y, known, "y")
         if len(classes_) < 2:
-            raise ValueError(f"y has one class only, {classes_[0]!r}; a classifier needs at least 2 classes")
-        weights = self._weigh(sample_weight, y, codes, classes_)
+            raise ValueError(f"y has one class only, {classes_.tolist()[0]!r}; a classifier needs at least 2 classes")
+        weights = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
         seeds = Seeds(
             self.random_state
             if self.random_state is None or isinstance(self.random_state, numbers.Integral)
-            else check_random_state(self.random_state)
+            else check_random_state(self.random_state),
+            n_epochs=0 if start is None else start.n_epochs,
         )
         parts = self._validation_part(items, codes, weights, X_val, y_val, classes_, seeds, once)
         device = resolve_device(self.device)
-        backbone = self._load_backbone(self.backbone, classes=classes_).on(device)
+        spec = self.backbone
+        if start is not None and isinstance(start.spec, EmbeddedBackbone):
+            spec = start.spec  # a loaded model brought its weights along
+        backbone = self._load_backbone(spec, classes=classes_).on(device)
         checkpointing = getattr(self, "activation_checkpointing", False)
         ensemble, plan = _state.new_ensemble(
             backbone,
@@ -205,7 +211,7 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
             verbose=self.verbose,
             chunk=1 if device.type == "cpu" or checkpointing else len(ensemble.members),
         )
-        self._state = plan.fitted(result.arrays, self.backbone)
+        self._state = plan.fitted(result.arrays, result.n_iter, spec)
         self.classes_ = classes_
         self.preprocess_ = dict(backbone.preprocess)
         self.history_ = result.history
@@ -231,41 +237,45 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
             n_iter_no_change=self.n_iter_no_change,
         )
 
-    def _weigh(self, sample_weight, y, codes, classes):
-        """Return the samples' weights, class weights included, brought to mean 1."""
-        weights = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
-        if self.class_weight is not None:
-            present = np.unique(codes)
-            per_class = np.ones(len(classes))
-            per_class[present] = compute_class_weight(self.class_weight, classes=classes[present], y=classes[codes])
-            weights = weights * per_class[codes]
-        if not weights.sum() > 0:
-            raise ValueError("sample_weight: all weights are zero; at least one sample must count")
-        return weights / weights.mean()
+    def _class_weights(self, codes, classes):
+        """Return the weight that `class_weight` gives each sample."""
+        if self.class_weight is None:
+            return np.ones(len(codes))
+        present = np.unique(codes)
+        per_class = np.ones(len(classes))
+        per_class[present] = compute_class_weight(self.class_weight, classes=classes[present], y=classes[codes])
+        return per_class[codes]
 
     def _validation_part(self, items, codes, weights, X_val, y_val, classes, seeds, once):
-        """Return [training part, validation part or None], each (items, codes, weights)."""
-        train = (items, codes, weights)
+        """Return [training part, validation part or None], each (items, codes, weights of mean 1).
+
+        Class weights change what is learned, not what is measured: they count in the training part only.
+        """
         if (X_val is None) != (y_val is None):
             raise ValueError("X_val and y_val must be given together")
+        held_out = np.zeros(len(codes), bool)
+        valid = None
         if X_val is not None:
-            val_items = self._check_inputs(X_val, reset=False)
+            try:
+                val_items = self._check_inputs(X_val, reset=False)
+            except (ValueError, TypeError) as error:
+                raise type(error)(f"X_val: {error}") from error
             val_y = check_labels(y_val, "y_val")
             check_consistent_length(val_items, val_y)
             val_codes = encode_labels(val_y, classes, "y_val")[1]
-            return [train, (val_items, val_codes, np.ones(len(val_codes)))]
-        if not self.early_stopping or once:
-            return [train, None]
-        held_out = stratified_part(codes, self.validation_fraction, seeds.generator("split"))
-        if not 0 < held_out.sum() < len(codes):
-            raise ValueError(
-                f"validation_fraction={self.validation_fraction} of {len(codes)} samples leaves "
-                f"{held_out.sum()} for validation; give more samples, or X_val and y_val"
-            )
-        return [
-            (items.take(indices), codes[indices], weights[indices])
-            for indices in (np.flatnonzero(~held_out), np.flatnonzero(held_out))
-        ]
+            valid = (val_items, val_codes, np.ones(len(val_codes)))
+        elif self.early_stopping and not once:
+            held_out = stratified_part(codes, self.validation_fraction, seeds.generator("split"))
+            if not 0 < held_out.sum() < len(codes):
+                raise ValueError(
+                    f"validation_fraction={self.validation_fraction} of {len(codes)} samples leaves "
+                    f"{held_out.sum()} for validation; give more samples, or X_val and y_val"
+                )
+            out = np.flatnonzero(held_out)
+            valid = (items.take(out), codes[out], to_mean_one(weights[out], "validation part"))
+        kept = np.flatnonzero(~held_out)
+        train_weights = to_mean_one((weights * self._class_weights(codes, classes))[kept], "training part")
+        return [(items.take(kept) if held_out.any() else items, codes[kept], train_weights), valid]
 
     # -------------------------------------------------------------------------------------- predicting
 
@@ -281,15 +291,13 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         proba : ndarray of shape (n_members, n_samples, n_classes), float64
             Columns in the order of `classes_`; rows sum to 1.
         """
-        import torch
-
-        from ._device import resolve_device
+        from ._device import neutral_modes, resolve_device
         from ._training import predict_members
 
         check_is_fitted(self)
         items = self._check_inputs(X, reset=False)
         device = resolve_device(self.device)
-        with torch.inference_mode(False):  # as in fit
+        with neutral_modes(device):
             backbone = self._load_backbone(self._state.spec, self.preprocess_).on(device)
             pipeline = self._make_pipeline(items, backbone, device, training=False)
             ensemble = self._state.ensemble_on(backbone, pipeline)

@@ -72,9 +72,9 @@ def _cpu_multiplies_bfloat16():
 
 
 def autocast(device, dtype):
-    """Return the context in which the backbone computes in `dtype`."""
+    """Return the context of arithmetic in `dtype`, whatever autocast the caller may have switched on."""
     if dtype == torch.float32:
-        return contextlib.nullcontext()
+        return torch.autocast(device.type, enabled=False)
     return torch.autocast(device.type, dtype=dtype)
 
 
@@ -87,7 +87,8 @@ def own_global_generators(seed):
 
     One thread at a time: the generators belong to the process.
     """
-    with _global_generators, torch.random.fork_rng(devices=[]):
+    cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with _global_generators, torch.random.fork_rng(devices=cuda):
         of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002
         try:
             torch.manual_seed(seed)
@@ -99,6 +100,16 @@ def own_global_generators(seed):
             random.setstate(of_python)
 
 
+@contextlib.contextmanager
+def neutral_modes(device):
+    """Leave the modes of torch that the caller may be in: inference mode, no_grad, autocast.
+
+    Tensors of inference mode would stay in the cache, and autocast would reach into backward passes.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        yield
+
+
 class Seeds:
     """The independent random streams of one fit: one `torch.Generator` per purpose and member.
 
@@ -106,9 +117,12 @@ class Seeds:
     ----------
     random_state : None, int or numpy.random.RandomState
         None takes fresh entropy from the operating system, so that NumPy's global state stays untouched.
+    n_epochs : int, default=0
+        Epochs that were trained before: a fit that goes on must not repeat the orders of the last one.
     """
 
-    def __init__(self, random_state):
+    def __init__(self, random_state, n_epochs=0):
+        self._n_epochs = n_epochs
         if random_state is None:
             self._root = np.random.SeedSequence()
         elif isinstance(random_state, numbers.Integral):
@@ -118,6 +132,6 @@ class Seeds:
 
     def generator(self, purpose, member=0):
         """Return the generator of `purpose` (one of `PURPOSES`) for a member, on the CPU."""
-        key = (PURPOSES.index(purpose), member)
+        key = (PURPOSES.index(purpose), member, *([self._n_epochs] if self._n_epochs else []))
         child = np.random.SeedSequence(self._root.entropy, spawn_key=key)
         return torch.Generator().manual_seed(int(child.generate_state(1, np.uint64)[0] >> 1))

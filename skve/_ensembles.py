@@ -76,7 +76,7 @@ class SingularValues(MemberRule):
         member = {}
         for site in self.sites:
             factors = self.backbone.factors(site)
-            noise = torch.randn(len(factors.sigma), generator=generator)
+            noise = torch.randn(len(factors.sigma), generator=generator, dtype=torch.float32)
             member[RATIOS + site.layer] = (self.init_scale * noise).to(factors.sigma.device)
             if self.train_bias and site.bias:
                 member[BIASES + site.layer] = torch.zeros_like(self._parameters[site.bias], dtype=torch.float32)
@@ -210,9 +210,9 @@ class Head:
         Else the weight is uniform in +-1/sqrt(n_features), as in torch's linear layers, and the bias zero.
         """
         if start is None:
-            bound = self.n_features**-0.5
-            weight = (torch.rand(self.n_classes, self.n_features, generator=generator) * 2 - 1) * bound
-            start = (weight, torch.zeros(self.n_classes))
+            shape = (self.n_classes, self.n_features)
+            uniform = torch.rand(shape, generator=generator, dtype=torch.float32) * 2 - 1
+            start = (uniform * self.n_features**-0.5, torch.zeros(self.n_classes, dtype=torch.float32))
         return {HEAD + name: value.clone().to(device) for name, value in zip(("weight", "bias"), start, strict=True)}
 
     def logits(self, features, member, impossible=None):
@@ -292,7 +292,8 @@ class Ensemble(nn.Module):
         with autocast(self.device, self.dtype):
             features = self.network.features(inputs)
         impossible = inputs.get("impossible") if isinstance(inputs, Mapping) else None
-        return self.head.logits(features, member, impossible)
+        with autocast(self.device, torch.float32):
+            return self.head.logits(features, member, impossible)
 
     def chunk_logits(self, inputs, indices):
         """Return the logits (n_chunk, n_samples, n_classes) of several members in one pass."""

@@ -74,7 +74,7 @@ def load_image_backbone(spec, image_size=None):
     if spec.startswith("bundled:"):
         return cached(("image", spec, image_size), lambda: _load_bundled(spec, image_size))
     path = pathlib.Path(spec.removeprefix("local-dir:"))
-    if spec.startswith("local-dir:") or path.is_dir():
+    if spec.startswith("local-dir:") or (path.is_dir() and not _is_timm_name(spec)):
         if not path.is_dir():
             raise ValueError(f"backbone={spec!r}: there is no folder {path}")
         folder_state = tuple(file_state(f) for f in sorted(path.iterdir()))
@@ -91,6 +91,12 @@ def load_image_backbone(spec, image_size=None):
         state = file_state(file)
         return cached(("image", spec, image_size, state), lambda: _load_file(spec, architecture, file, image_size))
     return cached(("image", spec, image_size), lambda: _load_timm(spec, spec, image_size))
+
+
+def _is_timm_name(spec):
+    import timm
+
+    return spec == "" or timm.is_model(spec.partition(".")[0])
 
 
 def image_features(module, images):
@@ -113,13 +119,16 @@ def image_preprocess(module, image_size=None):
 
     config = timm.data.resolve_data_config({}, model=module)
     size = [int(side) for side in config["input_size"]]
+    grey = next((part.in_channels for part in module.modules() if isinstance(part, nn.Conv2d)), 3) == 1
+    if grey:
+        size[0] = 1
     if image_size is not None:
         size = [size[0], int(image_size), int(image_size)]
     return {
         "input_size": size,
         "interpolation": config["interpolation"],
-        "mean": [float(value) for value in config["mean"]],
-        "std": [float(value) for value in config["std"]],
+        "mean": [float(value) for value in config["mean"]][: size[0]],
+        "std": [float(value) for value in config["std"]][: size[0]],
         "crop_pct": float(config["crop_pct"]),
         "crop_mode": config["crop_mode"],
     }

@@ -3,11 +3,13 @@
 import numbers
 import os
 import pathlib
+import warnings
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+ONE = 1.001  # the largest float pixel of images from 0 to 1: resizing overshoots a little
 WANTED = (
     "paths, PIL images, uint8 or float arrays of shape (n, height, width[, channels]), a list of such images, "
     "a torch tensor of shape (n, channels, height, width), a one-column DataFrame or Series of paths or images, "
@@ -51,7 +53,10 @@ class ImageSequence:
         pixels = np.asarray(item)
         if pixels.dtype.kind == "f":
             _check_range(pixels, self.float_scale, number)
-            pixels = np.rint(pixels * (255 / self.float_scale)).astype(np.uint8)
+            scale = self.float_scale or (1 if pixels.max() <= ONE else 255)
+            pixels = np.rint(np.clip(pixels / scale, 0, 1) * 255).astype(np.uint8)
+        elif pixels.dtype.kind == "b":
+            pixels = pixels * np.uint8(255)
         if pixels.ndim == 3 and pixels.shape[-1] == 1:
             pixels = pixels[..., 0]
         return Image.fromarray(np.ascontiguousarray(pixels, np.uint8)).convert("RGB")
@@ -85,7 +90,7 @@ def _to_rgb(image, where):
         raise ValueError(f"{where} cannot be decoded: {error}") from error
 
 
-def check_images(X, *, image_shape=None, float_scale=None):
+def check_images(X, *, image_shape=None, float_scale=None, learn=True):
     """Turn X of any accepted kind into an `ImageSequence`.
 
     Parameters
@@ -95,7 +100,10 @@ def check_images(X, *, image_shape=None, float_scale=None):
     image_shape : tuple of int or None
         (height, width) or (height, width, channels) of 2-D rows of pixels.
     float_scale : {None, 1, 255}
-        The scale of float pixels that was learned in fit; None learns it: 1 if no pixel exceeds 1.
+        The scale of float pixels that was learned in fit; None if there is none.
+    learn : bool, default=True
+        Whether to learn the scale from X: 1 if no pixel exceeds 1, else 255. Otherwise, without a known scale,
+        each image is judged by itself, so that its prediction does not depend on the others.
 
     Returns
     -------
@@ -119,12 +127,24 @@ def check_images(X, *, image_shape=None, float_scale=None):
             _check_pixels(item, f"X[{index}]")
     if _is_pixels(X):
         _check_pixels(X, "X", batch=True)
-    scale = float_scale
-    if scale is None:
-        largest = [_float_max(X)] if _is_pixels(X) else [_float_max(item) for item in X]
-        known = [value for value in largest if value is not None]
-        scale = (1 if max(known) <= 1 else 255) if known else None
-    return ImageSequence(X, scale)
+    if float_scale is None and not learn:
+        return ImageSequence(X)
+    largest = max([_float_max(X)] if _is_pixels(X) else [_float_max(item) for item in X])
+    if float_scale is None and largest >= 0:
+        float_scale = 1 if largest <= ONE else 255
+        if ONE < largest < 64:
+            warnings.warn(
+                f"the float pixels of X reach only {largest:g} and are taken as 0 to 255: nearly black; "
+                f"bring them to 0 to 1 if that is not meant",
+                UserWarning,
+                stacklevel=4,
+            )
+    elif float_scale == 255 and 0 < largest <= ONE and _has_fractions(X):
+        raise ValueError(
+            f"X has float pixels up to {largest:g} only, but the estimator was fitted on float pixels from 0 to 255; "
+            f"multiply them by 255"
+        )
+    return ImageSequence(X, float_scale)
 
 
 def _is_pixels(X):
@@ -229,7 +249,7 @@ def _check_pixels(item, where, batch=False):
             raise ValueError(
                 f"{where} has float pixels from {item.min():g} to {item.max():g}; wanted 0 to 1 or 0 to 255"
             )
-    elif item.dtype.kind not in "iu" or item.min() < 0 or item.max() > 255:
+    elif item.dtype.kind not in "iub" or item.min() < 0 or item.max() > 255:
         values = f" from {item.min()} to {item.max()}" if item.dtype.kind in "iu" else ""
         raise ValueError(
             f"{where} has pixels of type {item.dtype}{values}; wanted integers from 0 to 255, "
@@ -238,16 +258,21 @@ def _check_pixels(item, where, batch=False):
 
 
 def _float_max(item):
+    """Return the largest float pixel, -1 where there is none."""
     if isinstance(item, str | os.PathLike | Image.Image):
-        return None
+        return -1.0
     item = np.asarray(item)
-    return float(item.max()) if item.dtype.kind == "f" else None
+    return float(item.max()) if item.dtype.kind == "f" else -1.0
+
+
+def _has_fractions(X):
+    arrays = [X] if _is_pixels(X) else [np.asarray(item) for item in X if not isinstance(item, str | Image.Image)]
+    return any(array.dtype.kind == "f" and bool((array != np.rint(array)).any()) for array in arrays)
 
 
 def _check_range(pixels, scale, index):
-    if scale is None or pixels.max() > scale:
-        learned = "no float images" if scale is None else f"float pixels from 0 to {scale}"
+    if scale == 1 and pixels.max() > ONE:
         raise ValueError(
-            f"X[{index}] has float pixels up to {pixels.max():g}, but the estimator was fitted on {learned}; "
-            f"bring all images to one scale, or to uint8"
+            f"X[{index}] has float pixels up to {pixels.max():g}, but the estimator was fitted on float pixels from "
+            f"0 to 1; bring all images to one scale, or to uint8"
         )

@@ -11,7 +11,7 @@ def check_labels(y, name):
     if y is None:
         raise ValueError(f"requires {name} to be passed, but the target {name} is None")
     y = column_or_1d(y, warn=True)
-    if y.dtype.kind == "f" and not np.isfinite(y).all():
+    if (y.dtype.kind == "f" and not np.isfinite(y).all()) or (y.dtype.kind in "mM" and np.isnat(y).any()):
         raise ValueError(f"Input {name} contains NaN or infinity; every sample needs a label")
     if y.dtype == object:
         missing = [i for i, label in enumerate(y) if _is_missing(label)]
@@ -76,3 +76,16 @@ def stratified_part(codes, fraction, generator):
             taken[codes[sample]] += 1
             chosen[sample] = True
     return chosen
+
+
+def to_mean_one(weights, part):
+    """Scale weights to mean 1.
+
+    Raises
+    ------
+    ValueError
+        If they are all zero; the message names the part of the samples.
+    """
+    if not weights.sum() > 0:
+        raise ValueError(f"sample_weight: all weights of the {part} are zero; at least one sample must count")
+    return weights / weights.mean()

@@ -29,6 +29,7 @@ def save(estimator, folder, *, include_backbone):
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = estimator._state
+    include_backbone = include_backbone or isinstance(state.spec, EmbeddedBackbone)  # it has no other place
     files = {"members": _write_named(folder, "members", to_bytes(_contiguous(state.arrays)))}
     if include_backbone:
         if state.backbone["architecture"] is None:

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 # A module of such a name or class embeds the input, pools, or is a language-model head: never adapted.
-_NEVER = re.compile(r"embed|pooler|attn_pool|attention_pool|lm_head|^vocab_|^wte$|^wpe$", re.IGNORECASE)
-_NEVER_CLASS = re.compile(r"Embed|(Prediction|LM)Head$")
+_EMBED = re.compile(r"embed", re.IGNORECASE)
+_NEVER = re.compile(r"pooler|attn_pool|attention_pool|lm_head|^vocab_|^wte$|^wpe$", re.IGNORECASE)
+_NEVER_CLASS = re.compile(r"(Prediction|LM)Head$")
 _ATTENTION = re.compile(r"attn|attention|qkv", re.IGNORECASE)
 _MLP = re.compile(r"mlp|ffn|feed_?forward|intermediate|densereludense", re.IGNORECASE)
 
@@ -163,10 +164,14 @@ def _ancestors(name):
 
 
 def _is_never_adapted(name, modules):
-    return any(
-        _NEVER.search(path.rsplit(".", 1)[-1]) or _NEVER_CLASS.search(type(modules[path]).__name__)
-        for path in _ancestors(name)
-    )
+    """Say whether a layer embeds, pools or predicts words; a whole network may be named an embedder, though."""
+    for path in _ancestors(name):
+        own, kind = path.rsplit(".", 1)[-1], type(modules[path]).__name__
+        if _NEVER.search(own) or _NEVER_CLASS.search(kind):
+            return True
+        if (_EMBED.search(own) or _EMBED.search(kind)) and _count_weights(modules[path]) <= 2:
+            return True
+    return False
 
 
 def _matches(name, modules, pattern):

@@ -13,7 +13,7 @@ from skorch.callbacks import Callback, EarlyStopping, LRScheduler
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 
-from ._ensembles import BATCHES_PER_INSTALLATION, HEAD, RATIOS
+from ._ensembles import BATCHES_PER_INSTALLATION, HEAD, RATIOS, WEIGHTS, is_trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,10 +156,7 @@ class Net(NeuralNet):
             total += loss.item()
             start += len(indices)
         if not math.isfinite(total):
-            raise ValueError(
-                f"training diverged: the loss became {total} in epoch {len(self.history)}; lower "
-                f"member_lr={self.settings.member_lr} or head_lr={self.settings.head_lr}, or set grad_clip"
-            )
+            raise _diverged(f"the loss became {total} in epoch {len(self.history)}", self.settings)
         self._clip()
         return {"loss": torch.tensor(total / len(ensemble.members)), "y_pred": None}
 
@@ -181,8 +178,10 @@ class Net(NeuralNet):
             for key, norm in norms.items():
                 if key.startswith(RATIOS):
                     self.gradient_norms.setdefault(key, []).append(norm)
+            total = torch.linalg.vector_norm(torch.stack(list(norms.values())))
+            if not bool(torch.isfinite(total)):
+                raise _diverged(f"a gradient became {float(total)}", self.settings)
             if self.settings.grad_clip is not None:
-                total = torch.linalg.vector_norm(torch.stack(list(norms.values())))
                 torch.nn.utils.clip_grads_with_norm_(member.parameters(), self.settings.grad_clip, total)
 
     def validation_step(self, batch, **fit_params):
@@ -193,7 +192,7 @@ class Net(NeuralNet):
             log_proba = torch.log_softmax(self.module_(inputs).double(), -1)
             pooled = torch.logsumexp(log_proba, 0) - math.log(len(log_proba))
             losses = F.nll_loss(pooled, targets, reduction="none") * weights
-        return {"loss": losses.sum() / weights.sum().clamp_min(1e-12), "y_pred": None}
+        return {"loss": losses.mean(), "y_pred": None}  # skorch weighs batches by their samples
 
     def notify(self, method_name, **kwargs):
         try:
@@ -202,6 +201,13 @@ class Net(NeuralNet):
             if method_name == "on_epoch_end":  # how skorch's callbacks end a training early
                 raise _StopEarlyError from stop
             raise
+
+
+def _diverged(what, settings):
+    return ValueError(
+        f"training diverged: {what}; lower member_lr={settings.member_lr} or head_lr={settings.head_lr}, "
+        f"or set grad_clip"
+    )
 
 
 class _StopEarlyError(Exception):
@@ -250,16 +256,17 @@ def _stacked_ratios(ensemble):
 
 
 def _check_gradients(ensemble):
-    """Raise if a layer's ratios got no gradient in the first step: such a layer was bypassed in silence."""
-    member = ensemble.member(0)
-    dead = [
-        key.removeprefix(RATIOS) for key, tensor in member.items() if key.startswith(RATIOS) and tensor.grad is None
-    ]
+    """Raise if the first step gave a layer's ratios, or all weights of a fine-tune, no gradient."""
+    without = [key for key, tensor in ensemble.member(0).items() if tensor.grad is None and is_trained(key)]
+    dead = [key.removeprefix(RATIOS) for key in without if key.startswith(RATIOS)]
     if dead:
         raise ValueError(
             f"no gradient reached the singular values of {', '.join(dead)}: the backbone computes these layers "
             f"in a way that skve does not see; leave them out with layers="
         )
+    weights = [key for key in ensemble.keys if key.startswith(WEIGHTS) and is_trained(key)]
+    if weights and set(weights) <= set(without):
+        raise ValueError("no gradient reached the backbone's weights: its forward detaches its output")
 
 
 class _Progress(Callback):
@@ -336,7 +343,11 @@ def train(ensemble, train_batches, valid_batches, settings, *, callbacks=None, v
             if progress:
                 progress.close()
         net.notify("on_train_end", X=train_batches, y=valid_batches)
-    return Result(ensemble.arrays(), history.to_dict(), len(history.rows["epoch"]), interrupted)
+    arrays = ensemble.arrays()
+    for key, value in arrays.items():
+        if not np.isfinite(np.exp(value) if key.startswith(RATIOS) else value).all():
+            raise _diverged(f"{key} is not finite after the last step", settings)
+    return Result(arrays, history.to_dict(), len(history.rows["epoch"]), interrupted)
 
 
 def predict_members(ensemble, pipeline, batch_size, n_classes, n_batches=BATCHES_PER_INSTALLATION):

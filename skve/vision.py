@@ -205,7 +205,7 @@ class SVEClassifier(BaseSVEClassifier):
 
     def _check_inputs(self, X, *, reset):
         known = None if reset else self._float_scale
-        images = _inputs.check_images(X, image_shape=self.image_shape, float_scale=known)
+        images = _inputs.check_images(X, image_shape=self.image_shape, float_scale=known, learn=reset)
         if reset:
             self._float_scale = images.float_scale
         return images
@@ -261,8 +261,9 @@ class ImagePipeline:
             crop_pct=preprocess["crop_pct"],
             crop_mode=preprocess["crop_mode"],
         )
-        self._mean = torch.tensor(preprocess["mean"], device=device).reshape(1, -1, 1, 1)
-        self._std = torch.tensor(preprocess["std"], device=device).reshape(1, -1, 1, 1)
+        self._mean = torch.tensor(preprocess["mean"], dtype=torch.float32, device=device).reshape(1, -1, 1, 1)
+        self._std = torch.tensor(preprocess["std"], dtype=torch.float32, device=device).reshape(1, -1, 1, 1)
+        self._grey = shape[0] == 1
         self._kept: dict[int, torch.Tensor] = {}
         self._keep = keep and len(images) * int(np.prod(shape)) <= _KEPT_BYTES
 
@@ -286,7 +287,8 @@ class ImagePipeline:
     def _read(self, index):
         pixels = self._kept.get(index)
         if pixels is None:
-            pixels = self._resize(self.images[index])
+            image = self.images[index]
+            pixels = self._resize(image.convert("L") if self._grey else image)
             if self._keep:
                 self._kept[index] = pixels
         return pixels
@@ -328,13 +330,13 @@ def augment(images, kind, generator):
     n = len(images)
 
     def uniform(low, high):
-        return (low + (high - low) * torch.rand(n, generator=generator)).to(images.device)
+        return (low + (high - low) * torch.rand(n, generator=generator, dtype=torch.float32)).to(images.device)
 
     strong = kind == "strong"
-    zoom = uniform(0.6, 1.0) if strong else torch.ones(n, device=images.device)
+    zoom = uniform(0.6, 1.0) if strong else torch.ones(n, dtype=torch.float32, device=images.device)
     reach = (1 - zoom) + (0.0 if strong else 0.12)  # in half widths: up to 6 % of the side
     flip = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
-    theta = torch.zeros(n, 2, 3, device=images.device)
+    theta = torch.zeros(n, 2, 3, dtype=torch.float32, device=images.device)
     theta[:, 0, 0], theta[:, 1, 1] = zoom * flip, zoom
     theta[:, 0, 2], theta[:, 1, 2] = uniform(-1, 1) * reach, uniform(-1, 1) * reach
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)

@@ -101,7 +101,7 @@ def time_predictions(case, rounds, n):
     X, y = images(n, size)
     clf = make(case, "sve", max_epochs=1, layers="all").fit(X[:batch], y[:batch])
     backbone = _image_backbones.load_image_backbone(CASES[case]["backbone"], size)
-    pipeline = clf._make_pipeline(clf._check_inputs(X, reset=False), clf.preprocess_, "cpu", training=False)
+    pipeline = clf._make_pipeline(clf._check_inputs(X, reset=False), backbone, "cpu", training=False)
 
     def plain():
         with torch.no_grad():
