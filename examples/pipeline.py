@@ -47,7 +47,7 @@ def main():
         ece = expected_calibration_error(data.target_test, proba, labels=model.classes_)
         print(f"  {name:25} {nll:.3f}  {ece:.3f}")
 
-    # The uncertainty of the members, through the calibration and the pipeline.
+    # The uncertainty of the members, seen through the calibration and the pipeline; the temperature is not applied.
     uncertainty = skve.predict_uncertainty(calibrated, data.images_ood)
     total, epistemic = uncertainty.total.mean(), uncertainty.epistemic.mean()
     print(f"\ndigits: {total:.2f} nats of uncertainty, {epistemic:.2f} of them epistemic")

@@ -1,6 +1,7 @@
 """The scikit-learn shell that image and text classifiers share: parameters, fit, predict, tags."""
 
 import numbers
+import sys
 from abc import ABCMeta, abstractmethod
 
 import numpy as np
@@ -178,6 +179,8 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         spec = self.backbone
         if start is not None and isinstance(start.spec, EmbeddedBackbone):
             spec = start.spec  # a loaded model brought its weights along
+        if self.verbose:
+            print("skve: loading and decomposing the backbone", file=sys.stderr)
         backbone = self._load_backbone(spec, classes=classes_).on(device)
         checkpointing = getattr(self, "activation_checkpointing", False)
         ensemble, plan = _state.new_ensemble(

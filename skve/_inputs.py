@@ -121,8 +121,12 @@ def check_images(X, *, image_shape=None, float_scale=None, learn=True):
         raise ValueError("X is empty: 0 sample(s) while a minimum of 1 is required")
     for index, item in enumerate(X if not _is_pixels(X) else ()):
         if isinstance(item, str | os.PathLike):
-            if not pathlib.Path(item).is_file():
-                raise ValueError(f"X[{index}] = {str(item)!r}: there is no such file")
+            path = pathlib.Path(item)
+            if path.is_dir():
+                raise ValueError(f"X[{index}] = {str(item)!r} is a folder; pass the files in it")
+            if not path.is_file():
+                hint = "; '~' is not expanded" if str(item).startswith("~") else ""
+                raise ValueError(f"X[{index}] = {str(item)!r}: there is no such file{hint}")
         elif not isinstance(item, Image.Image):
             _check_pixels(item, f"X[{index}]")
     if _is_pixels(X):
@@ -155,6 +159,8 @@ def _unwrap(X, image_shape):
     """Reduce containers to a numeric array (n, height, width[, channels]) or a list of single images."""
     kind = type(X).__name__
     if isinstance(X, str | bytes | os.PathLike | Image.Image):
+        if isinstance(X, str | os.PathLike) and pathlib.Path(X).is_dir():
+            raise TypeError(f"X is the folder {str(X)!r}; wanted a list of its files, as sorted(Path(X).glob('*/*'))")
         raise TypeError(f"X is one {kind}; wanted a list of images, as in [X]")
     if _is_torch_dataset(X):
         raise TypeError(
@@ -238,7 +244,12 @@ def _check_pixels(item, where, batch=False):
             f"{where} has shape {item.shape}; wanted {'(n, ' if batch else '('}height, width[, channels]){hint}"
         )
     if len(shape) == 3 and shape[-1] not in (1, 3, 4):
-        raise ValueError(f"{where} has {shape[-1]} channels (shape {item.shape}); wanted 1, 3 or 4 as last axis")
+        hint = ""
+        if shape[0] in (1, 3, 4):
+            hint = "; it looks channels-first: turn it by np.moveaxis(X, -3, -1), or pass a tensor"
+        raise ValueError(
+            f"{where} has {shape[-1]} channels (shape {item.shape}); wanted 1, 3 or 4 as last axis{hint}"
+        )
     if 0 in shape:
         raise ValueError(f"{where} has shape {item.shape}: there is no pixel in it")
     if item.dtype.kind == "f":

@@ -41,7 +41,7 @@ def encode_labels(y, known, name):
         return found, codes
     unknown = np.setdiff1d(found, known)
     if len(unknown):
-        raise ValueError(f"{name} has labels that are not among the classes {known!r}: {unknown!r}")
+        raise ValueError(f"{name} has labels that are not among the classes {known.tolist()}: {unknown.tolist()}")
     return known, np.searchsorted(known, found)[codes]
 
 

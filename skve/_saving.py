@@ -27,6 +27,8 @@ def save(estimator, folder, *, include_backbone):
     from safetensors.numpy import save as to_bytes
 
     folder = pathlib.Path(folder)
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file; a model is saved as a folder")
     folder.mkdir(parents=True, exist_ok=True)
     state = estimator._state
     include_backbone = include_backbone or isinstance(state.spec, EmbeddedBackbone)  # it has no other place
@@ -48,7 +50,8 @@ def save(estimator, folder, *, include_backbone):
     if include_backbone and "backbone" in left_out:
         left_out.remove("backbone")
     if left_out:
-        warnings.warn(f"not saved, since they are no plain values: {left_out}", UserWarning, stacklevel=3)
+        hint = "; pass the module to skve.load(folder, backbone=module)" if "backbone" in left_out else ""
+        warnings.warn(f"not saved, since they are no plain values: {left_out}{hint}", UserWarning, stacklevel=3)
     document = {
         "format_version": FORMAT_VERSION,
         "class": type(estimator).__name__,
@@ -156,6 +159,12 @@ def _rebuild(document, tensors, backbone):
     estimator = classes[document["class"]](**parameters)
     if backbone is not None:
         estimator.set_params(backbone=backbone)
+        found = estimator._load_backbone(backbone, document["preprocess"]).description["sha256"]
+        if found != document["state"]["backbone"]["sha256"]:
+            raise ValueError(
+                f"backbone={type(backbone).__name__}: its weights are not those that the model was fitted on "
+                f"(SHA-256 {found[:12]}..., wanted {document['state']['backbone']['sha256'][:12]}...)"
+            )
     described = dict(document["state"])
     described["layers"] = tuple(described["layers"])
     described["shareable"] = tuple(described["shareable"])

@@ -263,7 +263,10 @@ def select_sites(model, sites, layers):
             raise ValueError(f"layers={layers!r} is not a valid regular expression: {error}") from error
         chosen = [site for site in sites if pattern.search(site.layer)]
     if not chosen:
-        raise ValueError(f"layers={layers!r} matches no layer of this backbone; {_candidates(names)}")
+        raise ValueError(
+            f"layers={layers!r} matches no layer of this backbone; wanted 'all', 'attention', 'mlp', 'last:k', "
+            f"a regular expression or a list of names; {_candidates(names)}"
+        )
     return chosen
 
 

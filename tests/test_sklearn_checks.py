@@ -14,7 +14,7 @@ QUICK = {"n_members": 2, "max_epochs": 15, "head_lr": 5e-2, "device": "cpu", "ra
 
 
 @parametrize_with_checks(
-    [ToyClassifier(**QUICK), ToyClassifier(ensemble="deep", member_lr=1e-2, **QUICK)],
+    [ToyClassifier(**QUICK), ToyClassifier(ensemble="deep", member_lr=2e-3, **QUICK)],
     expected_failed_checks=lambda estimator: EXPECTED_FAILURES,
     xfail_strict=True,
 )
