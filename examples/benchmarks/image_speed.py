@@ -11,6 +11,7 @@ Memory is the peak of a fresh process during the fit, minus what it held after t
 """
 
 import argparse
+import math
 import pathlib
 import re
 import statistics
@@ -70,8 +71,17 @@ def ratio(times, name, reference):
     return statistics.median(a / b for a, b in zip(times[name], times[reference], strict=True))
 
 
+def convolution_backward(
+    grad_out, inputs, weight, bias, stride, padding, dilation, transposed, pad, groups, mask, **_
+):
+    """Count the backward of a convolution; torch's own count takes grouped ones for full."""
+    return 2 * math.prod(grad_out) * math.prod(weight[1:]) * (mask[0] + mask[1])
+
+
 def flops(function):
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(
+        display=False, custom_mapping={torch.ops.aten.convolution_backward: convolution_backward}
+    ) as counter:
         function()
     return counter.get_total_flops()
 
@@ -88,11 +98,18 @@ def time_fits(case, rounds, n_batches, epochs, precision):
         trained = {"ensemble_params": {"train_batch_norm": True}, **common}
         sides["deep, trained batch statistics"] = lambda: make(case, "deep", **trained).fit(X, y)
     medians, times = in_turn(sides, rounds)
-    one = {**common, "max_epochs": 1}
-    counted = {e: flops(lambda e=e: make(case, e, **one).fit(X[:batch], y[:batch])) for e in ("sve", "deep")}
     for name in sides:
         per_step = medians[name] / (n_batches * epochs)
         print(f"{case}, {precision}, {name}: {per_step:.3f} s a step, {ratio(times, name, 'deep'):.3f} of deep")
+    print_floor(case, precision)
+
+
+def print_floor(case, precision):
+    """Print the multiply-adds of one training step of SVE, relative to the deep ensemble's."""
+    size, batch = CASES[case]["image_size"], CASES[case]["batch_size"]
+    X, y = images(batch, size)
+    one = {"max_epochs": 1, "precision": precision, "augment": None}
+    counted = {e: flops(lambda e=e: make(case, e, **one).fit(X[:batch], y[:batch])) for e in ("sve", "deep")}
     print(f"{case}: floor (multiply-adds of a step, sve / deep): {counted['sve'] / counted['deep']:.3f}")
 
 
@@ -163,8 +180,7 @@ def compare_memory(case, threads):
     peaks = {}
     for kind in ("plain", "single", "sve"):
         command = [sys.executable, __file__, "--memory", case, kind, "--threads", str(threads), "--force"]
-        runs = [float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(3)]
-        peaks[kind] = statistics.median(runs)
+        peaks[kind] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     print(
         f"{case}: peak memory of a fit: sve {peaks['sve']:.0f} MiB, one full fine-tune {peaks['single']:.0f} MiB "
         f"(plain torch loop {peaks['plain']:.0f} MiB): {peaks['sve'] / peaks['single']:.2f} of it "
@@ -185,6 +201,7 @@ if __name__ == "__main__":
         peak_of_fit(*arguments.memory)
         sys.exit()
     require_idle(arguments.force)
+    sys.stdout.reconfigure(line_buffering=True)
     print(machine())
     efficientnet, transformer = CASES
     for case in CASES:
