@@ -8,14 +8,13 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.validation import (
     _check_sample_weight,
     check_consistent_length,
     check_is_fitted,
 )
 
-from ._labels import check_labels, encode_labels, stratified_part, to_mean_one
+from ._labels import check_labels, class_weights, encode_labels, stratified_part, to_mean_one
 
 POSITIVE = Interval(numbers.Real, 0, None, closed="neither")
 NOT_NEGATIVE = Interval(numbers.Real, 0, None, closed="left")
@@ -103,6 +102,15 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
             If a parameter or an input is not as described. The estimator stays as it was.
         KeyboardInterrupt
             On Ctrl-C; the last complete epoch is the fitted state then.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from skve.testing import ToyClassifier
+        >>> X, y = load_iris(return_X_y=True)
+        >>> clf = ToyClassifier(n_members=2, random_state=0)
+        >>> clf.fit(X, y, X_val=X, y_val=y).n_iter_
+        10
         """
         start = self._state if self.warm_start and hasattr(self, "_state") else None
         return self._fit_or_restore(X, y, sample_weight, X_val=X_val, y_val=y_val, start=start)
@@ -128,6 +136,15 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         ------
         ValueError
             If `classes` is missing in the first call, differs from an earlier one, or lacks a label of `y`.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from skve.testing import ToyClassifier
+        >>> X, y = load_iris(return_X_y=True)
+        >>> clf = ToyClassifier(n_members=2, random_state=0)
+        >>> clf.partial_fit(X[::2], y[::2], classes=[0, 1, 2]).partial_fit(X[1::2], y[1::2]).n_iter_
+        1
         """
         start = getattr(self, "_state", None)
         if start is None and classes is None:
@@ -240,15 +257,6 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
             n_iter_no_change=self.n_iter_no_change,
         )
 
-    def _class_weights(self, codes, classes):
-        """Return the weight that `class_weight` gives each sample."""
-        if self.class_weight is None:
-            return np.ones(len(codes))
-        present = np.unique(codes)
-        per_class = np.ones(len(classes))
-        per_class[present] = compute_class_weight(self.class_weight, classes=classes[present], y=classes[codes])
-        return per_class[codes]
-
     def _validation_part(self, items, codes, weights, X_val, y_val, classes, seeds, once):
         """Return [training part, validation part or None], each (items, codes, weights of mean 1).
 
@@ -277,8 +285,9 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
             out = np.flatnonzero(held_out)
             valid = (items.take(out), codes[out], to_mean_one(weights[out], "validation part"))
         kept = np.flatnonzero(~held_out)
-        train_weights = to_mean_one((weights * self._class_weights(codes, classes))[kept], "training part")
-        return [(items.take(kept) if held_out.any() else items, codes[kept], train_weights), valid]
+        weights = (weights * class_weights(self.class_weight, codes, classes))[kept]
+        train_items = items.take(kept) if held_out.any() else items
+        return [(train_items, codes[kept], to_mean_one(weights, "training part")), valid]
 
     # -------------------------------------------------------------------------------------- predicting
 
@@ -293,6 +302,22 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         -------
         proba : ndarray of shape (n_members, n_samples, n_classes), float64
             Columns in the order of `classes_`; rows sum to 1.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            Before fit.
+        ValueError, TypeError
+            If X is not as in fit, or the backbone's weights have changed since.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from skve.testing import ToyClassifier
+        >>> X, y = load_iris(return_X_y=True)
+        >>> clf = ToyClassifier(n_members=2, random_state=0).fit(X, y)
+        >>> clf.predict_proba_members(X[:5]).shape
+        (2, 5, 3)
         """
         from ._device import neutral_modes, resolve_device
         from ._training import predict_members
@@ -317,6 +342,13 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         -------
         proba : ndarray of shape (n_samples, n_classes), float64
             Columns in the order of `classes_`; rows sum to 1.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            Before fit.
+        ValueError, TypeError
+            If X is not as in fit, or the backbone's weights have changed since.
         """
         return np.ascontiguousarray(self.predict_proba_members(X).mean(axis=0))
 
@@ -345,6 +377,15 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         -------
         uncertainty : skve.uncertainty.Uncertainty
             Arrays of shape (n_samples,): `total` = `aleatoric` + `epistemic`, and others; `to_frame()`.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from skve.testing import ToyClassifier
+        >>> X, y = load_iris(return_X_y=True)
+        >>> clf = ToyClassifier(n_members=2, random_state=0).fit(X, y)
+        >>> clf.predict_uncertainty(X[:5]).total.shape
+        (5,)
         """
         from .uncertainty import Uncertainty
 
@@ -398,6 +439,10 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         ------
         sklearn.exceptions.NotFittedError
             Before fit.
+
+        Examples
+        --------
+        See `skve.load`.
         """
         from . import _saving
 

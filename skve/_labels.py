@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d
 
@@ -89,3 +90,13 @@ def to_mean_one(weights, part):
     if not weights.sum() > 0:
         raise ValueError(f"sample_weight: all weights of the {part} are zero; at least one sample must count")
     return weights / weights.mean()
+
+
+def class_weights(class_weight, codes, classes):
+    """Return the weight that `class_weight` (None, a dict or "balanced") gives each sample."""
+    if class_weight is None:
+        return np.ones(len(codes))
+    present = np.unique(codes)
+    per_class = np.ones(len(classes))
+    per_class[present] = compute_class_weight(class_weight, classes=classes[present], y=classes[codes])
+    return per_class[codes]

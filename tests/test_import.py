@@ -75,6 +75,8 @@ def test__version__and_package_metadata__agree():
 def test__docstrings__examples__run_and_show_what_they_say(name):
     module = importlib.import_module(name)
     modules = [module]
+    if name == "skve.vision":
+        modules.append(importlib.import_module("skve._base"))  # the methods that it inherits
     if hasattr(module, "__path__") and name != "skve":
         modules += [
             importlib.import_module(f"{name}.{found.name}") for found in pkgutil.iter_modules(module.__path__)

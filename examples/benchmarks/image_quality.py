@@ -7,6 +7,7 @@ Backbone: EfficientNet-Lite0 with ImageNet weights at 128 pixels. Data: Oxford 1
 
     python examples/benchmarks/image_quality.py tune  --data-dir DATA --csv docs/data/image_tuning.csv
     python examples/benchmarks/image_quality.py table --data-dir DATA --csv docs/data/image_quality.csv
+    python examples/benchmarks/image_quality.py epochs --data-dir DATA --csv docs/data/image_epochs.csv --epochs 5 10
     python examples/benchmarks/image_quality.py show  --csv docs/data/image_quality.csv
 
 With 12 classes the other five are near out-of-distribution images.
@@ -114,6 +115,25 @@ def table(arguments):
         print(out.rows[-1], flush=True)
 
 
+def epochs(arguments):
+    """Compare SVE and one fine-tune after several numbers of epochs: 30 images a class, judged on 10 others."""
+    images, y, names = load_jpegs(f"{arguments.data_dir}/flowers17_160px.npz", "train")
+    classes = np.random.default_rng(0).permutation(len(names))[:12]
+    train, valid = choose(y, 30, 0, classes)
+    out = Table(arguments.csv, ("method", "epochs"))
+    for n_epochs, method in itertools.product(arguments.epochs, ("single", "sve")):
+        if {"method": method, "epochs": n_epochs} in out:
+            continue
+        clf = classifier(method, 0, n_epochs, **CHOSEN[method])
+        clf.fit([images[i] for i in train], names[y[train]])
+        members, truth = clf.predict_proba_members([images[i] for i in valid]), names[y[valid]]
+        each = [log_loss(truth, proba, labels=clf.classes_) for proba in members]
+        row = {"training_loss": clf.history_["loss"][-1], "nll_of_a_member": float(np.mean(each))}
+        row["nll"] = log_loss(truth, members.mean(0), labels=clf.classes_)
+        out.add({"method": method, "epochs": n_epochs, **row})
+        print(out.rows[-1], flush=True)
+
+
 def quality(members, truth, classes):
     """Return the measures of members' probabilities on test images and on images of no known class."""
     proba = members["in"].mean(0)
@@ -155,7 +175,7 @@ def show(arguments):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["tune", "table", "show"])
+    parser.add_argument("stage", choices=["tune", "table", "epochs", "show"])
     parser.add_argument("--data-dir")
     parser.add_argument("--csv", required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -165,4 +185,4 @@ if __name__ == "__main__":
     parser.add_argument("--threads", type=int, default=2)
     parsed = parser.parse_args()
     torch.set_num_threads(parsed.threads)
-    {"tune": tune, "table": table, "show": show}[parsed.stage](parsed)
+    {"tune": tune, "table": table, "epochs": epochs, "show": show}[parsed.stage](parsed)
