@@ -283,7 +283,9 @@ def test__training__no_validation_and_no_layers__one_curve_one_panel():
 
 def test__training__one_epoch__drawn():
     history = {"epoch": [1], "loss": [1.0], "valid_nll": [0.9], "ratio_spread": {"a": [0.1]}}
-    plots.TrainingDisplay.from_history(history).figure_.canvas.draw()
+    display = plots.TrainingDisplay.from_history(history)
+    display.figure_.canvas.draw()
+    assert any(len(line.get_xdata()) == 1 for ax in display.figure_.axes for line in ax.get_lines())
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,8 @@ def test__hold_out__class_with_one_sample__no_error():
     X, y = make_classification(random_state=0)
     y = y.copy()
     y[0] = 7
-    SelectiveClassifier(GaussianNB(), coverage=0.8, random_state=0).fit(X, y)
+    clf = SelectiveClassifier(GaussianNB(), coverage=0.8, random_state=0).fit(X, y)
+    assert 7 in clf.classes_
 
 
 # Accuracy
