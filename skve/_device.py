@@ -75,7 +75,9 @@ def autocast(device, dtype):
     """Return the context of arithmetic in `dtype`, whatever autocast the caller may have switched on."""
     if dtype == torch.float32:
         return torch.autocast(device.type, enabled=False)
-    return torch.autocast(device.type, dtype=dtype)
+    # Without the cache: it is emptied when the outermost autocast ends, and that outlives the steps of a fit, which
+    # would go on with the weights of the first one.
+    return torch.autocast(device.type, dtype=dtype, cache_enabled=False)
 
 
 _global_generators = threading.RLock()

@@ -8,7 +8,7 @@ import torch
 
 from skve import _device
 from skve._device import PURPOSES, Seeds, autocast, resolve_device, resolve_training_dtype
-from tests.toys import TinyCNN, TinyTransformer, same_arrays, toy_classifier
+from tests.toys import TinyCNN, TinyTransformer, pooled_nll, same_arrays, toy_classifier
 
 CPU = torch.device("cpu")
 
@@ -165,6 +165,17 @@ def test__fit__bfloat16__close_to_float32_and_stored_in_float32(images, toy):
     assert not same_arrays(single, half)
     assert {value.dtype for value in half._state.arrays.values()} == {np.dtype("float32")}
     np.testing.assert_allclose(half.predict_proba(images[0]), single.predict_proba(images[0]), atol=0.05)
+
+
+@pytest.mark.parametrize(("ensemble", "member_lr"), [("sve", 0.3), ("single", 3e-2), ("deep", 3e-2)])
+def test__fit__bfloat16_over_many_steps__loss_falls_as_in_float32(images, ensemble, member_lr):
+    # Casts of the first step's weights, cached, once went through all steps of a fine-tune.
+    rates = {"member_lr": member_lr, "max_epochs": 8, "schedule": "constant", "warmup": 0.0}
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        classifier = toy_classifier(TinyTransformer(), ensemble=ensemble, precision=precision, **rates).fit(*images)
+        losses.append([classifier.history_["loss"][-1], pooled_nll(classifier, *images)])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.05)
 
 
 def test__predict__after_a_fit_in_bfloat16__in_float32(images):
