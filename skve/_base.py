@@ -1,30 +1,24 @@
-"""The scikit-learn shell that image and text classifiers share: parameters, fit, predict, tags."""
+"""The scikit-learn shell that image and text classifiers share: parameters and fit."""
 
 import numbers
 import sys
-from abc import ABCMeta, abstractmethod
+from abc import abstractmethod
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import (
-    _check_sample_weight,
-    check_consistent_length,
-    check_is_fitted,
-)
+from sklearn.utils.validation import _check_sample_weight, check_consistent_length
 
 from ._labels import check_labels, class_weights, encode_labels, stratified_part, to_mean_one
+from ._predictor import EnsemblePredictor
 
 POSITIVE = Interval(numbers.Real, 0, None, closed="neither")
 NOT_NEGATIVE = Interval(numbers.Real, 0, None, closed="left")
 COUNT = Interval(numbers.Integral, 1, None, closed="left")
 
 
-class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
-    """Everything of a classifier but its inputs. Subclasses declare the constructor and these hooks."""
-
-    classes_: np.ndarray
+class BaseSVEClassifier(EnsemblePredictor):
+    """Everything of a classifier but its inputs. Subclasses declare the constructor and the hooks."""
 
     _parameter_constraints: dict = {
         "backbone": "no_validation",
@@ -48,6 +42,7 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         "validation_fraction": [Interval(numbers.Real, 0, 1, closed="neither")],
         "early_stopping": ["boolean"],
         "n_iter_no_change": [COUNT],
+        "calibrate": [StrOptions({"temperature"}), None],
         "precision": [StrOptions({"auto", "float32", "bfloat16"})],
         "device": "no_validation",
         "warm_start": ["boolean"],
@@ -55,20 +50,6 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         "verbose": ["verbose"],
         "callbacks": [list, tuple, None],
     }
-
-    # ------------------------------------------------------------------------------------------- hooks
-
-    @abstractmethod
-    def _check_inputs(self, X, *, reset):
-        """Return X as a sequence with `len` and `take(indices)`; `reset` in fit, where attributes are learned."""
-
-    @abstractmethod
-    def _load_backbone(self, spec, preprocess=None, classes=None):
-        """Return the `Backbone` of a specification, for `classes` in fit, with the fitted preprocessing later."""
-
-    @abstractmethod
-    def _make_pipeline(self, items, backbone, device, *, training):
-        """Return what reads, prepares and batches the items for the network; `training` reads them often."""
 
     @abstractmethod
     def _default_rates(self):
@@ -88,8 +69,9 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         sample_weight : array-like of shape (n_samples,), default=None
             Weights of the samples in the loss, brought to mean 1. None weighs all alike.
         X_val, y_val : array-like, default=None
-            Validation data, whose negative log-likelihood `history_` notes. Without it, `early_stopping=True`
-            sets `validation_fraction` of the samples aside, stratified by class. Class weights do not count there.
+            Validation data, whose negative log-likelihood `history_` notes. Without it, `early_stopping` and
+            `calibrate` set `validation_fraction` of the samples aside, stratified by class. Class weights do not
+            count there.
 
         Returns
         -------
@@ -135,7 +117,8 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         Raises
         ------
         ValueError
-            If `classes` is missing in the first call, differs from an earlier one, or lacks a label of `y`.
+            If `classes` is missing in the first call, differs from an earlier one, or lacks a label of `y`; if
+            `calibrate` is set, since there is no validation data.
 
         Examples
         --------
@@ -147,6 +130,11 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         1
         """
         start = getattr(self, "_state", None)
+        if self.calibrate is not None:
+            raise ValueError(
+                f"calibrate={self.calibrate!r}: partial_fit has no validation data; set calibrate=None and calibrate "
+                f"in the end with CalibratedClassifierCV(FrozenEstimator(classifier), method='temperature')"
+            )
         if start is None and classes is None:
             raise ValueError("classes must be passed on the first call to partial_fit")
         if start is not None:
@@ -175,6 +163,7 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         from . import _state, _training
         from ._backbones import EmbeddedBackbone
         from ._device import Seeds, resolve_device
+        from ._temperature import fit_temperature
 
         once = classes is not None
         items = self._check_inputs(X, reset=start is None)
@@ -236,6 +225,10 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         self.preprocess_ = dict(backbone.preprocess)
         self.history_ = result.history
         self.n_iter_ = result.n_iter
+        self.temperature_ = 1.0
+        if self.calibrate is not None:
+            items, codes, weights = parts[1]
+            self.temperature_ = fit_temperature(self._predict_members(items).mean(axis=0), codes, weights)
         return result.interrupted
 
     def _settings(self, once, has_validation):
@@ -275,7 +268,7 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
             check_consistent_length(val_items, val_y)
             val_codes = encode_labels(val_y, classes, "y_val")[1]
             valid = (val_items, val_codes, np.ones(len(val_codes)))
-        elif self.early_stopping and not once:
+        elif (self.early_stopping or self.calibrate is not None) and not once:
             held_out = stratified_part(codes, self.validation_fraction, seeds.generator("split"))
             if not 0 < held_out.sum() < len(codes):
                 raise ValueError(
@@ -288,163 +281,3 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         weights = (weights * class_weights(self.class_weight, codes, classes))[kept]
         train_items = items.take(kept) if held_out.any() else items
         return [(train_items, codes[kept], to_mean_one(weights, "training part")), valid]
-
-    # -------------------------------------------------------------------------------------- predicting
-
-    def predict_proba_members(self, X):
-        """Predict each member's class probabilities.
-
-        Parameters
-        ----------
-        X : array-like of length n_samples
-
-        Returns
-        -------
-        proba : ndarray of shape (n_members, n_samples, n_classes), float64
-            Columns in the order of `classes_`; rows sum to 1.
-
-        Raises
-        ------
-        sklearn.exceptions.NotFittedError
-            Before fit.
-        ValueError, TypeError
-            If X is not as in fit, or the backbone's weights have changed since.
-
-        Examples
-        --------
-        >>> from sklearn.datasets import load_iris
-        >>> from skve.testing import ToyClassifier
-        >>> X, y = load_iris(return_X_y=True)
-        >>> clf = ToyClassifier(n_members=2, random_state=0).fit(X, y)
-        >>> clf.predict_proba_members(X[:5]).shape
-        (2, 5, 3)
-        """
-        from ._device import neutral_modes, resolve_device
-        from ._training import predict_members
-
-        check_is_fitted(self)
-        items = self._check_inputs(X, reset=False)
-        device = resolve_device(self.device)
-        with neutral_modes(device):
-            backbone = self._load_backbone(self._state.spec, self.preprocess_).on(device)
-            pipeline = self._make_pipeline(items, backbone, device, training=False)
-            ensemble = self._state.ensemble_on(backbone, pipeline)
-            return predict_members(ensemble, pipeline, self.batch_size, len(self.classes_))
-
-    def predict_proba(self, X):
-        """Predict class probabilities: the mean of the members' probabilities.
-
-        Parameters
-        ----------
-        X : array-like of length n_samples
-
-        Returns
-        -------
-        proba : ndarray of shape (n_samples, n_classes), float64
-            Columns in the order of `classes_`; rows sum to 1.
-
-        Raises
-        ------
-        sklearn.exceptions.NotFittedError
-            Before fit.
-        ValueError, TypeError
-            If X is not as in fit, or the backbone's weights have changed since.
-        """
-        return np.ascontiguousarray(self.predict_proba_members(X).mean(axis=0))
-
-    def predict(self, X):
-        """Predict class labels.
-
-        Parameters
-        ----------
-        X : array-like of length n_samples
-
-        Returns
-        -------
-        labels : ndarray of shape (n_samples,)
-        """
-        proba = self.predict_proba(X)
-        return self.classes_[proba.argmax(axis=1)]
-
-    def predict_uncertainty(self, X):
-        """Predict how uncertain the ensemble is, in nats, split by where the uncertainty comes from.
-
-        Parameters
-        ----------
-        X : array-like of length n_samples
-
-        Returns
-        -------
-        uncertainty : skve.uncertainty.Uncertainty
-            Arrays of shape (n_samples,): `total` = `aleatoric` + `epistemic`, and others; `to_frame()`.
-
-        Examples
-        --------
-        >>> from sklearn.datasets import load_iris
-        >>> from skve.testing import ToyClassifier
-        >>> X, y = load_iris(return_X_y=True)
-        >>> clf = ToyClassifier(n_members=2, random_state=0).fit(X, y)
-        >>> clf.predict_uncertainty(X[:5]).total.shape
-        (5,)
-        """
-        from .uncertainty import Uncertainty
-
-        return Uncertainty.from_members(self.predict_proba_members(X))
-
-    def score_samples(self, X):
-        """Return minus the total uncertainty of each sample: higher is surer, as scikit-learn's outlier scores.
-
-        Parameters
-        ----------
-        X : array-like of length n_samples
-
-        Returns
-        -------
-        scores : ndarray of shape (n_samples,), float64
-            In nats, at most 0.
-        """
-        return -self.predict_uncertainty(X).total
-
-    # ------------------------------------------------------------------------------------ fitted state
-
-    def __sklearn_is_fitted__(self):
-        return hasattr(self, "_state")
-
-    @property
-    def ratios_(self):
-        """Ratios of the singular values to their pretrained ones: dict of layer to (n_members, r), float32."""
-        return self._fitted("ratios_").ratios()
-
-    @property
-    def n_member_parameters_(self):
-        """Number of parameters that one member owns."""
-        return self._fitted("n_member_parameters_").n_member_parameters()
-
-    def _fitted(self, name):
-        if not hasattr(self, "_state"):
-            raise AttributeError(f"{type(self).__name__} has no attribute {name!r} before fit")
-        return self._state
-
-    def save(self, folder, *, include_backbone=False):
-        """Save the fitted estimator as a folder of safetensors and JSON; nothing in it is a pickle.
-
-        Parameters
-        ----------
-        folder : str or path
-            Created if need be; an older model in it is replaced.
-        include_backbone : bool, default=False
-            Embed the backbone's weights, so that loading needs neither a network nor the original.
-
-        Raises
-        ------
-        sklearn.exceptions.NotFittedError
-            Before fit.
-
-        Examples
-        --------
-        See `skve.load`.
-        """
-        from . import _saving
-
-        check_is_fitted(self)
-        _saving.save(self, folder, include_backbone=include_backbone)

@@ -62,6 +62,7 @@ def save(estimator, folder, *, include_backbone):
         "preprocess": estimator.preprocess_,
         "history": estimator.history_,
         "n_iter": estimator.n_iter_,
+        "temperature": estimator.temperature_,
         "fitted": {
             name: value
             for name, value in vars(estimator).items()
@@ -192,6 +193,9 @@ def _rebuild(document, tensors, backbone):
     estimator.preprocess_ = document["preprocess"]
     estimator.history_ = document["history"]
     estimator.n_iter_ = document["n_iter"]
+    estimator.temperature_ = document["temperature"]
+    if not (isinstance(estimator.temperature_, float) and 0 < estimator.temperature_ < float("inf")):
+        raise ValueError(f"skve.json is damaged: its temperature is {estimator.temperature_!r}")
     vars(estimator).update(document["fitted"])
     return estimator
 

@@ -63,12 +63,16 @@ class SVETextClassifier(BaseSVEClassifier):
     class_weight : dict or "balanced", default=None
         Weights of the classes in the loss, as elsewhere in scikit-learn.
     validation_fraction : float, default=0.1
-        Share of the samples that `early_stopping` sets aside, stratified by class.
+        Share of the samples that `early_stopping` and `calibrate` set aside, stratified by class.
     early_stopping : bool, default=False
         Whether to stop when the negative log-likelihood of the mean prediction on the validation part has not
         improved for `n_iter_no_change` epochs, and to restore the best state.
     n_iter_no_change : int, default=5
         See `early_stopping`.
+    calibrate : {"temperature"}, default=None
+        `"temperature"` divides the logarithms of the mean prediction by one number, fitted on the validation part:
+        the one given to `fit`, or else `validation_fraction` of the samples. `predict_proba` is calibrated then;
+        members and their uncertainty stay as they are.
     max_length : int, default=None
         Tokens of a text, special tokens included; longer ones are cut with a warning. None takes 256, or what
         the backbone has positions for if that is less.
@@ -116,6 +120,8 @@ class SVETextClassifier(BaseSVEClassifier):
         without validation data); `"ratio_spread"` and `"gradient_norm"` hold such a list for each layer.
     n_iter_ : int
         Epochs trained.
+    temperature_ : float
+        Over 1 where `calibrate` found predictions too sure, 1 without it.
     ratios_ : dict of str to ndarray of shape (n_members, r)
         Ratios of the singular values to the pretrained ones, for each adapted layer.
     n_member_parameters_ : int
@@ -181,6 +187,7 @@ class SVETextClassifier(BaseSVEClassifier):
         validation_fraction=0.1,
         early_stopping=False,
         n_iter_no_change=5,
+        calibrate=None,
         max_length=None,
         truncation_side="right",
         pooling="auto",
@@ -217,6 +224,7 @@ class SVETextClassifier(BaseSVEClassifier):
         self.validation_fraction = validation_fraction
         self.early_stopping = early_stopping
         self.n_iter_no_change = n_iter_no_change
+        self.calibrate = calibrate
         self.max_length = max_length
         self.truncation_side = truncation_side
         self.pooling = pooling

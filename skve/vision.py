@@ -66,12 +66,16 @@ class SVEClassifier(BaseSVEClassifier):
     class_weight : dict or "balanced", default=None
         Weights of the classes in the loss, as elsewhere in scikit-learn.
     validation_fraction : float, default=0.1
-        Share of the samples that `early_stopping` sets aside, stratified by class.
+        Share of the samples that `early_stopping` and `calibrate` set aside, stratified by class.
     early_stopping : bool, default=False
         Whether to stop when the negative log-likelihood of the mean prediction on the validation part has not
         improved for `n_iter_no_change` epochs, and to restore the best state.
     n_iter_no_change : int, default=5
         See `early_stopping`.
+    calibrate : {"temperature"}, default=None
+        `"temperature"` divides the logarithms of the mean prediction by one number, fitted on the validation part:
+        the one given to `fit`, or else `validation_fraction` of the samples. `predict_proba` is calibrated then;
+        members and their uncertainty stay as they are.
     image_size : int, default=None
         Side of the network's square input in pixels. None takes the backbone's.
     image_shape : tuple of int, default=None
@@ -103,6 +107,8 @@ class SVEClassifier(BaseSVEClassifier):
         without validation data); `"ratio_spread"` and `"gradient_norm"` hold such a list for each layer.
     n_iter_ : int
         Epochs trained.
+    temperature_ : float
+        Over 1 where `calibrate` found predictions too sure, 1 without it.
     ratios_ : dict of str to ndarray of shape (n_members, r)
         Ratios of the singular values to the pretrained ones, for each adapted layer.
     n_member_parameters_ : int
@@ -162,6 +168,7 @@ class SVEClassifier(BaseSVEClassifier):
         validation_fraction=0.1,
         early_stopping=False,
         n_iter_no_change=5,
+        calibrate=None,
         image_size=None,
         image_shape=None,
         augment="light",
@@ -193,6 +200,7 @@ class SVEClassifier(BaseSVEClassifier):
         self.validation_fraction = validation_fraction
         self.early_stopping = early_stopping
         self.n_iter_no_change = n_iter_no_change
+        self.calibrate = calibrate
         self.image_size = image_size
         self.image_shape = image_shape
         self.augment = augment
