@@ -42,6 +42,30 @@ def load_jpegs(path, split):
     return images, data[f"y_{split}"], data["classes"]
 
 
+def keep_predictions(folder, data, method, seed, members, truth, classes):
+    """Write members' probabilities, for tables that need more than one figure of a fit.
+
+    Parameters
+    ----------
+    folder : path or None
+        None keeps nothing.
+    data, method : str
+    seed : int
+    members : dict of str to ndarray of shape (n_members, n_samples, n_classes)
+        Of "valid", "test" and groups of no known class.
+    truth : dict of str to ndarray of shape (n_samples,)
+        Labels of "valid" and "test".
+    classes : ndarray of shape (n_classes,)
+    """
+    if folder is None:
+        return
+    path = pathlib.Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    arrays = {f"members_{name}": proba for name, proba in members.items()}
+    arrays |= {f"y_{name}": labels.astype(str) for name, labels in truth.items()}
+    np.savez_compressed(path / f"{data}_{method}_{seed}.npz", classes=classes.astype(str), **arrays)
+
+
 class Table:
     """Rows of a CSV file that survive a kill: finished cells are read back and skipped.
 

@@ -22,7 +22,7 @@ import time
 
 import numpy as np
 import torch
-from _common import Table, load_jpegs
+from _common import Table, keep_predictions, load_jpegs
 from sklearn.metrics import accuracy_score, log_loss
 
 import skve
@@ -97,7 +97,7 @@ def table(arguments):
             continue
         # The classes that are left out differ between seeds.
         classes = np.random.default_rng(seed).permutation(len(names))[:classes_in]
-        train, _ = choose(y, per_class, seed, classes)
+        train, rest = choose(y, per_class, seed, classes)
         inside = np.isin(test_y, classes)
         start = time.perf_counter()
         clf = classifier(method, seed, arguments.epochs[0], **CHOSEN[method])
@@ -108,6 +108,13 @@ def table(arguments):
             groups["near"] = [test_images[i] for i in np.flatnonzero(~inside)]
         members = {name: clf.predict_proba_members(group) for name, group in groups.items()}
         truth = names[test_y[inside]]
+        if arguments.predictions is not None:
+            valid = rest[choose(y[rest], 10, seed, classes)[0]]
+            kept = {"test": members["in"], "valid": clf.predict_proba_members([images[i] for i in valid])}
+            kept |= {name: proba for name, proba in members.items() if name != "in"}
+            labels = {"test": truth, "valid": names[y[valid]]}
+            data = f"flowers {per_class} of {classes_in}"
+            keep_predictions(arguments.predictions, data, method, seed, kept, labels, clf.classes_)
         if method == "deep":  # its first member is the single fine-tune, bit for bit: see the tests
             first = {name: proba[:1] for name, proba in members.items()}
             out.add({**cell, "method": "single", **quality(first, truth, clf.classes_), "seconds": float("nan")})
@@ -182,6 +189,7 @@ if __name__ == "__main__":
     parser.add_argument("--per-class", type=int, nargs="+", default=[10, 40])
     parser.add_argument("--classes-in", type=int, nargs="+", default=[12, 17])
     parser.add_argument("--epochs", type=int, nargs="+", default=[5])
+    parser.add_argument("--predictions", help="folder to keep members' probabilities in, for decisions.py")
     parser.add_argument("--threads", type=int, default=2)
     parsed = parser.parse_args()
     torch.set_num_threads(parsed.threads)

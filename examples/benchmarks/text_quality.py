@@ -23,11 +23,11 @@ import time
 
 import numpy as np
 import torch
-from _common import Table
-from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
+from _common import Table, keep_predictions
+from sklearn.metrics import accuracy_score, log_loss
 
 from skve import SVETextClassifier
-from skve.metrics import expected_calibration_error
+from skve.metrics import expected_calibration_error, ood_auroc
 from skve.uncertainty import Uncertainty
 
 RATES = ("member_lr", "head_lr", "max_epochs")
@@ -57,14 +57,14 @@ TRIALS = {
         *((None, lr, epochs) for lr, epochs in itertools.product((5e-3, 1e-2, 3e-2), (12, 30))),
     ],
 }
-# Name -> (ensemble, members, whose setting it takes)
-METHODS = {
-    "SVE 4": ("sve", 4, "sve"),
-    "SVE 8": ("sve", 8, "sve"),
-    "head 4": ("head", 4, "head"),
-    "single": ("single", 1, "single"),
-    "deep 4": ("deep", 4, "single"),
+# Ensemble -> (members, whose setting it takes, rows of the table by how many of its members they count). The first
+# members of a fit are those of a fit with fewer, and the first of "deep" is the single fine-tune, bit for bit.
+FITS = {
+    "sve": (8, "sve", {"SVE 4": 4, "SVE 8": 8}),
+    "head": (4, "head", {"head 4": 4}),
+    "deep": (4, "single", {"single": 1, "deep 4": 4}),
 }
+METHODS = [row for _, _, rows in FITS.values() for row in rows]
 
 
 def read(path):
@@ -73,7 +73,7 @@ def read(path):
 
 
 def load(dataset, data_dir, seed):
-    """Return the parts "train", "validation" and "test" as (texts, labels), and the out-of-scope texts."""
+    """Return the parts "train", "valid" and "test" as (texts, labels), and the out-of-scope texts."""
     rng = np.random.default_rng(seed)
     rows = read(f"{data_dir}/{'clinc150_full' if dataset == 'clinc' else 'sst2'}.jsonl.gz")
     labels = sorted({str(row["label"]) for row in rows if row["split"] == "train"})
@@ -87,35 +87,28 @@ def load(dataset, data_dir, seed):
     validation = [rest[i] for i in rng.permutation(len(rest))[:500]]
     test = [row for row in rows if row["split"] == "test" and str(row["label"]) in labels]
     test = [test[i] for i in np.random.default_rng(0).permutation(len(test))[:1000]]  # the same for all seeds
-    parts = {"train": train, "validation": validation, "test": test}
+    parts = {"train": train, "valid": validation, "test": test}
     parts = {
         name: ([r["text"] for r in part], np.array([str(r["label"]) for r in part])) for name, part in parts.items()
     }
     return parts, [row["text"] for row in rows if row["split"] == "oos_test"]
 
 
-def evaluate(clf, parts, part, out_of_scope=()):
-    """Fit on the training part and return the measures on another one."""
-    start = time.perf_counter()
-    clf.fit(*parts["train"])
-    seconds = time.perf_counter() - start
-    X, y = parts[part]
-    members = clf.predict_proba_members(X)
+def quality(classes, y, members, out_of_scope=None):
+    """Return the measures of members' probabilities on samples and, if given, on texts out of scope."""
     proba = members.mean(0)
     row = {
-        "accuracy": accuracy_score(y, clf.classes_[proba.argmax(1)]),
-        "nll": log_loss(y, proba, labels=clf.classes_),
-        "ece": expected_calibration_error(y, proba, labels=clf.classes_),
+        "accuracy": accuracy_score(y, classes[proba.argmax(1)]),
+        "nll": log_loss(y, proba, labels=classes),
+        "ece": expected_calibration_error(y, proba, labels=classes),
         "auroc_total": "",
         "auroc_epistemic": "",
-        "seconds": seconds,
     }
-    if len(out_of_scope):
-        inside, outside = Uncertainty.from_members(members), clf.predict_uncertainty(out_of_scope)
-        is_outside = np.repeat([0, 1], [len(y), len(out_of_scope)])
-        for kind in ("total", "epistemic"):
-            scores = np.concatenate([getattr(inside, kind), getattr(outside, kind)])
-            row[f"auroc_{kind}"] = roc_auc_score(is_outside, scores)
+    if out_of_scope is not None:
+        inside, outside = Uncertainty.from_members(members), Uncertainty.from_members(out_of_scope)
+        row["auroc_total"] = ood_auroc(inside.total, outside.total)
+        if len(members) > 1:
+            row["auroc_epistemic"] = ood_auroc(inside.epistemic, outside.epistemic)
     return row
 
 
@@ -130,7 +123,11 @@ def tune(arguments):
                 continue
             n_members = {"sve": 2, "single": 1, "head": 4}[method]
             clf = SVETextClassifier(ensemble=method, n_members=n_members, random_state=100, **setting)
-            table.add({**cell, **evaluate(clf, parts, "validation")})
+            start = time.perf_counter()
+            clf.fit(*parts["train"])
+            seconds = time.perf_counter() - start
+            X, y = parts["valid"]
+            table.add({**cell, **quality(clf.classes_, y, clf.predict_proba_members(X)), "seconds": seconds})
             print(table.rows[-1], flush=True)
 
 
@@ -149,16 +146,25 @@ def chosen(tuning, dataset, method):
 
 def table(arguments):
     out = Table(arguments.csv, ("dataset", "method", "seed"))
-    for seed, dataset, method in itertools.product(arguments.seeds, arguments.datasets, METHODS):
-        cell = {"dataset": dataset, "method": method, "seed": seed}
-        if cell in out:
+    for seed, dataset, ensemble in itertools.product(arguments.seeds, arguments.datasets, FITS):
+        n_members, tuned, methods = FITS[ensemble]
+        cells = {name: {"dataset": dataset, "method": name, "seed": seed} for name in methods}
+        if all(cell in out for cell in cells.values()):
             continue
         parts, out_of_scope = load(dataset, arguments.data_dir, seed)
-        ensemble, n_members, tuned = METHODS[method]
         setting = chosen(arguments.tuning, dataset, tuned)
         clf = SVETextClassifier(ensemble=ensemble, n_members=n_members, random_state=seed, **setting)
-        out.add({**cell, **setting, **evaluate(clf, parts, "test", out_of_scope)})
-        print(out.rows[-1], flush=True)
+        start = time.perf_counter()
+        clf.fit(*parts["train"])
+        seconds = time.perf_counter() - start
+        members = {name: clf.predict_proba_members(parts[name][0]) for name in ("valid", "test")}
+        members["near"] = clf.predict_proba_members(out_of_scope)
+        truth = {name: parts[name][1] for name in ("valid", "test")}
+        keep_predictions(arguments.predictions, dataset, ensemble, seed, members, truth, clf.classes_)
+        for name, count in methods.items():
+            measured = quality(clf.classes_, truth["test"], members["test"][:count], members["near"][:count])
+            out.add({**cells[name], **setting, **measured, "seconds_of_fit": seconds})
+            print(out.rows[-1], flush=True)
 
 
 def show(arguments):
@@ -178,7 +184,7 @@ def show(arguments):
 
 
 def _spread(values, scale, digits):
-    if "" in values:
+    if "" in values:  # no epistemic uncertainty without several members
         return ""
     values = np.array(values, float) * scale
     deviation = values.std(ddof=1) if len(values) > 1 else 0.0
@@ -193,6 +199,7 @@ if __name__ == "__main__":
     parser.add_argument("--tuning", default="docs/data/text_tuning.csv")
     parser.add_argument("--datasets", nargs="+", choices=["clinc", "sst2"], default=["clinc", "sst2"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--predictions", help="folder to keep members' probabilities in, for decisions.py")
     parser.add_argument("--threads", type=int, default=2)
     parsed = parser.parse_args()
     torch.set_num_threads(parsed.threads)
