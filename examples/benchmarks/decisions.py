@@ -105,14 +105,12 @@ def main(arguments):
                 log_loss, truth, proba[row], proba["SVE"], labels=classes, n_resamples=2000, random_state=0
             )
             mean = {name: np.mean([values[name] for values in measured]) for name in measured[0]}
-            print(
-                f"| {row} | {100 * mean['accuracy']:.1f} | {mean['nll']:.3f} | {difference.estimate:+.3f} "
-                f"({difference.low:+.3f} to {difference.high:+.3f}) | {100 * mean['ece']:.1f} "
-                f"| {100 * mean['aurc']:.2f} | {mean['near_total']:.3f} | {mean['far_total']:.3f} "
-                f"| {mean['near_fpr95']:.3f} | {mean['far_fpr95']:.3f} | {np.mean([run[2] for run in runs]):.2f} |".replace(
-                    "nan", ""
-                )
-            )
+            shown = [row, f"{100 * mean['accuracy']:.1f}", f"{mean['nll']:.3f}"]
+            shown += [f"{difference.estimate:+.3f} ({difference.low:+.3f} to {difference.high:+.3f})"]
+            shown += [f"{100 * mean['ece']:.1f}", f"{100 * mean['aurc']:.2f}"]
+            for name in ("near_total", "far_total", "near_fpr95", "far_fpr95"):
+                shown.append("" if np.isnan(mean[name]) else f"{mean[name]:.3f}")
+            print("| " + " | ".join([*shown, f"{np.mean([run[2] for run in runs]):.2f}"]) + " |")
 
 
 if __name__ == "__main__":
