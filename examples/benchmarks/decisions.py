@@ -1,4 +1,4 @@
-"""Calibration, selective prediction and out-of-distribution detection, with and without temperature scaling.
+r"""Calibration, selective prediction and out-of-distribution detection, with and without temperature scaling.
 
 Reads the members' probabilities that the tables of quality keep:
 
