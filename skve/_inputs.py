@@ -186,6 +186,8 @@ def _unwrap(X, image_shape):
             X = np.asarray(X)
     if not isinstance(X, np.ndarray | list):
         raise TypeError(f"X is a {kind}; wanted {WANTED}")
+    if isinstance(X, np.ndarray) and X.dtype == object and X.ndim in (3, 4):
+        X = np.array(X.tolist())  # what NumPy makes of equally large images in np.array(images, dtype=object)
     if isinstance(X, np.ndarray) and X.dtype.kind in "OUST":
         if X.ndim == 2 and X.shape[1] == 1:
             X = X[:, 0]

@@ -56,6 +56,10 @@ COLOUR_KINDS = {
     "tuple of arrays": lambda: tuple(COLOUR),
     "nested lists": lambda: COLOUR.tolist(),
     "array of objects": lambda: object_array(list(COLOUR)),
+    "array of objects that NumPy took apart": lambda: np.array(
+        [Image.fromarray(image) for image in COLOUR], dtype=object
+    ),
+    "array of floats as objects": lambda: (COLOUR / 255).astype(object),
     "PIL images": lambda: [Image.fromarray(image) for image in COLOUR],
     "tensor": lambda: TENSOR,
     "float tensor": lambda: TENSOR.float() / 255,
@@ -81,6 +85,7 @@ def test__check_images__colour_images_of_any_kind__same_pixels(kind):
 GREY_KINDS = {
     "array": lambda: GREY,
     "array with a channel": lambda: GREY[..., None],
+    "array of objects that NumPy took apart": lambda: np.array(list(GREY), dtype=object),
     "list of arrays": lambda: list(GREY),
     "PIL images": lambda: [Image.fromarray(image) for image in GREY],
     "tensor": lambda: torch.from_numpy(GREY)[:, None],
@@ -198,6 +203,8 @@ VALUE_ERRORS = {
     "negative integers": (GREY.astype(int) - 5, "pixels of type int64 from -5"),
     "complex": (GREY * 1j, "pixels of type complex128"),
     "two columns": (pd.DataFrame({"a": ["x.png"], "b": ["y.png"]}), "X has 2 columns; wanted one column"),
+    "paths in three axes": (np.full((1, 1, 3), "a.png", object), r"shape \(1, 1, 3\); wanted one column"),
+    "missing pixels as objects": (np.full((3, 8, 10), None), r"shape \(3, 8, 10\); wanted one column"),
     "two columns of strings": (np.array([["a.png", "b.png"]]), r"shape \(1, 2\); wanted one column"),
     "no such file": (["no_such_file.png"], r"X\[0\] = 'no_such_file.png': there is no such file"),
     "16-bit PIL image": ([Image.fromarray(GREY[0].astype(np.uint16) * 99)], r"X\[0\] has more than 8 bits"),
