@@ -6,7 +6,7 @@
     python examples/benchmarks/text_quality.py table --data-dir DATA --csv docs/data/text_quality.csv
     python examples/benchmarks/text_quality.py show  --csv docs/data/text_quality.csv
 
-`tune` tries eight settings of each method, judged by the negative log-likelihood on 500 texts of the training split
+`tune` tries nine settings of each method, judged by the negative log-likelihood on 500 texts of the training split
 that no fit sees; `table` takes the best of them (from `--tuning`) and reads the test split. Both go on where they
 were stopped.
 
@@ -41,6 +41,7 @@ TRIALS = {
         (3e-2, 5e-3, 12),
         (3e-2, 3e-3, 6),
         (3e-2, 1e-2, 12),
+        (1e-2, 1e-2, 6),
     ],
     "single": [
         (5e-5, 1e-3, 6),
@@ -51,10 +52,11 @@ TRIALS = {
         (1e-4, 5e-3, 12),
         (1e-4, 3e-3, 6),
         (1e-4, 1e-2, 12),
+        (5e-5, 1e-2, 6),
     ],
     "head": [
         (None, 3e-3, 12),
-        *((None, lr, epochs) for lr, epochs in itertools.product((5e-3, 1e-2, 3e-2), (12, 30))),
+        *((None, lr, epochs) for lr, epochs in itertools.product((5e-3, 1e-2, 3e-2, 1e-1), (12, 30))),
     ],
 }
 # Ensemble -> (members, whose setting it takes, rows of the table by how many of its members they count). The first
