@@ -22,7 +22,7 @@ from skve.plots import MembersDisplay
 
 data = load_fashion()
 clf = SVEClassifier(n_members=4, image_size=32, max_epochs=6, random_state=0)
-clf.fit(data.images[::3], data.target[::3])  # 20 images of each of ten classes
+clf.fit(data.images[::3], data.target[::3])  # about 20 images of each class
 
 u = clf.predict_uncertainty(data.images_test)
 sure, ambiguous, contested = u.total.argmin(), (u.aleatoric - u.epistemic).argmax(), u.epistemic.argmax()

@@ -3,7 +3,7 @@
 May I believe the probabilities? One fine-tune and an ensemble
 ==============================================================
 
-Two models learn ten kinds of clothes from twenty photographs each: one fine-tune of every weight, and a singular
+Two models learn ten kinds of clothes from some twenty photographs each: one fine-tune of every weight, and a singular
 value ensemble of four members. Each diagram compares, bin by bin, how confident the model is with how often it is
 right; the band is the 95 % interval of the accuracy, and the bars below show how many test images each bin holds. On
 the diagonal a confidence of 0.8 is right 80 times in a hundred; below it the model promises too much. The fine-tune
@@ -22,7 +22,7 @@ from skve.datasets import load_fashion
 from skve.plots import ReliabilityDisplay
 
 data = load_fashion()
-X_train, y_train = data.images[::3], data.target[::3]  # 20 images of each of ten classes
+X_train, y_train = data.images[::3], data.target[::3]  # about 20 images of each class
 
 figure, axes = plt.subplots(1, 2, figsize=(7, 4.2), layout="constrained")
 for ax, (ensemble, name) in zip(axes, {"single": "One fine-tune", "sve": "SVE, 4 members"}.items(), strict=True):

@@ -21,7 +21,7 @@ from skve.datasets import load_fashion
 from skve.plots import TrainingDisplay
 
 data = load_fashion()
-X_train, y_train = data.images[::3], data.target[::3]  # 20 images of each of ten classes
+X_train, y_train = data.images[::3], data.target[::3]  # about 20 images of each class
 X_val, y_val = data.images[1::3], data.target[1::3]  # as many others
 
 figure, axes = plt.subplots(1, 2, figsize=(7.2, 4.2), layout="constrained")

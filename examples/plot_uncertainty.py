@@ -22,7 +22,7 @@ from skve.plots import UncertaintyDisplay
 
 data = load_fashion()
 clf = SVEClassifier(n_members=4, image_size=32, max_epochs=6, random_state=0)
-clf.fit(data.images[::3], data.target[::3])  # 20 images of each of ten classes
+clf.fit(data.images[::3], data.target[::3])  # about 20 images of each class
 
 figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
 for ax, measure in zip(axes, ("total", "epistemic"), strict=True):
