@@ -143,6 +143,8 @@ class TrainingDisplay:
             for depth, values in enumerate(spread.values()):
                 axes[1].plot(epochs, values, color=colormap(norm(depth)), linewidth=1.1)
             tidy(axes[1], xlabel="Epoch", ylabel="Spread of the ratios")
+            axes[1].update_datalim([(epochs[0], 0)])  # so that the margin above is of the whole height
+            axes[1].autoscale_view()
             axes[1].set_ylim(bottom=0)
             axes[0].sharex(axes[1])
             axes[0].tick_params(labelbottom=False)
@@ -285,7 +287,7 @@ class LayersDisplay:
         step = int(np.ceil(n_layers * 1.25 * size / 72 / max(height, 0.5)))
         shown = range(0, n_layers, step)
         layers = _distinct_parts(list(self.ratios))
-        axes[0].set_yticks(shown, [_tail(layers[i], 22 if size > 8 else 16) for i in shown])
+        axes[0].set_yticks(shown, [_tail(layers[i], 26 if size > 8 else 16) for i in shown])
         axes[0].tick_params(axis="y", labelsize=size - 2)
         bar = ax.figure.colorbar(image, ax=axes[0], location="bottom", pad=0.02, aspect=12)
         bar.set_label("RMS change (%)", fontsize=size)

@@ -1,0 +1,39 @@
+"""
+========================================================================
+What does each member say? Sure, ambiguous, contested and foreign images
+========================================================================
+
+Each row shows an image and, for its three most probable classes, the probability that each of four members gives
+(marks) and their mean (bars). The true class is in bold type, if it is among the three. From above: the test image
+that the ensemble is surest of, where the marks fall together; the most ambiguous one, where every member spreads its
+probability over several classes (aleatoric uncertainty); the most contested one, where members are sure of different
+classes (epistemic uncertainty); and the digit that is contested most, for which no class is right. The means of the
+last two are not confident although most of the single members are: one member alone would have hidden that. Texts
+are drawn in the same manner: fit ``SVETextClassifier`` and pass a list of texts.
+"""
+
+import sys
+
+import matplotlib.pyplot as plt
+
+from skve import SVEClassifier
+from skve.datasets import load_fashion
+from skve.plots import MembersDisplay
+
+data = load_fashion()
+clf = SVEClassifier(n_members=4, image_size=32, max_epochs=6, random_state=0)
+clf.fit(data.images[::3], data.target[::3])  # about 20 images of each class
+
+u = clf.predict_uncertainty(data.images_test)
+sure, ambiguous, contested = u.total.argmin(), (u.aleatoric - u.epistemic).argmax(), u.epistemic.argmax()
+chosen = [sure, ambiguous, contested]
+foreign = clf.predict_uncertainty(data.images_ood).epistemic.argmax()
+
+images = [*data.images_test[chosen], data.images_ood[foreign]]
+truth = [*data.target_test[chosen], "none: a digit"]
+figure = MembersDisplay.from_estimator(clf, images, y=truth).figure_
+
+if len(sys.argv) > 1:
+    figure.savefig(sys.argv[1], dpi=120)
+else:
+    plt.show()
