@@ -96,7 +96,8 @@ def load(dataset, data_dir, seed):
     parts = {
         name: ([r["text"] for r in part], np.array([str(r["label"]) for r in part])) for name, part in parts.items()
     }
-    return parts, [row["text"] for row in rows if row["split"] == "oos_test"]
+    intents = rows if dataset == "clinc" else read(f"{data_dir}/clinc150_full.jsonl.gz")
+    return parts, [row["text"] for row in intents if row["split"] == "oos_test"]
 
 
 def quality(classes, y, members, out_of_scope=None):
@@ -164,11 +165,12 @@ def table(arguments):
         clf.fit(*parts["train"])
         seconds = time.perf_counter() - start
         members = {name: clf.predict_proba_members(parts[name][0]) for name in ("valid", "test")}
-        members["near"] = clf.predict_proba_members(out_of_scope)
+        shift = "near" if dataset == "clinc" else "far"  # the same questions: out of the bank's scope, no reviews
+        members[shift] = clf.predict_proba_members(out_of_scope)
         truth = {name: parts[name][1] for name in ("valid", "test")}
         keep_predictions(arguments.predictions, dataset, ensemble, seed, members, truth, clf.classes_)
         for name, count in methods.items():
-            measured = quality(clf.classes_, truth["test"], members["test"][:count], members["near"][:count])
+            measured = quality(clf.classes_, truth["test"], members["test"][:count], members[shift][:count])
             out.add({**cells[name], **setting, **measured, "seconds_of_fit": seconds})
             print(out.rows[-1], flush=True)
 
