@@ -178,7 +178,7 @@ class BaseSVEClassifier(EnsemblePredictor):
             self.random_state
             if self.random_state is None or isinstance(self.random_state, numbers.Integral)
             else check_random_state(self.random_state),
-            n_epochs=0 if start is None else start.n_epochs,
+            **({} if start is None else {"n_epochs": start.n_epochs, "split_seed": start.split_seed}),
         )
         parts = self._validation_part(items, codes, weights, X_val, y_val, classes_, seeds, once)
         device = resolve_device(self.device)

@@ -121,10 +121,13 @@ class Seeds:
         None takes fresh entropy from the operating system, so that NumPy's global state stays untouched.
     n_epochs : int, default=0
         Epochs that were trained before: a fit that goes on must not repeat the orders of the last one.
+    split_seed : int, default=None
+        Seed of the first fit's "split", which a fit that goes on must repeat: what was trained on must not become
+        validation data.
     """
 
-    def __init__(self, random_state, n_epochs=0):
-        self._n_epochs = n_epochs
+    def __init__(self, random_state, n_epochs=0, split_seed=None):
+        self._n_epochs, self._split_seed = n_epochs, split_seed
         if random_state is None:
             self._root = np.random.SeedSequence()
         elif isinstance(random_state, numbers.Integral):
@@ -134,6 +137,8 @@ class Seeds:
 
     def generator(self, purpose, member=0):
         """Return the generator of `purpose` (one of `PURPOSES`) for a member, on the CPU."""
+        if purpose == "split" and self._split_seed is not None:
+            return torch.Generator().manual_seed(self._split_seed)
         key = (PURPOSES.index(purpose), member, *([self._n_epochs] if self._n_epochs else []))
         child = np.random.SeedSequence(self._root.entropy, spawn_key=key)
         return torch.Generator().manual_seed(int(child.generate_state(1, np.uint64)[0] >> 1))

@@ -35,6 +35,8 @@ class FittedState:
         `Backbone.description`.
     n_epochs : int
         Epochs trained, those of earlier fits that this one went on from included.
+    split_seed : int
+        Seed of the validation part that the first fit set aside.
     spec : object
         The estimator's `backbone` when it was fitted; None after `load` with embedded weights.
     """
@@ -51,6 +53,7 @@ class FittedState:
     positions: dict
     shareable: tuple
     backbone: dict
+    split_seed: int
     n_epochs: int = 0
     spec: object = None
 
@@ -204,6 +207,7 @@ def new_ensemble(
         positions=traced.positions,
         shareable=tuple(traced.shareable),
         backbone=dict(backbone.description),
+        split_seed=seeds.generator("split").initial_seed(),
         n_epochs=0 if start is None else start.n_epochs,
     )
     if start is None:

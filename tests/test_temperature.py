@@ -129,6 +129,24 @@ def test__calibrate__warm_start__fitted_anew(blurred):
         assert classifier.temperature_ == fit_temperature(pooled, codes, np.ones(len(codes)))
 
 
+@pytest.mark.parametrize("random_state", [0, None])
+def test__calibrate__warm_start__same_samples_set_aside(blurred, random_state):
+    X, y = blurred[0]
+    aside = []
+
+    class Watched(type(toy_classifier())):
+        def _validation_part(self, items, *args):
+            parts = super()._validation_part(items, *args)
+            aside.append(parts[1][1].tolist())
+            return parts
+
+    classifier = Watched(**toy_classifier(calibrate="temperature", warm_start=True).get_params())
+    classifier.set_params(random_state=random_state, validation_fraction=0.4)
+    y = np.arange(len(y))[::-1] // 4 % 3  # so that the labels tell other parts
+    classifier.fit(X, y).fit(X, y)
+    assert aside[0] == aside[1]
+
+
 def test__calibrate__partial_fit__value_error_with_the_remedy(images):
     X, y = images
     with pytest.raises(ValueError, match=r"partial_fit has no validation data; set calibrate=None"):

@@ -9,11 +9,13 @@ Reads the members' probabilities that the tables of quality keep:
     python examples/benchmarks/decisions.py --predictions PREDICTIONS --csv docs/data/decisions.csv
 
 A temperature is fitted on the pooled prediction of validation samples: ten images a class, or 500 texts, of the
-training split that no fit sees. Intervals are of the difference in negative log-likelihood to the SVE without
-temperature, from 2,000 paired resamples of test samples and seeds: below zero, the row is better.
+training split that no fit sees. Intervals are of the difference in negative log-likelihood and in calibration
+error to the SVE without temperature, from 2,000 paired resamples of test samples and seeds: below zero, the row is
+better.
 """
 
 import argparse
+import itertools
 import pathlib
 
 import numpy as np
@@ -28,7 +30,7 @@ from skve.metrics import (
     ood_fpr_at_tpr,
     paired_bootstrap,
 )
-from skve.uncertainty import mutual_information, predictive_entropy
+from skve.uncertainty import entropy, mutual_information
 
 # Row -> (ensemble of the fit, members that count, whether temperature is fitted)
 ROWS = {
@@ -66,7 +68,7 @@ def measures(pooled, epistemic, truth, classes):
         "ece": expected_calibration_error(truth, proba, labels=classes),
         "aurc": aurc(truth, proba, labels=classes),
     }
-    total = {name: predictive_entropy(group) for name, group in pooled.items()}
+    total = {name: entropy(group) for name, group in pooled.items()}
     for shift in SHIFTS:
         for kind, scores in (("total", total), ("epistemic", epistemic)):
             known = shift in scores
@@ -76,41 +78,47 @@ def measures(pooled, epistemic, truth, classes):
     return row
 
 
+def less_than_sve(metric, truth, proba, of_sve, classes):
+    """Return "estimate (low to high)" of the metric less that of the SVE."""
+    found = paired_bootstrap(metric, truth, proba, of_sve, labels=classes, n_resamples=2000, random_state=0)
+    return f"{found.estimate:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+
+
 def main(arguments):
     out = Table(arguments.csv, ("data", "row", "seed"))
-    names = sorted(path.stem.rsplit("_", 2)[0] for path in pathlib.Path(arguments.predictions).glob("*_sve_0.npz"))
-    for data in names:
-        seeds = sorted(
-            int(path.stem.rsplit("_", 1)[1])
-            for path in pathlib.Path(arguments.predictions).glob(f"{data}_deep_*.npz")
-        )
-        proba = {}
-        print(f"\n{data}, {len(seeds)} seeds")
-        print(
-            "| | accuracy % | NLL | NLL less that of SVE | ECE % | AURC % | near, total | far, total | temperature |"
-        )
-        print("|---" * 9 + "|")
+    folder = pathlib.Path(arguments.predictions)
+    for data in sorted({path.stem.rsplit("_", 2)[0] for path in folder.glob("*.npz")}):
+        seeds = sorted(int(path.stem.rsplit("_", 1)[1]) for path in folder.glob(f"{data}_deep_*.npz"))
+        lines, of_sve = [], None
         for row in ROWS:
-            runs = [read(arguments.predictions, data, row, seed) for seed in seeds]
+            runs = [read(folder, data, row, seed) for seed in seeds]
             truth, classes = runs[0][3:]
             if any(not np.array_equal(run[3], truth) for run in runs):
                 raise SystemExit(f"{data}: the test samples differ between seeds, so that fits cannot be paired")
-            proba[row] = np.stack([run[0]["test"] for run in runs])
+            proba = np.stack([run[0]["test"] for run in runs])
+            of_sve = proba if of_sve is None else of_sve
             measured = [measures(*run[:2], *run[3:]) for run in runs]
             for seed, values, run in zip(seeds, measured, runs, strict=True):
                 cell = {"data": data, "row": row, "seed": seed}
                 if cell not in out:
                     out.add({**cell, **values, "temperature": run[2]})
-            difference = paired_bootstrap(
-                log_loss, truth, proba[row], proba["SVE"], labels=classes, n_resamples=2000, random_state=0
-            )
             mean = {name: np.mean([values[name] for values in measured]) for name in measured[0]}
-            shown = [row, f"{100 * mean['accuracy']:.1f}", f"{mean['nll']:.3f}"]
-            shown += [f"{difference.estimate:+.3f} ({difference.low:+.3f} to {difference.high:+.3f})"]
-            shown += [f"{100 * mean['ece']:.1f}", f"{100 * mean['aurc']:.2f}"]
-            for name in ("near_total", "far_total", "near_fpr95", "far_fpr95"):
-                shown.append("" if np.isnan(mean[name]) else f"{mean[name]:.3f}")
-            print("| " + " | ".join([*shown, f"{np.mean([run[2] for run in runs]):.2f}"]) + " |")
+            line = {
+                data: row,
+                "accuracy %": f"{100 * mean['accuracy']:.1f}",
+                "NLL": f"{mean['nll']:.3f}",
+                "NLL less SVE's": less_than_sve(log_loss, truth, proba, of_sve, classes),
+                "ECE": f"{mean['ece']:.3f}",
+                "ECE less SVE's": less_than_sve(expected_calibration_error, truth, proba, of_sve, classes),
+                "AURC %": f"{100 * mean['aurc']:.2f}",
+            }
+            for shift, measure in itertools.product(SHIFTS, ("total", "epistemic", "fpr95")):
+                line[f"{shift}, {measure}"] = f"{mean[f'{shift}_{measure}']:.3f}".replace("nan", "")
+            lines.append({**line, "temperature": f"{np.mean([run[2] for run in runs]):.2f}"})
+        shown = [name for name in lines[0] if any(line[name] for line in lines)]
+        print(f"\n| {' | '.join(shown)} |\n" + "|---" * len(shown) + "|")
+        for line in lines:
+            print(f"| {' | '.join(line[name] for name in shown)} |")
 
 
 if __name__ == "__main__":
