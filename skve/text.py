@@ -40,9 +40,9 @@ class SVETextClassifier(BaseSVEClassifier):
     train_bias : bool, default=False
         Whether members also own the biases of the adapted layers.
     member_lr : float, default=None
-        Learning rate of what members own of the backbone. None: 3e-2 for `"sve"`, 1e-4 for fine-tunes.
+        Learning rate of what members own of the backbone. None: 1e-2 for `"sve"`, 5e-5 for fine-tunes.
     head_lr : float, default=None
-        Learning rate of the heads. None: 3e-3 with `head="linear"`, 1e-5 with `head="lm"`.
+        Learning rate of the heads. None: 1e-2 with `head="linear"`, 1e-5 with `head="lm"`.
     weight_decay : float, default=0.0
         Decoupled weight decay (AdamW) of what members own of the backbone. For `"sve"` it pulls toward the
         pretrained weights, for fine-tunes toward zero.
@@ -160,8 +160,8 @@ class SVETextClassifier(BaseSVEClassifier):
         "backbone_dtype": [StrOptions(set(_text_backbones.DTYPES))],
         "activation_checkpointing": ["boolean"],
     }
-    _member_lr = {"sve": 3e-2, "single": 1e-4, "deep": 1e-4, "head": 1e-4}
-    _head_lr = {"linear": 3e-3, "lm": 1e-5}
+    _member_lr = {"sve": 1e-2, "single": 5e-5, "deep": 5e-5, "head": 5e-5}
+    _head_lr = {"linear": 1e-2, "lm": 1e-5}
 
     def __init__(
         self,
