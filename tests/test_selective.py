@@ -21,7 +21,6 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from skve import SelectiveClassifier, predict_uncertainty
 from tests.test_uncertainty import MeanOfMembers
 
-
 WEIGHT_CHECKS = (
     "check_sample_weights_pandas_series",
     "check_sample_weights_not_an_array",
