@@ -141,6 +141,12 @@ def top_label(columns, y_proba):
     return confidence, correct
 
 
+def errors(y_true, y_proba, labels=None):
+    """Whether the predicted class is wrong (n_samples,); as an uncertainty, it ranks best."""
+    columns, y_proba, _ = check_targets(y_true, y_proba, labels)
+    return ~top_label(columns, y_proba)[1]
+
+
 def _two_columns(y_proba):
     values = np.asarray(y_proba)
     if values.ndim != 1:
