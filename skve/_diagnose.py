@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from sklearn.utils import column_or_1d
 
 from skve import metrics, uncertainty
 from skve._unwrap import unwrap
+from skve.metrics._inputs import check_known
 
 # Limits between healthy and ill; healthy figures in brackets are of SVEClassifier on Fashion-MNIST.
 _COLLAPSED = 1e-3  # epistemic share of the total uncertainty [0.24]; distance of members' log ratios
@@ -20,6 +20,12 @@ _SHORTFALL = 0.05  # accuracy that members may lack against the ensemble or the 
 _CHANCE = 0.6  # AUROC of telling errors [0.88] or foreign samples [0.81]
 _ECE_EXCESS = 0.01  # ECE above the reference's
 _FEW = 10  # errors (and right answers) below which nothing is said about ranking them
+# What sets the members of each ensemble apart.
+_SET_APART = {
+    "sve": "raise member_lr or max_epochs, and see that init_scale is not 0",
+    "deep": "raise member_lr or max_epochs: members start from the same weights, with heads of their own",
+    "head": "raise head_lr or max_epochs; heads on the same features differ little: try ensemble='sve'",
+}
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,8 @@ def diagnose(est, X=None, y=None, *, X_ood=None, reference=None):
         fitted models.
     TypeError
         If ``est`` is no ensemble.
+    sklearn.exceptions.NotFittedError
+        If ``est`` is not fitted.
 
     Notes
     -----
@@ -155,8 +163,9 @@ def diagnose(est, X=None, y=None, *, X_ood=None, reference=None):
         if case.members.shape[1] == 0:
             raise ValueError("X has no samples: at least one is wanted.")
         if y is not None:
-            case.y = _check_y(y, model.classes_, case.members.shape[1])
-            case.right = case.is_right(est.predict_proba(X))
+            case.y = check_known(y, model.classes_, case.members.shape[1], classes_name="est.classes_")
+            case.proba = np.asarray(est.predict_proba(X))
+            case.right = case.is_right(case.proba)
             case.member_accuracy = float(np.mean([case.is_right(proba).mean() for proba in case.members]))
     findings, checked, skipped = [], [], {}
     for name, check in _CHECKS.items():
@@ -181,6 +190,7 @@ class _Case:
     X_ood: Any
     reference: Any
     members: np.ndarray | None = None
+    proba: np.ndarray | None = None
     right: np.ndarray | None = None
     member_accuracy: float = float("nan")
     logs: dict = field(default_factory=dict)
@@ -190,11 +200,12 @@ class _Case:
         with np.errstate(invalid="ignore", divide="ignore"):  # a ratio that ran away may be 0 or NaN
             self.logs = {layer: np.log(np.asarray(values, float)) for layer, values in ratios.items()}
         params: dict = self.model.get_params() if hasattr(self.model, "get_params") else {}
-        self.init_scale = params.get("init_scale")
+        self.ensemble = params.get("ensemble", "sve")
+        self.init_scale = params.get("init_scale") if self.ensemble == "sve" else None  # others have no use for it
         self.gradient_norm = (getattr(self.model, "history_", None) or {}).get("gradient_norm") or {}
 
     def is_right(self, proba):
-        return self.model.classes_[np.asarray(proba).argmax(axis=1)] == self.y
+        return self.model.classes_[proba.argmax(axis=1)] == self.y
 
 
 @dataclass(frozen=True)
@@ -287,18 +298,18 @@ def _members_collapsed(case):
         return None
     return (
         f"{evidence} (limit {_COLLAPSED:g})",
-        "raise member_lr or max_epochs, and see that init_scale is not 0",
+        _SET_APART.get(case.ensemble, _SET_APART["sve"]),
     )
 
 
 def _calibration_worse(case):
     if case.reference is None:
         return _Lacking("no reference")
-    ours, theirs = _in_one_order(case.est, case.reference, case.X)
+    theirs = _in_order_of(case.est.classes_, case.reference, case.X)
     result = metrics.paired_bootstrap(
         metrics.expected_calibration_error,
         case.y,
-        ours,
+        case.proba,
         theirs,
         labels=case.model.classes_,
         n_resamples=200,
@@ -309,7 +320,7 @@ def _calibration_worse(case):
     return (
         f"the ECE is larger than the reference's by {result.estimate:.3f} "
         f"(95 % interval {result.low:.3f} to {result.high:.3f})",
-        "calibrate the temperature on validation data, raise member_lr or max_epochs if the training loss "
+        "calibrate the temperature on validation data, raise learning rates or max_epochs if the training loss "
         "is still high, or use more members",
     )
 
@@ -365,23 +376,13 @@ _CHECKS: dict[str, Callable] = {
 }
 
 
-def _in_one_order(est, reference, X):
-    """Probabilities of both models, with columns in the order of the first one's classes."""
-    classes, theirs = np.asarray(est.classes_), np.asarray(reference.classes_)
+def _in_order_of(classes, reference, X):
+    """Probabilities of a model, with columns in the order of the classes."""
+    classes, theirs = np.asarray(classes), np.asarray(reference.classes_)
     if set(classes.tolist()) != set(theirs.tolist()):
         raise ValueError(f"reference must know the classes of est, {classes.tolist()}, got {theirs.tolist()}.")
     order = [int(np.flatnonzero(theirs == label)[0]) for label in classes]
-    return est.predict_proba(X), np.asarray(reference.predict_proba(X))[:, order]
-
-
-def _check_y(y, classes, n_samples):
-    y = column_or_1d(y)
-    if len(y) != n_samples:
-        raise ValueError(f"X has {n_samples} samples and y has {len(y)}.")
-    strangers = set(y.tolist()) - set(np.asarray(classes).tolist())
-    if strangers:
-        raise ValueError(f"y contains labels that est does not know: {sorted(map(str, strangers))[:5]}.")
-    return y
+    return np.asarray(reference.predict_proba(X))[:, order]
 
 
 def _rms(values):

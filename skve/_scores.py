@@ -22,7 +22,7 @@ def check_measure(measure):
     return measure
 
 
-def uncertainty_scores(estimator, X, measure):
+def uncertainty_scores(estimator, X, measure, *, proba=None):
     """Uncertainty of a fitted estimator about each sample; higher means less sure.
 
     Parameters
@@ -32,6 +32,8 @@ def uncertainty_scores(estimator, X, measure):
     X : array-like or list of length n_samples
     measure : str or callable
         One of ``MEASURES``, or ``measure(estimator, X)`` returns an array of shape (n_samples,).
+    proba : ndarray of shape (n_samples, n_classes), default=None
+        ``estimator.predict_proba(X)``, where it is known already.
 
     Returns
     -------
@@ -40,7 +42,7 @@ def uncertainty_scores(estimator, X, measure):
     if callable(measure):
         scores = measure(estimator, X)
     elif measure in _OF_PREDICTION:
-        scores = _OF_PREDICTION[measure](estimator.predict_proba(X))
+        scores = _OF_PREDICTION[measure](estimator.predict_proba(X) if proba is None else proba)
     else:
         scores = getattr(uncertainty.predict_uncertainty(estimator, X), measure)
     scores = np.asarray(scores, dtype=np.float64)
@@ -49,3 +51,25 @@ def uncertainty_scores(estimator, X, measure):
     if np.isnan(scores).any():
         raise ValueError(f"uncertainty must not be NaN, but that of {measure!r} is.")
     return scores
+
+
+def predict_with_scores(estimator, X, measure):
+    """Predicted classes and uncertainties, in one pass over the samples where one tells both.
+
+    Parameters
+    ----------
+    estimator : fitted classifier
+    X : array-like or list of length n_samples
+    measure : str or callable
+        As of :func:`uncertainty_scores`.
+
+    Returns
+    -------
+    predicted : ndarray of shape (n_samples,)
+    scores : ndarray of shape (n_samples,)
+    """
+    # Ensembles predict the most probable class; other classifiers, such as those with a threshold, need not.
+    if not callable(measure) and measure in _OF_PREDICTION and hasattr(estimator, "predict_proba_members"):
+        proba = np.asarray(estimator.predict_proba(X))
+        return estimator.classes_[proba.argmax(axis=1)], uncertainty_scores(estimator, X, measure, proba=proba)
+    return np.asarray(estimator.predict(X)), uncertainty_scores(estimator, X, measure)

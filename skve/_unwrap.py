@@ -30,9 +30,9 @@ def unwrap(estimator, X, method):
     ValueError
         If an estimator on the way holds several fitted models.
     TypeError
-        If the innermost estimator lacks the method.
+        If the innermost estimator lacks the method, or one on the way predicts by more than the model in it.
     sklearn.exceptions.NotFittedError
-        If a search or calibration on the way is not fitted.
+        If an estimator on the way is not fitted.
     """
     from sklearn.calibration import CalibratedClassifierCV
     from sklearn.frozen import FrozenEstimator
@@ -56,16 +56,30 @@ def unwrap(estimator, X, method):
             estimator = _only_one(estimator, estimator.calibrated_classifiers_, method).estimator
             calibrated = True
         elif hasattr(estimator, method):
+            _check_fitted(estimator)
             return estimator, X, calibrated
+        elif hasattr(estimator, "final_estimator_"):
+            raise TypeError(
+                f"{type(estimator).__name__} predicts by a final estimator on top of its models, and {method} "
+                "is asked of one model. Ask that."
+            )
         elif hasattr(estimator, "estimators_"):
             estimator = _only_one(estimator, estimator.estimators_, method)
         elif hasattr(estimator, "estimator_"):
             estimator = estimator.estimator_
         else:
+            _check_fitted(estimator)
             raise TypeError(
                 f"{type(estimator).__name__} has no {method}: an ensemble such as skve.SVEClassifier is "
                 "wanted, or a fitted Pipeline, search, FrozenEstimator or CalibratedClassifierCV around one."
             )
+
+
+def _check_fitted(estimator):
+    from sklearn.utils.validation import check_is_fitted
+
+    if hasattr(estimator, "fit"):  # not so where only predictions are at hand
+        check_is_fitted(estimator)
 
 
 def _only_one(estimator, models, method):

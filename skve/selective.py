@@ -9,9 +9,11 @@ from sklearn.model_selection import ShuffleSplit, StratifiedShuffleSplit
 from sklearn.utils import _safe_indexing, get_tags
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import _check_sample_weight, _num_samples, check_is_fitted, column_or_1d
+from sklearn.utils.validation import _num_samples, check_is_fitted, column_or_1d
 
-from skve._scores import MEASURES, uncertainty_scores
+from skve._abstention import check_abstention, choose_threshold, put_abstention
+from skve._scores import MEASURES, predict_with_scores, uncertainty_scores
+from skve.metrics._inputs import check_known, check_weights
 
 __all__ = ["SelectiveClassifier"]
 
@@ -47,8 +49,10 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         "variation_ratio" or "variance" of the members, for ensembles; or ``uncertainty(estimator, X)`` that
         returns an array of shape (n_samples,), higher where less sure.
     abstention : object, default=None
-        What ``predict`` returns for an unanswered sample. May not be a class. Predictions become an object
-        array if numbers and strings (or None) have to mix.
+        What ``predict`` returns for an unanswered sample: one value, which may not be a class. Predictions
+        become an object array if numbers and strings (or None) have to mix. Scorers that compare predictions
+        with classes, such as ``scoring="accuracy"``, fail on such arrays: leave ``scoring=None``, which takes
+        ``score``, or choose a value like the classes, say -1 or "?", which then counts as an error.
     validation_fraction : float, default=0.2
         Share of the training data held out to choose the threshold, where ``fit`` gets no validation data
         and ``estimator`` is not frozen. In (0, 1); stratified where the classes allow it.
@@ -76,6 +80,10 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
     -----
     The promise holds on the validation data; on new data of the same kind coverage and accuracy vary about it
     by chance, the less the more validation samples there are.
+
+    ``predict`` and ``score`` ask ``estimator`` for classes and for uncertainty, which are two passes over the
+    samples. An ensemble such as :class:`skve.SVEClassifier`, bare or frozen, takes one for "total",
+    "confidence" and "margin".
 
     References
     ----------
@@ -126,7 +134,7 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         self.validation_fraction = validation_fraction
         self.random_state = random_state
 
-    def fit(self, X, y, *, X_val=None, y_val=None, **fit_params):
+    def fit(self, X, y, sample_weight=None, *, X_val=None, y_val=None, **fit_params):
         """Fit the classifier and choose the threshold.
 
         Parameters
@@ -136,14 +144,16 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
             ``X_val``, the validation samples.
         y : array-like of shape (n_samples,)
             Classes.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Sample weights, passed on to ``estimator.fit`` if given; the held-out samples are weighed too. For
+            the steps of a pipeline, see ``fit_params``.
         X_val : array-like or list of length n_val, default=None
             Validation samples. By default held out of ``X``.
         y_val : array-like of shape (n_val,), default=None
             Their classes.
         **fit_params
-            Passed on to ``estimator.fit``, for instance ``sample_weight``, or ``step__sample_weight`` for a
-            pipeline. What has one entry per sample is split with the samples; ``sample_weight`` weighs the
-            held-out samples too.
+            Passed on to ``estimator.fit``, for instance ``step__sample_weight`` for a pipeline. What has one
+            entry per sample is split with the samples.
 
         Returns
         -------
@@ -153,8 +163,8 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         ------
         ValueError
             If ``accuracy`` cannot be reached at any coverage (the message says what can), ``abstention`` is a
-            class, ``coverage`` and ``accuracy`` are both asked for, or only one of ``X_val``, ``y_val`` is
-            given.
+            class or no single value, ``coverage`` and ``accuracy`` are both asked for, only one of ``X_val``,
+            ``y_val`` is given, validation labels are no classes, or weights are negative or not finite.
         """
         self._validate_params()
         if self.accuracy is not None and self.coverage < 1:
@@ -165,23 +175,31 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
             raise ValueError("X_val and y_val go together, got only one of them.")
         if y is None:
             raise ValueError("SelectiveClassifier requires y to be passed, but the target y is None.")
+        if hasattr(self.abstention, "__len__") and not isinstance(self.abstention, str | bytes):
+            raise ValueError(f"abstention must be one value, got {self.abstention!r}.")
+        if sample_weight is not None:
+            fit_params["sample_weight"] = check_weights(sample_weight, _num_samples(X))
 
         frozen = isinstance(self.estimator, FrozenEstimator)
-        weight_val = None
-        if X_val is None and self._may_abstain:
-            if frozen:
-                X_val, y_val, weight_val = X, y, fit_params.get("sample_weight")
-            else:
-                (X, y, fit_params), (X_val, y_val, params_val) = self._hold_out(X, y, fit_params)
-                weight_val = params_val.get("sample_weight")
+        y_name, weight_val = "y_val" if X_val is not None else "y", None
+        held_out = X_val is None and self._may_abstain and not frozen
+        if held_out:
+            (X, y, fit_params), (X_val, y_val, params_val) = self._hold_out(X, y, fit_params)
+            weight_val = params_val.get("sample_weight")
+        elif X_val is None and self._may_abstain:
+            X_val, y_val, weight_val = X, y, fit_params.get("sample_weight")
         estimator = self.estimator if frozen else clone(self.estimator).fit(X, y, **fit_params)
         check_is_fitted(estimator)
-        self._check_abstention(estimator.classes_)
+        if self._may_abstain:
+            check_abstention(self.abstention, estimator.classes_)
 
         threshold, coverage, accuracy = np.inf, 1.0, np.nan
         if X_val is not None:
+            if not held_out:  # there a class may be new, and count as an error
+                y_val = check_known(y_val, estimator.classes_, _num_samples(X_val), name=y_name)
             threshold, coverage, accuracy = self._choose(estimator, X_val, y_val, weight_val)
         self.estimator_ = estimator
+        self._measure = self.uncertainty  # what the threshold is of, whatever the parameter becomes
         self.classes_ = estimator.classes_
         self.threshold_ = threshold
         self.validation_coverage_ = coverage
@@ -203,11 +221,16 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         -------
         ndarray of bool, shape (n_samples,)
             False where the classifier abstains.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            Before ``fit``.
         """
         check_is_fitted(self)
-        if np.isinf(self.threshold_):
+        if self._answers_all:
             return np.ones(_num_samples(X), dtype=bool)
-        return uncertainty_scores(self.estimator_, X, self.uncertainty) <= self.threshold_
+        return uncertainty_scores(self.estimator_, X, self._measure) <= self.threshold_
 
     def predict(self, X):
         """Predict the class of each sample, or the abstention.
@@ -221,14 +244,15 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         -------
         ndarray of shape (n_samples,)
             Classes, and ``abstention`` for what is not answered.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            Before ``fit``.
         """
         check_is_fitted(self)
-        predicted = np.asarray(self.estimator_.predict(X))
-        if not self._may_abstain:
-            return predicted
-        predicted = predicted.astype(_common_dtype(predicted.dtype, self.abstention))
-        predicted[~self.answers(X)] = self.abstention
-        return predicted
+        predicted, answered = self._predict_and_answer(X)
+        return predicted if self._answers_all else put_abstention(predicted, answered, self.abstention)
 
     def predict_proba(self, X):
         """Predict the probability of each class, answered or not.
@@ -241,6 +265,11 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         Returns
         -------
         ndarray of shape (n_samples, n_classes)
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            Before ``fit``.
         """
         check_is_fitted(self)
         return self.estimator_.predict_proba(X)
@@ -257,6 +286,11 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         Returns
         -------
         ndarray of shape (n_samples, n_classes)
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            Before ``fit``.
         """
         check_is_fitted(self)
         return self.estimator_.predict_log_proba(X)
@@ -277,10 +311,19 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         -------
         float
             Between 0 and 1; NaN if nothing is answered.
+
+        Raises
+        ------
+        ValueError
+            If a label is no class, lengths differ, or weights are negative, not finite or all zero.
+        sklearn.exceptions.NotFittedError
+            Before ``fit``.
         """
-        answered = self.answers(X)
-        correct = np.asarray(self.estimator_.predict(X)) == column_or_1d(y)
-        return _mean(correct[answered], None if sample_weight is None else np.asarray(sample_weight)[answered])
+        check_is_fitted(self)
+        predicted, answered = self._predict_and_answer(X)
+        y = check_known(y, self.classes_, len(predicted))
+        sample_weight = check_weights(sample_weight, len(predicted))
+        return _mean((predicted == y)[answered], None if sample_weight is None else sample_weight[answered])
 
     def coverage_score(self, X, y=None, sample_weight=None):
         """Return the share of the samples that are answered.
@@ -298,12 +341,31 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         -------
         float
             Between 0 and 1.
+
+        Raises
+        ------
+        ValueError
+            If weights are negative, not finite, all zero or not as many as samples.
+        sklearn.exceptions.NotFittedError
+            Before ``fit``.
         """
-        return _mean(self.answers(X), sample_weight)
+        answered = self.answers(X)
+        return _mean(answered, check_weights(sample_weight, len(answered)))
 
     @property
     def _may_abstain(self):
         return self.coverage < 1 or self.accuracy is not None
+
+    @property
+    def _answers_all(self):
+        return self.threshold_ == np.inf  # minus infinity is a threshold like others
+
+    def _predict_and_answer(self, X):
+        """Classes, and whether they are answered."""
+        if self._answers_all:
+            return np.asarray(self.estimator_.predict(X)), self.answers(X)
+        predicted, scores = predict_with_scores(self.estimator_, X, self._measure)
+        return predicted, scores <= self.threshold_
 
     def _hold_out(self, X, y, fit_params):
         """Split samples, classes and parameters of one entry per sample into training and validation part."""
@@ -323,37 +385,14 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
             parts.append((_safe_indexing(X, indices), _safe_indexing(y, indices), params))
         return parts
 
-    def _check_abstention(self, classes):
-        # An abstention that cannot be told from a class would count as an answer.
-        if self._may_abstain and any(self.abstention == label for label in classes.tolist()):
-            raise ValueError(f"abstention may not be a class, got {self.abstention!r}.")
-
     def _choose(self, estimator, X, y, sample_weight):
         """Threshold, coverage and accuracy on the validation samples."""
-        scores = uncertainty_scores(estimator, X, self.uncertainty)
-        correct = np.asarray(estimator.predict(X)) == column_or_1d(y)
-        weight = np.ones(len(scores)) if sample_weight is None else _check_sample_weight(sample_weight, scores)
-        order = np.argsort(scores)
-        last_of_ties = np.append(np.diff(scores[order]) > 0, True)
-        mass = np.cumsum(weight[order])[last_of_ties]
-        thresholds = scores[order][last_of_ties]
-        with np.errstate(invalid="ignore"):  # samples of no weight may come first
-            accuracy = np.cumsum((weight * correct)[order])[last_of_ties] / mass
-        coverage = mass / mass[-1]
-        # The slack keeps a goal that is met exactly from being missed by a rounding error.
-        if self.accuracy is not None:
-            reached = np.flatnonzero(accuracy >= self.accuracy * (1 - 1e-12))
-            if len(reached) == 0:
-                best = int(np.nanargmax(accuracy))
-                raise ValueError(
-                    f"accuracy={self.accuracy} is not reached on the validation data at any coverage: "
-                    f"the best is {accuracy[best]:.4g}, at a coverage of {coverage[best]:.4g}."
-                )
-            chosen = reached[-1]
-        else:
-            chosen = int(np.searchsorted(coverage, self.coverage * (1 - 1e-12)))
-        threshold = thresholds[chosen] if chosen < len(thresholds) - 1 else np.inf
-        return float(threshold), float(coverage[chosen]), float(accuracy[chosen])
+        predicted, scores = predict_with_scores(estimator, X, self.uncertainty)
+        correct = predicted == column_or_1d(y)
+        weight = check_weights(sample_weight, len(scores), name="sample_weight of the validation samples")
+        if weight is None:
+            weight = np.ones(len(scores))
+        return choose_threshold(scores, correct, weight, coverage=self.coverage, accuracy=self.accuracy)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -366,14 +405,6 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
 
 def _is_per_sample(value, n_samples):
     return not isinstance(value, str | dict) and hasattr(value, "__len__") and len(value) == n_samples
-
-
-def _common_dtype(dtype, value):
-    """A type that holds the predictions and the abstention without changing either."""
-    kinds = dtype.kind + np.asarray(value).dtype.kind
-    if all(kind in "iuf" for kind in kinds) or all(kind == "U" for kind in kinds):
-        return np.result_type(dtype, np.asarray(value).dtype)
-    return object
 
 
 def _mean(values, weight):

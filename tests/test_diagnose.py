@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
+from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -276,9 +277,9 @@ def test__diagnose__data_that_needs_other_data__value_error(data, reference):
 
 def test__diagnose__lengths_differ_and_empty__value_error(data):
     X, y, _ = data
-    with pytest.raises(ValueError, match="X has 600 samples and y has 599"):
+    with pytest.raises(ValueError, match="y must have one label for each of the 600 samples, got 599"):
         diagnose(Fake().fit(), X, y[:-1])
-    with pytest.raises(ValueError, match="y contains labels that est does not know"):
+    with pytest.raises(ValueError, match=r"y contains labels that are not in est.classes_, \['z'\]"):
         diagnose(Fake().fit(), X, np.full(600, "z"))
 
 
@@ -292,3 +293,47 @@ def test__diagnose__reference_of_other_classes__value_error(data):
 def test__diagnose__plain_classifier__type_error(data, reference):
     with pytest.raises(TypeError, match="LogisticRegression has no predict_proba_members"):
         diagnose(reference, data[0])
+
+
+@pytest.mark.parametrize("wrap", [lambda fake: fake, make_pipeline, FrozenEstimator])
+def test__diagnose__not_fitted__not_fitted_error(wrap):
+    with pytest.raises(NotFittedError, match="Fake instance is not fitted"):
+        diagnose(wrap(Fake()))
+
+
+@pytest.mark.parametrize(
+    ("ensemble", "remedy", "without"),
+    [
+        ("head", "head_lr", "member_lr"),
+        ("deep", "member_lr", "init_scale"),
+        ("sve", "init_scale is not 0", "head_lr"),
+    ],
+)
+def test__diagnose__collapsed_ensemble_of_any_kind__remedy_that_it_can_follow(ensemble, remedy, without, data):
+    class Kind(Fake):
+        def get_params(self, deep=True):
+            return {**super().get_params(deep), "ensemble": ensemble}
+
+    (finding,) = diagnose(Kind(noise=0).fit(), data[0])
+    assert remedy in finding.remedy
+    assert without not in finding.remedy
+
+
+def test__diagnose__heads_with_large_init_scale__not_blamed(data):
+    class Heads(Fake):
+        def get_params(self, deep=True):
+            return {**super().get_params(deep), "ensemble": "head"}
+
+    assert "init_scale too large" in diagnose(Heads(init_scale=0.5, noise=6.0).fit(), *data[:2]).skipped
+
+
+def test__diagnose__with_everything__three_predictions_of_the_ensemble(data, reference):
+    calls = []
+
+    class Counting(Fake):
+        def predict_proba_members(self, X):
+            calls.append(len(X))
+            return super().predict_proba_members(X)
+
+    diagnose(Counting().fit(), *data[:2], X_ood=data[2], reference=reference)
+    assert calls == [600, 600, 200]

@@ -1,5 +1,7 @@
 """Bootstrap intervals: coverage of the truth, pairing, runs, weights and bad input."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
@@ -110,3 +112,49 @@ def test__paired__different_numbers_of_runs__value_error():
     y_true, y_proba = random_case(n_samples=10)
     with pytest.raises(ValueError, match="y_proba_a has 2 runs and y_proba_b has 1"):
         metrics.paired_bootstrap(metrics.aurc, y_true, np.stack([y_proba] * 2), y_proba)
+
+
+def permuted_case():
+    """Labels whose columns are not in sorted order."""
+    y_true, y_proba = random_case(n_samples=100, n_classes=3)
+    return y_true, y_proba[:, ::-1]
+
+
+def ece_of_reversed_columns(y_true, y_proba, labels=(2, 1, 0)):
+    return metrics.expected_calibration_error(y_true, y_proba, labels=labels)
+
+
+@pytest.mark.parametrize(
+    "metric", [partial(metrics.expected_calibration_error, labels=np.array([2, 1, 0])), ece_of_reversed_columns]
+)
+def test__bootstrap__labels_of_the_metrics_own__kept(metric):
+    y_true, y_proba = permuted_case()
+    result = metrics.bootstrap_interval(metric, y_true, y_proba, n_resamples=5, random_state=0)
+    assert result.estimate == metric(y_true, y_proba)
+
+
+def test__bootstrap__partial_with_other_keywords__labels_filled_in():
+    y_true = np.array([0] * 20 + [1])
+    metric = partial(metrics.expected_calibration_error, n_bins=5)
+    result = metrics.bootstrap_interval(metric, y_true, np.tile([0.9, 0.1], (21, 1)), n_resamples=20, random_state=0)
+    assert np.isfinite(result.distribution).all()
+
+
+def test__bootstrap__sample_weight_of_a_partial__drawn_with_the_samples():
+    y_true, y_proba = random_case(n_samples=100)
+    weight = np.random.default_rng(0).uniform(size=100)
+    options = {"n_resamples": 10, "random_state": 0}
+    bound = metrics.bootstrap_interval(partial(metrics.aurc, sample_weight=weight), y_true, y_proba, **options)
+    passed = metrics.bootstrap_interval(metrics.aurc, y_true, y_proba, sample_weight=weight, **options)
+    np.testing.assert_array_equal(bound.distribution, passed.distribution)
+
+
+@pytest.mark.parametrize("n_weights", [99, 101])
+def test__bootstrap__sample_weight_of_another_length__value_error(n_weights):
+    y_true, y_proba = random_case(n_samples=100)
+    with pytest.raises(ValueError, match=rf"sample_weight must have shape \(100,\), got \({n_weights},\)"):
+        metrics.bootstrap_interval(accuracy_of_proba, y_true, y_proba, sample_weight=np.ones(n_weights))
+
+
+def accuracy_of_proba(y_true, y_proba, sample_weight):
+    return np.average(y_proba.argmax(axis=1) == y_true, weights=sample_weight)

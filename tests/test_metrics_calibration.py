@@ -258,6 +258,11 @@ def test__smooth_ece__auto__fixed_point(case):
     assert metrics.smooth_calibration_error(*case, bandwidth=actual) == pytest.approx(actual, abs=1e-6)
 
 
+def test__smooth_ece__bandwidth_of_numpy__as_a_float(case):
+    expected = metrics.smooth_calibration_error(*case, bandwidth=0.125)
+    assert metrics.smooth_calibration_error(*case, bandwidth=np.float32(0.125)) == expected
+
+
 # Bins
 
 
@@ -320,6 +325,7 @@ GOOD = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
         ([[0, 1], [1, 0], [0, 1]], GOOD, {}, "1d array"),
         ([], np.empty((0, 2)), {}, "no samples"),
         ([0, 1, 1], GOOD[None], {}, "y_proba must have shape"),
+        ([0, 1, 1], ["0.1", "0.8", "0.4"], {}, "y_proba must hold real numbers, got dtype <U3"),
     ],
 )
 def test__metric__bad_input__value_error_says_what(metric, y_true, y_proba, options, message):
@@ -348,5 +354,9 @@ def test__calibration__other_bad_options__value_error():
         metrics.calibration_bins([0, 1, 1], GOOD, pos_label=7)
     with pytest.raises(ValueError, match="threshold must be in"):
         metrics.adaptive_calibration_error([0, 1, 1], GOOD, threshold=1)
-    with pytest.raises(ValueError, match="bandwidth must be"):
-        metrics.smooth_calibration_error([0, 1, 1], GOOD, bandwidth=0)
+
+
+@pytest.mark.parametrize("bandwidth", [0, -1, np.inf, np.nan, True, None, "wide"])
+def test__smooth_ece__bad_bandwidth__value_error(bandwidth):
+    with pytest.raises(ValueError, match="bandwidth must be 'auto' or a positive, finite number"):
+        metrics.smooth_calibration_error([0, 1, 1], GOOD, bandwidth=bandwidth)

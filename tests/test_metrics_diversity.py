@@ -92,9 +92,10 @@ def test__member_cka__random__linear_cka_of_each_pair():
             assert matrix[i, j] == pytest.approx(metrics.linear_cka(features[i], features[j]))
 
 
-def test__cka__constant_features__nan():
+@pytest.mark.parametrize("value", [1.0, 0.1, 1e6 / 3])
+def test__cka__constant_features__nan(value):
     features = np.random.default_rng(0).normal(size=(2, 40, 6))
-    features[1] = 1.0
+    features[1] = value
     assert np.isnan(metrics.linear_cka(*features))
     assert np.isnan(metrics.member_cka(features)).tolist() == [[False, True], [True, True]]
 

@@ -18,6 +18,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from PIL import Image  # noqa: E402
 from sklearn.datasets import load_digits, load_iris  # noqa: E402
+from sklearn.exceptions import NotFittedError  # noqa: E402
 from sklearn.linear_model import LogisticRegression  # noqa: E402
 from sklearn.naive_bayes import GaussianNB  # noqa: E402
 from sklearn.pipeline import make_pipeline  # noqa: E402
@@ -170,8 +171,21 @@ def test__risk_coverage__several_on_one_axes__told_apart_and_one_legend_entry_fo
     assert first.line_.get_color() != second.line_.get_color()
     assert first.line_.get_linestyle() != second.line_.get_linestyle()
     labels = [text.get_text() for text in first.ax_.get_legend().get_texts()]
-    assert sum(label == "best ranking" for label in labels) == 1
-    assert len(labels) == 3
+    assert labels[-1] == "best ranking"
+    assert [label.split(" (")[0] for label in labels[:-1]] == ["GaussianNB", "again"]
+
+
+def test__risk_coverage__from_estimator__one_prediction(iris):
+    X, y, _ = iris
+    calls = []
+
+    class Counting(GaussianNB):
+        def predict_proba(self, X):
+            calls.append(len(X))
+            return super().predict_proba(X)
+
+    plots.RiskCoverageDisplay.from_estimator(Counting().fit(X, y), X, y, uncertainty="margin")
+    assert calls == [len(X)]
 
 
 def test__risk_coverage__no_errors__drawn():
@@ -246,12 +260,77 @@ def test__members__images_of_any_kind__shown(kind, tmp_path):
         ({"y_true": [1, 1, 1]}, "y_true must have 2 entries"),
         ({"member_proba": np.empty((3, 0, 2))}, "no samples"),
         ({"member_proba": np.ones((3, 2, 2))}, "sums to 2"),
+        ({"n_top": 0}, "n_top must be a positive integer, got 0"),
+        ({"n_top": -1}, "n_top must be a positive integer, got -1"),
     ],
 )
 def test__members__bad_input__value_error(options, message):
     arguments = {"member_proba": np.full((3, 2, 2), 0.5)} | options
     with pytest.raises(ValueError, match=message):
         plots.MembersDisplay.from_members(**arguments)
+
+
+def shown_texts(samples):
+    display = plots.MembersDisplay.from_members(np.full((2, len(samples), 2), 0.5), samples=samples)
+    if display.axes_.shape[1] == 1:
+        return []
+    return [" ".join(text.get_text() for text in ax.texts) for ax in display.axes_[:, 0]]
+
+
+@pytest.mark.parametrize("kind", ["list", "array", "object column", "series", "frame", "column"])
+def test__members__texts_in_any_container__shown(kind):
+    texts = ["fine", "so so"]
+    if kind in ("series", "frame"):
+        pd = pytest.importorskip("pandas")
+    samples = {
+        "list": lambda: texts,
+        "array": lambda: np.array(texts),
+        "object column": lambda: np.array(texts, dtype=object)[:, None],
+        "series": lambda: pd.Series(texts, index=[7, 3]),
+        "frame": lambda: pd.DataFrame({"text": texts}, index=[7, 3]),
+        "column": lambda: np.array(texts)[:, None],
+    }[kind]()
+    assert shown_texts(samples) == texts
+
+
+@pytest.mark.parametrize("kind", ["tuples", "array", "frame"])
+def test__members__pairs_of_texts__joined(kind):
+    pairs = [("a man", "he sleeps"), ("a dog", "it barks")]
+    if kind == "frame":
+        samples = pytest.importorskip("pandas").DataFrame(pairs, columns=["first", "second"])
+    else:
+        samples = pairs if kind == "tuples" else np.array(pairs, dtype=object)
+    assert shown_texts(samples) == ["a man  |  he sleeps", "a dog  |  it barks"]
+
+
+def test__members__prompt_with_choices__one_line_each():
+    (text,) = shown_texts(["Which one?\nA. cat\nB. dog"])
+    assert text == "Which one?\nA. cat\nB. dog"
+
+
+def test__members__table_of_numbers__nothing_shown():
+    pd = pytest.importorskip("pandas")
+    assert shown_texts(pd.DataFrame([[0.1, 0.2], [0.3, 0.4]])) == []
+
+
+# Dollar signs in what comes from data
+
+
+@pytest.mark.parametrize("text", ["transfer $50 from savings and $20", r"$\frac$", "b_$c^^$"])
+def test__display__dollar_signs_in_texts_and_classes__drawn_as_they_are(text):
+    labels = np.array(["a", text])
+    proba = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
+    y_true = labels[[0, 1, 1]]
+    displays = [
+        plots.MembersDisplay.from_members(proba[None], samples=[text] * 3, classes=labels, y_true=y_true),
+        plots.ReliabilityDisplay.from_predictions(y_true, proba, classes="all", labels=labels),
+        plots.LayersDisplay.from_ratios({"a": np.ones((2, 3)), text: np.ones((2, 3))}),
+    ]
+    for display in displays:
+        display.figure_.canvas.draw()
+        drawn = [artist for artist in display.figure_.findobj(mpl.text.Text) if "$" in artist.get_text()]
+        assert drawn
+        assert not any(artist.get_parse_math() for artist in drawn)
 
 
 # Training and layers
@@ -324,12 +403,20 @@ def test__layers__bad_ratios__value_error(ratios, message):
 
 
 def test__from_estimator__nothing_to_draw__type_error():
+    model = LogisticRegression().fit([[0.0], [1.0]], [0, 1])
     with pytest.raises(TypeError, match="has no history_"):
-        plots.TrainingDisplay.from_estimator(LogisticRegression())
+        plots.TrainingDisplay.from_estimator(model)
     with pytest.raises(TypeError, match="has no ratios_"):
-        plots.LayersDisplay.from_estimator(LogisticRegression())
+        plots.LayersDisplay.from_estimator(model)
     with pytest.raises(TypeError, match="has no predict_proba_members"):
-        plots.MembersDisplay.from_estimator(LogisticRegression(), [[0.0]])
+        plots.MembersDisplay.from_estimator(model, [[0.0]])
+
+
+@pytest.mark.parametrize("display", [plots.TrainingDisplay, plots.LayersDisplay])
+@pytest.mark.parametrize("wrap", [lambda model: model, make_pipeline])
+def test__from_estimator__not_fitted__not_fitted_error(display, wrap):
+    with pytest.raises(NotFittedError, match="MeanOfMembers instance is not fitted"):
+        display.from_estimator(wrap(MeanOfMembers()))
 
 
 def test__panels__axes_without_a_place_in_a_grid__value_error():

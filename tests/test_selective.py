@@ -1,16 +1,19 @@
 """SelectiveClassifier: scikit-learn's checks, and its promise at a coverage below one."""
 
+import warnings
+
 import numpy as np
 import pytest
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_digits, make_classification
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
+from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validate, train_test_split
 from sklearn.naive_bayes import GaussianNB, MultinomialNB
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -18,13 +21,30 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from skve import SelectiveClassifier, predict_uncertainty
 from tests.test_uncertainty import MeanOfMembers
 
+WEIGHT_CHECKS = (
+    "check_sample_weights_pandas_series",
+    "check_sample_weights_not_an_array",
+    "check_sample_weights_list",
+    "check_sample_weights_shape",
+    "check_sample_weights_not_overwritten",
+    "check_sample_weight_equivalence_on_dense_data",
+    "check_classifiers_one_label_sample_weights",
+)
+
+
+def checks_that_fail(estimator):
+    if not isinstance(estimator.estimator, Pipeline):
+        return {}
+    return dict.fromkeys(WEIGHT_CHECKS, "a pipeline takes weights for its steps only")
+
 
 @parametrize_with_checks(
     [
         SelectiveClassifier(LogisticRegression()),
         SelectiveClassifier(GaussianNB()),
         SelectiveClassifier(make_pipeline(StandardScaler(), LogisticRegression())),
-    ]
+    ],
+    expected_failed_checks=checks_that_fail,
 )
 def test__selective__scikit_learn_checks__pass(estimator, check):
     check(estimator)
@@ -272,3 +292,143 @@ def test__fit__bad_parameter__value_error_names_it(params, message, digits):
 def test__fit__half_of_validation_data__value_error(digits):
     with pytest.raises(ValueError, match="X_val and y_val go together"):
         SelectiveClassifier(GaussianNB(), coverage=0.8).fit(digits[0], digits[2], X_val=digits[1])
+
+
+# Scores that are infinite
+
+
+def test__coverage__sure_samples_of_minus_infinity__the_only_ones_answered(digits):
+    X_val, y_val = digits[0][:100], digits[2][:100]
+    model = GaussianNB().fit(X_val, y_val)
+
+    def measure(estimator, X):
+        return np.where(np.arange(len(X)) < 30, -np.inf, np.arange(len(X), dtype=float))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        clf = SelectiveClassifier(FrozenEstimator(model), coverage=0.2, uncertainty=measure).fit(X_val, y_val)
+    assert clf.threshold_ == -np.inf
+    assert clf.coverage_score(X_val) == clf.validation_coverage_ == 0.3
+
+
+# Labels and weights
+
+
+@pytest.fixture
+def selective(fitted, digits):
+    return SelectiveClassifier(FrozenEstimator(fitted), coverage=0.5).fit(digits[0], digits[2])
+
+
+BAD_LABELS = {
+    "strings": (lambda y: y.astype(str), "contains labels that are not in classes_"),
+    "NaN": (lambda y: np.where(y == 3, np.nan, y), "contains NaN"),
+    "one less": (lambda y: y[:-1], "must have one label for each of the 450 samples, got 449"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_LABELS)
+def test__labels__unlike_the_classes__value_error_names_them(kind, selective, digits):
+    X_train, X_test, y_train, y_test = digits
+    change, message = BAD_LABELS[kind]
+    with pytest.raises(ValueError, match=f"^y {message}"):
+        selective.score(X_test, change(y_test))
+    with pytest.raises(ValueError, match=f"^y {message}"):
+        clone(selective).fit(X_test, change(y_test))
+    with pytest.raises(ValueError, match=f"^y_val {message}"):
+        SelectiveClassifier(GaussianNB(), coverage=0.5).fit(X_train, y_train, X_val=X_test, y_val=change(y_test))
+
+
+def test__hold_out__class_in_the_held_out_part_only__counts_as_an_error():
+    X, y = make_classification(random_state=0)
+    for seed in range(20):
+        y_seed = y.copy()
+        y_seed[seed] = 7
+        SelectiveClassifier(GaussianNB(), coverage=0.8, random_state=seed).fit(X, y_seed)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weight: -weight, "sample_weight must be finite and not negative"),
+        (lambda weight: weight * np.nan, "sample_weight must be finite and not negative"),
+        (lambda weight: weight[:-1], r"sample_weight must have shape \(450,\), got \(449,\)"),
+    ],
+)
+def test__weights__negative_nan_or_too_few__value_error(change, message, selective, digits):
+    X_test, y_test = digits[1], digits[3]
+    weight = change(np.ones(len(y_test)))
+    for call in (
+        lambda: selective.score(X_test, y_test, sample_weight=weight),
+        lambda: selective.coverage_score(X_test, sample_weight=weight),
+        lambda: clone(selective).fit(X_test, y_test, sample_weight=weight),
+        lambda: SelectiveClassifier(GaussianNB(), coverage=0.8).fit(X_test, y_test, sample_weight=weight),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test__sample_weight__routed_by_cross_validate__weighs_fit_and_score(digits):
+    X_train, _, y_train, _ = digits
+    weight = np.where(y_train == 3, 0.0, 1.0)
+    clf = SelectiveClassifier(GaussianNB(), coverage=0.8, random_state=0)
+    with config_context(enable_metadata_routing=True):
+        clf.set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
+        result = cross_validate(
+            clf, X_train, y_train, params={"sample_weight": weight}, cv=3, return_estimator=True, error_score="raise"
+        )
+    assert (result["test_score"] > 0.8).all()
+    assert all(3 not in fold.predict(X_train) for fold in result["estimator"])
+
+
+# Parameters changed after fit
+
+
+def test__predict__parameters_changed_after_fit__abstains_as_fitted(selective, digits):
+    X_test = digits[1]
+    predicted, answered = selective.predict(X_test), selective.answers(X_test)
+    selective.set_params(coverage=1.0, uncertainty="margin")
+    np.testing.assert_array_equal(selective.predict(X_test), predicted)
+    np.testing.assert_array_equal(selective.answers(X_test), answered)
+    assert 0 < answered.mean() < 1
+
+
+# Values of abstention
+
+
+def test__predict__pandas_na__kept(digits):
+    pd = pytest.importorskip("pandas")
+    clf = SelectiveClassifier(GaussianNB(), coverage=0.6, abstention=pd.NA, random_state=0).fit(digits[0], digits[2])
+    predicted, answered = clf.predict(digits[1]), clf.answers(digits[1])
+    assert all(value is pd.NA for value in predicted[~answered])
+    np.testing.assert_array_equal(predicted[answered].astype(int), clf.estimator_.predict(digits[1])[answered])
+
+
+@pytest.mark.parametrize("abstention", [[-1], (-1, -2), np.array([-1]), np.array(-1), {}])
+def test__fit__abstention_of_several_values__value_error(abstention, digits):
+    with pytest.raises(ValueError, match="abstention must be one value, got"):
+        SelectiveClassifier(GaussianNB(), coverage=0.6, abstention=abstention).fit(digits[0], digits[2])
+
+
+# Cost
+
+
+class CountingMembers(MeanOfMembers):
+    """Counts its passes over samples."""
+
+    passes = 0
+
+    def predict_proba_members(self, X):
+        type(self).passes += 1
+        return super().predict_proba_members(X)
+
+
+@pytest.mark.parametrize("uncertainty", ["total", "confidence", "margin"])
+def test__selective__frozen_ensemble__one_pass_per_call(uncertainty):
+    X, y = make_classification(n_samples=100, random_state=0)
+    members = CountingMembers().fit(X, y)
+    clf = SelectiveClassifier(FrozenEstimator(members), coverage=0.5, uncertainty=uncertainty)
+    for call in (lambda: clf.fit(X, y), lambda: clf.predict(X), lambda: clf.score(X, y), lambda: clf.answers(X)):
+        CountingMembers.passes = 0
+        call()
+        assert CountingMembers.passes == 1
+    np.testing.assert_array_equal(clf.predict(X)[clf.answers(X)].astype(int), members.predict(X)[clf.answers(X)])

@@ -7,7 +7,7 @@ import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_digits
-from sklearn.ensemble import BaggingClassifier
+from sklearn.ensemble import BaggingClassifier, StackingClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
@@ -15,7 +15,7 @@ from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from skve import predict_uncertainty, uncertainty
+from skve import SelectiveClassifier, predict_uncertainty, uncertainty
 from skve.uncertainty import Uncertainty
 
 MEASURES = {
@@ -347,3 +347,16 @@ def test__predict_uncertainty__plain_classifier__type_error_says_what_is_wanted(
     X, y = binary_data
     with pytest.raises(TypeError, match=r"LogisticRegression has no predict_uncertainty.*SVEClassifier"):
         predict_uncertainty(LogisticRegression().fit(X, y), X)
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, make_pipeline, SelectiveClassifier, FrozenEstimator])
+def test__predict_uncertainty__not_fitted__not_fitted_error(wrap, binary_data):
+    with pytest.raises(NotFittedError):
+        predict_uncertainty(wrap(MeanOfMembers()), binary_data[0])
+
+
+def test__predict_uncertainty__stack_of_one__type_error(binary_data):
+    X, y = binary_data
+    stack = StackingClassifier([("one", MeanOfMembers())], cv=2).fit(X, y)
+    with pytest.raises(TypeError, match="StackingClassifier predicts by a final estimator"):
+        predict_uncertainty(stack, X)

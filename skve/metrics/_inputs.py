@@ -39,15 +39,24 @@ def check_targets(y_true, y_proba, labels=None, sample_weight=None):
     return columns, y_proba, check_weights(sample_weight, len(y_true))
 
 
-def encode_labels(y_true, n_classes, labels=None):
+def check_known(y, classes, n_samples, *, name="y", classes_name="classes_"):
+    """Return labels as an array of shape (n_samples,); ValueError for one that is not among the classes."""
+    y = column_or_1d(y)
+    if len(y) != n_samples:
+        raise ValueError(f"{name} must have one label for each of the {n_samples} samples, got {len(y)}.")
+    encode_labels(y, len(classes), classes, name=name, labels_name=classes_name)
+    return y
+
+
+def encode_labels(y_true, n_classes, labels=None, *, name="y_true", labels_name="labels"):
     """Return the column of each label (n_samples,); ValueError for a label that has none."""
     if y_true.dtype.kind == "f" and np.isnan(y_true).any():
-        raise ValueError("y_true contains NaN: every sample needs a label.")
+        raise ValueError(f"{name} contains NaN: every sample needs a label.")
     try:
         present, columns = np.unique(y_true, return_inverse=True)
     except TypeError as error:  # they cannot be sorted
         kinds = ", ".join(sorted({type(label).__name__ for label in y_true}))
-        raise ValueError(f"y_true must hold labels of one kind and no missing ones, got {kinds}.") from error
+        raise ValueError(f"{name} must hold labels of one kind and no missing ones, got {kinds}.") from error
     if labels is None:
         if len(present) != n_classes:
             raise ValueError(
@@ -65,7 +74,7 @@ def encode_labels(y_true, n_classes, labels=None):
     strangers = [label for label in present.tolist() if label not in column_of]
     if strangers:
         raise ValueError(
-            f"y_true contains labels that are not in labels, {strangers[:5]}, where labels are "
+            f"{name} contains labels that are not in {labels_name}, {strangers[:5]}, where {labels_name} are "
             f"{labels[:5].tolist()}{'...' if n_classes > 5 else ''}."
         )
     return np.array([column_of[label] for label in present.tolist()])[columns]
@@ -132,9 +141,17 @@ def top_label(columns, y_proba):
     return confidence, correct
 
 
+def errors(y_true, y_proba, labels=None):
+    """Whether the predicted class is wrong (n_samples,); as an uncertainty, it ranks best."""
+    columns, y_proba, _ = check_targets(y_true, y_proba, labels)
+    return ~top_label(columns, y_proba)[1]
+
+
 def _two_columns(y_proba):
     values = np.asarray(y_proba)
     if values.ndim != 1:
         return check_proba(values, name="y_proba")
+    if values.dtype.kind not in "fiub":
+        raise ValueError(f"y_proba must hold real numbers, got dtype {values.dtype}.")
     # A NaN or a value outside [0, 1] shows up as such in the check of the rows.
     return check_proba(np.column_stack([1.0 - values, values]), name="y_proba")

@@ -2,11 +2,12 @@
 
 import inspect
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from sklearn.utils import check_random_state, column_or_1d
 
-from skve.metrics._inputs import check_count
+from skve.metrics._inputs import check_count, check_weights
 
 __all__ = ["BootstrapResult", "bootstrap_interval", "paired_bootstrap"]
 
@@ -25,6 +26,16 @@ class BootstrapResult:
         Share of such intervals that hold the true value.
     distribution : ndarray of shape (n_resamples,)
         Value on each resample.
+
+    Examples
+    --------
+    >>> from sklearn.metrics import accuracy_score
+    >>> from skve.metrics import bootstrap_interval
+    >>> result = bootstrap_interval(accuracy_score, [0, 1] * 50, [0, 1, 1, 1] * 25, random_state=0)
+    >>> result.estimate, len(result.distribution)
+    (0.75, 1000)
+    >>> result.low < result.estimate < result.high
+    True
     """
 
     estimate: float
@@ -62,8 +73,9 @@ def bootstrap_interval(
     random_state : int, RandomState instance or None, default=None
         Seed of the draws.
     **metric_params
-        Passed on to the metric. If it knows ``labels`` and they are not given, the classes of ``y_true`` are,
-        so that a resample may lack a class. A ``sample_weight`` is drawn with the samples.
+        Passed on to the metric, as are the keywords of a :class:`functools.partial`. If it knows ``labels``
+        and they are not given, the classes of ``y_true`` are, so that a resample may lack a class. A
+        ``sample_weight`` is drawn with the samples.
 
     Returns
     -------
@@ -72,7 +84,8 @@ def bootstrap_interval(
     Raises
     ------
     ValueError
-        If lengths differ, an option is out of range, or the metric raises one on a resample.
+        If lengths differ, an option is out of range, a weight is negative or not finite, or the metric raises
+        one on a resample.
 
     References
     ----------
@@ -136,8 +149,8 @@ def paired_bootstrap(
     Raises
     ------
     ValueError
-        If lengths or numbers of runs differ, an option is out of range, or the metric raises one on a
-        resample.
+        If lengths or numbers of runs differ, an option is out of range, a weight is negative or not finite,
+        or the metric raises one on a resample.
 
     References
     ----------
@@ -181,11 +194,12 @@ def _bootstrap(metric, y_true, models, signs, n_resamples, confidence_level, ran
     for runs in models:
         if runs.shape[1] != n_samples:
             raise ValueError(f"y_true has {n_samples} samples and the predictions have {runs.shape[1]}.")
-    if "labels" in inspect.signature(metric).parameters and params.get("labels") is None:
+    if isinstance(metric, partial):  # what it binds is treated like what is passed on
+        params = {**metric.keywords, **params}
+    labels = inspect.signature(metric).parameters.get("labels")
+    if labels is not None and _is_unset(labels) and params.get("labels") is None:
         params = {**params, "labels": np.unique(y_true)}
-    weight = params.get("sample_weight")
-    if weight is not None:
-        weight = np.asarray(weight)
+    weight = check_weights(params.get("sample_weight"), n_samples)
 
     def value(samples, drawn_runs):
         drawn = params if weight is None else {**params, "sample_weight": weight[samples]}
@@ -203,3 +217,8 @@ def _bootstrap(metric, y_true, models, signs, n_resamples, confidence_level, ran
     tail = (1 - confidence_level) / 2
     low, high = np.quantile(distribution, [tail, 1 - tail])
     return BootstrapResult(float(estimate), float(low), float(high), confidence_level, distribution)
+
+
+def _is_unset(parameter):
+    # By identity: the default, or what a partial binds, may be an array.
+    return parameter.default is None or parameter.default is parameter.empty

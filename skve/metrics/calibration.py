@@ -1,6 +1,7 @@
 """Calibration: does a confidence of 0.8 mean right 80 times in a hundred?"""
 
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 from scipy.fft import dct, idct
@@ -36,6 +37,15 @@ class CalibrationBins:
         Share of the samples for which the event took place; NaN in an empty bin.
     effective_size : ndarray of shape (n_bins,)
         ``(sum of weights)**2 / (sum of squared weights)``: the number of samples when they weigh the same.
+
+    Examples
+    --------
+    >>> from skve.metrics import calibration_bins
+    >>> bins = calibration_bins([0, 1], [[0.9, 0.1], [0.4, 0.6]], n_bins=2)
+    >>> bins.edges
+    array([0. , 0.5, 1. ])
+    >>> bins.confidence
+    array([ nan, 0.75])
     """
 
     edges: np.ndarray
@@ -75,7 +85,8 @@ def calibration_bins(
     Raises
     ------
     ValueError
-        If probabilities are not probabilities, labels have no column or lengths differ.
+        If probabilities are not probabilities, labels have no column, lengths differ, ``pos_label`` is no class
+        or an option is unknown.
 
     References
     ----------
@@ -223,7 +234,8 @@ def adaptive_calibration_error(y_true, y_proba, *, n_bins=15, threshold=0.0, lab
     Raises
     ------
     ValueError
-        If probabilities are not probabilities, labels have no column or lengths differ.
+        If probabilities are not probabilities, labels have no column, lengths differ, ``n_bins`` is no positive
+        integer or ``threshold`` is not in [0, 1).
 
     References
     ----------
@@ -279,7 +291,8 @@ def smooth_calibration_error(y_true, y_proba, *, bandwidth="auto", labels=None, 
     Raises
     ------
     ValueError
-        If probabilities are not probabilities, labels have no column or lengths differ.
+        If probabilities are not probabilities, labels have no column, lengths differ or ``bandwidth`` is no
+        positive, finite number.
 
     Notes
     -----
@@ -297,8 +310,9 @@ def smooth_calibration_error(y_true, y_proba, *, bandwidth="auto", labels=None, 
     >>> round(smooth_calibration_error([0, 0, 0, 1], [[0.8, 0.2]] * 4), 4)
     0.05
     """
-    if bandwidth != "auto" and not (isinstance(bandwidth, int | float) and bandwidth > 0):
-        raise ValueError(f"bandwidth must be 'auto' or a positive number, got {bandwidth!r}.")
+    is_number = isinstance(bandwidth, Real) and not isinstance(bandwidth, bool)
+    if bandwidth != "auto" and not (is_number and 0 < bandwidth < np.inf):
+        raise ValueError(f"bandwidth must be 'auto' or a positive, finite number, got {bandwidth!r}.")
     columns, y_proba, sample_weight = check_targets(y_true, y_proba, labels, sample_weight)
     confidence, correct = top_label(columns, y_proba)
     residuals = correct - confidence
@@ -316,7 +330,7 @@ def smooth_calibration_error(y_true, y_proba, *, bandwidth="auto", labels=None, 
         return float(np.abs(idct(spectrum * np.exp(-0.5 * (frequency * sigma) ** 2))).sum())
 
     if bandwidth != "auto":
-        return smoothed(bandwidth)
+        return smoothed(float(bandwidth))
     # A wider kernel gives a smaller error: bisection finds the one crossing.
     low, high = 0.0, 1.0
     for _ in range(30):

@@ -224,7 +224,9 @@ def member_cka(member_features):
     Parameters
     ----------
     member_features : array-like of shape (n_members, n_samples, n_features)
-        Features of each member for the same samples, for instance what its head is given.
+        Features of each member for the same samples, for instance the last hidden layer of networks of your
+        own. The classifiers of this package do not hand out theirs; the logarithms of
+        ``predict_proba_members(X)`` may stand in.
 
     Returns
     -------
@@ -293,6 +295,7 @@ def _centred(features, name):
         raise ValueError(f"{name} must have shape (n_samples, n_features), got {features.shape}.")
     if not np.isfinite(features).all():
         raise ValueError(f"{name} contains NaN or infinity.")
+    features = features - features[0]  # so that what is constant becomes zero, without rounding errors
     return features - features.mean(axis=0)
 
 

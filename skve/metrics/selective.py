@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from skve.metrics._inputs import check_fraction, check_scores, check_targets, top_label
+from skve.metrics._inputs import check_fraction, check_scores, check_targets, errors, top_label
 
 __all__ = [
     "accuracy_at_coverage",
@@ -35,7 +35,7 @@ def risk_coverage_curve(y_true, y_proba, *, uncertainty=None, labels=None, sampl
     Returns
     -------
     coverage : ndarray of shape (n_samples,)
-        Share of the samples answered, rising to 1.
+        Share of the samples answered, rising to 1. Samples of no weight are left out.
     risk : ndarray of shape (n_samples,)
         Error rate among them.
     thresholds : ndarray of shape (n_samples,)
@@ -63,8 +63,8 @@ def risk_coverage_curve(y_true, y_proba, *, uncertainty=None, labels=None, sampl
     >>> risk.round(4)
     array([0.    , 0.    , 0.3333])
     """
-    errors, uncertainty, weight = _ranked(y_true, y_proba, uncertainty, labels, sample_weight)
-    coverage, risk = _curve(errors, weight)
+    wrong, uncertainty, weight = _ranked(y_true, y_proba, uncertainty, labels, sample_weight)
+    coverage, risk = _curve(wrong, weight)
     return coverage, risk, uncertainty
 
 
@@ -90,7 +90,7 @@ def accuracy_rejection_curve(y_true, y_proba, *, uncertainty=None, labels=None, 
     Returns
     -------
     rejection : ndarray of shape (n_samples,)
-        Share of the samples rejected, rising from 0.
+        Share of the samples rejected, rising from 0. Samples of no weight are left out.
     accuracy : ndarray of shape (n_samples,)
         Accuracy on the rest.
     thresholds : ndarray of shape (n_samples,)
@@ -163,8 +163,8 @@ def aurc(y_true, y_proba, *, uncertainty=None, labels=None, sample_weight=None):
     >>> round(aurc([0, 1, 1], [[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]), 4)
     0.1111
     """
-    errors, _, weight = _ranked(y_true, y_proba, uncertainty, labels, sample_weight)
-    return _area(errors, weight)
+    wrong, _, weight = _ranked(y_true, y_proba, uncertainty, labels, sample_weight)
+    return float(np.average(_curve(wrong, weight)[1], weights=weight))
 
 
 def excess_aurc(y_true, y_proba, *, uncertainty=None, labels=None, sample_weight=None):
@@ -210,12 +210,10 @@ def excess_aurc(y_true, y_proba, *, uncertainty=None, labels=None, sample_weight
     >>> excess_aurc([0, 1, 1], [[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])  # the one error is the least certain
     0.0
     """
-    columns, y_proba, sample_weight = check_targets(y_true, y_proba, labels, sample_weight)
-    wrong = ~top_label(columns, y_proba)[1]
-    labels = np.arange(y_proba.shape[1])
-    errors, _, weight = _ranked(columns, y_proba, uncertainty, labels, sample_weight)
-    best_errors, _, best_weight = _ranked(columns, y_proba, wrong, labels, sample_weight)
-    return max(_area(errors, weight) - _area(best_errors, best_weight), 0.0)
+    common = {"labels": labels, "sample_weight": sample_weight}
+    area = aurc(y_true, y_proba, uncertainty=uncertainty, **common)
+    best = aurc(y_true, y_proba, uncertainty=errors(y_true, y_proba, labels), **common)
+    return max(area - best, 0.0)
 
 
 def accuracy_at_coverage(y_true, y_proba, *, coverage=0.8, uncertainty=None, labels=None, sample_weight=None):
@@ -280,23 +278,19 @@ def _ranked(y_true, y_proba, uncertainty, labels, sample_weight):
         uncertainty, correct, weight = uncertainty[kept], correct[kept], weight[kept]
     order = np.argsort(uncertainty)
     uncertainty = uncertainty[order]
-    errors = (~correct[order]).astype(np.float64)
+    wrong = (~correct[order]).astype(np.float64)
     weight = None if weight is None else weight[order]
     starts = np.flatnonzero(np.concatenate([[True], uncertainty[1:] != uncertainty[:-1]]))
-    if len(starts) < len(errors):
-        lengths = np.diff(np.append(starts, len(errors)))
+    if len(starts) < len(wrong):
+        lengths = np.diff(np.append(starts, len(wrong)))
         mass = lengths if weight is None else np.add.reduceat(weight, starts)
-        wrong = np.add.reduceat(errors if weight is None else errors * weight, starts)
-        errors = np.repeat(wrong / mass, lengths)
-    return errors, uncertainty, weight
+        total = np.add.reduceat(wrong if weight is None else wrong * weight, starts)
+        wrong = np.repeat(total / mass, lengths)
+    return wrong, uncertainty, weight
 
 
-def _curve(errors, weight):
+def _curve(wrong, weight):
     """Coverage and risk after each sample."""
-    mass = np.arange(1.0, len(errors) + 1) if weight is None else np.cumsum(weight)
-    risk = np.cumsum(errors if weight is None else errors * weight) / mass
+    mass = np.arange(1.0, len(wrong) + 1) if weight is None else np.cumsum(weight)
+    risk = np.cumsum(wrong if weight is None else wrong * weight) / mass
     return mass / mass[-1], risk
-
-
-def _area(errors, weight):
-    return float(np.average(_curve(errors, weight)[1], weights=weight))

@@ -60,9 +60,9 @@ def tidy(ax, *, xlabel=None, ylabel=None, title=None, grid=True):
 
 
 def legend(ax, **options):
-    """Draw a legend in the size that fits."""
+    """Draw a legend in the size that fits, and return it."""
     options = {"fontsize": font_size(ax) - 1, "frameon": False, "handlelength": 2.2} | options
-    ax.legend(**options)
+    return ax.legend(**options)
 
 
 def name_of(estimator, name):

@@ -203,7 +203,8 @@ class ReliabilityDisplay:
         tidy(below, xlabel="Confidence" if single else "Probability of the class", ylabel="Share")
         ax.tick_params(labelbottom=False)
         if not single:
-            legend(ax, loc="upper left")
+            for text in legend(ax, loc="upper left").get_texts():
+                text.set_parse_math(False)  # names of classes are no formulae
         self.ax_, self.histogram_ax_, self.figure_ = ax, below, ax.figure
         return self
 

@@ -7,7 +7,10 @@ import numpy as np
 
 from skve._proba import check_member_proba
 from skve._unwrap import unwrap
+from skve.metrics._inputs import check_count
 from skve.plots._style import COLORS, MARKERS, font_size, import_pyplot, name_of, new_axes, split_axes, tidy
+
+_BETWEEN = "  |  "  # the texts of a pair
 
 
 class MembersDisplay:
@@ -24,7 +27,7 @@ class MembersDisplay:
     classes : ndarray of shape (n_classes,)
         Names of the classes.
     samples : sequence of length n_samples, default=None
-        Images (arrays, PIL images or paths) or texts to show.
+        Images (arrays, PIL images or paths), texts or pairs of texts to show.
     y_true : ndarray of shape (n_samples,), default=None
         True classes, marked by bold type.
     n_top : int, default=3
@@ -102,8 +105,8 @@ class MembersDisplay:
         ----------
         member_proba : array-like of shape (n_members, n_samples, n_classes)
             Probabilities of each member.
-        samples : sequence of length n_samples, default=None
-            Images (arrays, PIL images or paths) or texts to show; rows of numbers are left out.
+        samples : sequence, array, Series or DataFrame of length n_samples, default=None
+            Images (arrays, PIL images or paths), texts or pairs of texts to show; rows of numbers are left out.
         y_true : array-like of shape (n_samples,), default=None
             True classes.
         classes : array-like of shape (n_classes,), default=None
@@ -122,7 +125,7 @@ class MembersDisplay:
         Raises
         ------
         ValueError
-            If probabilities are not probabilities or lengths differ.
+            If probabilities are not probabilities, lengths differ or ``n_top`` is no positive integer.
         ImportError
             If matplotlib is not installed.
         """
@@ -159,9 +162,9 @@ class MembersDisplay:
         """
         caller = type(self).__name__
         n_samples = self.member_proba.shape[1]
-        n_top = min(self.n_top, len(self.classes))
+        n_top = min(check_count(self.n_top, name="n_top"), len(self.classes))
         ax = new_axes(caller, ax, (5.4, 0.6 + n_samples * (0.35 + 0.25 * n_top)))
-        shown = [] if self.samples is None else [_showable(sample) for sample in self.samples]
+        shown = [] if self.samples is None else [_showable(sample) for sample in _rows(self.samples)]
         with_samples = any(sample is not None for sample in shown)
         if with_samples:
             is_text = all(isinstance(sample, str) for sample in shown)
@@ -203,7 +206,8 @@ class MembersDisplay:
             )
         ax.set(xlim=(0, 1), ylim=(n_top - 0.45, -0.55))
         tidy(ax, xlabel="Probability" if last else None, grid=False)
-        ax.set_yticks(places, [_short(str(self.classes[column]), 18 if size > 14 else 13) for column in top])
+        names = [_short(str(self.classes[column]), 18 if size > 14 else 13) for column in top]
+        ax.set_yticks(places, names, parse_math=False)
         ax.tick_params(left=False, labelbottom=last)
         ax.set_xticks([0, 0.5, 1])
         if self.y_true is not None:
@@ -212,8 +216,18 @@ class MembersDisplay:
                     tick.set_fontweight("bold")
 
 
+def _rows(samples):
+    """What can be iterated sample by sample; a table would give its columns."""
+    return samples.to_numpy() if hasattr(samples, "to_numpy") else samples
+
+
 def _showable(sample):
     """A text or an image as an array; None for what is neither."""
+    if isinstance(sample, tuple) or (isinstance(sample, np.ndarray) and sample.ndim == 1):  # columns of a table
+        if len(sample) == 1:
+            return _showable(sample[0])
+        if all(isinstance(part, str) for part in sample):
+            return _BETWEEN.join(sample)
     if isinstance(sample, os.PathLike) or (isinstance(sample, str) and os.path.isfile(sample)):
         from PIL import Image
 
@@ -233,11 +247,13 @@ def _show(ax, sample):
         size = font_size(ax) - 1
         width, height = np.array(ax.get_window_extent().size) * 72 / ax.figure.dpi / size
         # A letter is about half as wide as its font is high, a line 1.25 times as high.
-        lines = textwrap.wrap(sample, max(8, int(width / 0.54)))
+        width = max(8, int(width / 0.54))
+        lines = [line for part in sample.splitlines() for line in textwrap.wrap(part, width)]
         fitting = max(1, int(height / 1.25))
         if len(lines) > fitting:
             lines = [*lines[: fitting - 1], lines[fitting - 1] + " …"]
-        ax.text(0, 0.5, "\n".join(lines), fontsize=size, va="center", transform=ax.transAxes)
+        # Dollar signs are dollars here, no formulae.
+        ax.text(0, 0.5, "\n".join(lines), fontsize=size, va="center", transform=ax.transAxes, parse_math=False)
     elif sample is not None:
         ax.imshow(sample.squeeze(), cmap="gray", interpolation="nearest")
 

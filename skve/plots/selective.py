@@ -2,7 +2,10 @@
 
 from skve._scores import check_measure, uncertainty_scores
 from skve.metrics import aurc, risk_coverage_curve
+from skve.metrics._inputs import errors
 from skve.plots._style import COLORS, GREY, LINES, import_pyplot, legend, name_of, new_axes, tidy
+
+_BEST = "best ranking"
 
 
 class RiskCoverageDisplay:
@@ -88,10 +91,11 @@ class RiskCoverageDisplay:
         """
         import_pyplot(cls.__name__)
         check_measure(uncertainty)
+        proba = estimator.predict_proba(X)
         return cls.from_predictions(
             y,
-            estimator.predict_proba(X),
-            uncertainty=uncertainty_scores(estimator, X, uncertainty),
+            proba,
+            uncertainty=uncertainty_scores(estimator, X, uncertainty, proba=proba),
             labels=estimator.classes_,
             sample_weight=sample_weight,
             name=name_of(estimator, name),
@@ -147,7 +151,7 @@ class RiskCoverageDisplay:
         import_pyplot(cls.__name__)
         common = {"labels": labels, "sample_weight": sample_weight}
         coverage, risk, _ = risk_coverage_curve(y_true, y_proba, uncertainty=uncertainty, **common)
-        wrong = _wrong(y_true, y_proba, labels)
+        wrong = errors(y_true, y_proba, labels)
         _, best_risk, _ = risk_coverage_curve(y_true, y_proba, uncertainty=wrong, **common)
         area = aurc(y_true, y_proba, uncertainty=uncertainty, **common)
         return cls(coverage, risk, best_risk, area, name=name).plot(ax, **kwargs)
@@ -174,21 +178,15 @@ class RiskCoverageDisplay:
         label = f"{name} (AURC {self.aurc:.3f})" if name else f"AURC {self.aurc:.3f}"
         style = {"color": COLORS[place], "linestyle": LINES[place], "linewidth": 1.6, "label": label} | kwargs
         (self.line_,) = ax.plot(self.coverage, self.risk, gid="risk-coverage", **style)
-        best = "best ranking" if place == 0 else None
+        best = _BEST if place == 0 else None
         ax.plot(self.coverage, self.best_risk, color=GREY, linewidth=1, linestyle=":", label=best)
         ax.set_xlim(0, 1)
         # Among the first few samples the error rate is noise: it does not set the scale.
         highest = 1.15 * self.risk[self.coverage >= 0.1].max()
         ax.set_ylim(0, max(highest, 1e-3) if place == 0 else max(highest, ax.get_ylim()[1]))
         tidy(ax, xlabel="Coverage (share answered)", ylabel="Risk (error rate)")
-        # Above the axes: curves may run anywhere within.
-        legend(ax, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
+        # Above the axes: curves may run anywhere within. What all are compared with comes last.
+        handles = sorted(ax.get_legend_handles_labels()[0], key=lambda handle: handle.get_label() == _BEST)
+        legend(ax, handles=handles, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
         self.ax_, self.figure_ = ax, ax.figure
         return self
-
-
-def _wrong(y_true, y_proba, labels):
-    from skve.metrics._inputs import check_targets, top_label
-
-    columns, y_proba, _ = check_targets(y_true, y_proba, labels)
-    return ~top_label(columns, y_proba)[1]

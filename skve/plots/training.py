@@ -64,6 +64,13 @@ class TrainingDisplay:
         Returns
         -------
         TrainingDisplay
+
+        Raises
+        ------
+        TypeError
+            If no ``history_`` is found.
+        sklearn.exceptions.NotFittedError
+            If the estimator is not fitted.
         """
         model, _, _ = unwrap(estimator, None, "history_")
         return cls.from_history(model.history_, name=name_of(model, name), ax=ax)
@@ -215,6 +222,13 @@ class LayersDisplay:
         Returns
         -------
         LayersDisplay
+
+        Raises
+        ------
+        TypeError
+            If no ``ratios_`` are found.
+        sklearn.exceptions.NotFittedError
+            If the estimator is not fitted.
         """
         model, _, _ = unwrap(estimator, None, "ratios_")
         return cls.from_ratios(model.ratios_, name=name_of(model, name), ax=ax)
@@ -287,7 +301,7 @@ class LayersDisplay:
         step = int(np.ceil(n_layers * 1.25 * size / 72 / max(height, 0.5)))
         shown = range(0, n_layers, step)
         layers = _distinct_parts(list(self.ratios))
-        axes[0].set_yticks(shown, [_tail(layers[i], 26 if size > 8 else 16) for i in shown])
+        axes[0].set_yticks(shown, [_tail(layers[i], 26 if size > 8 else 16) for i in shown], parse_math=False)
         axes[0].tick_params(axis="y", labelsize=size - 2)
         bar = ax.figure.colorbar(image, ax=axes[0], location="bottom", pad=0.02, aspect=12)
         bar.set_label("RMS change (%)", fontsize=size)

@@ -175,9 +175,9 @@ def predict_uncertainty(estimator, X):
     ValueError
         If ``estimator`` holds several fitted models: it is not clear whose members are meant.
     TypeError
-        If no ``predict_uncertainty`` is found.
+        If no ``predict_uncertainty`` is found, or a wrapper such as stacking predicts by more than one model.
     sklearn.exceptions.NotFittedError
-        If a search or calibration is not fitted.
+        If the estimator is not fitted.
 
     Examples
     --------
