@@ -23,8 +23,8 @@ from sklearn.preprocessing import FunctionTransformer
 
 import skve
 from skve import SVETextClassifier, _layers, _training
-from skve._testing_text import check_text_estimator, make_toy_text_backbone
 from skve.datasets import load_intents
+from skve.testing import check_text_estimator, make_toy_text_backbone
 
 pytest.importorskip("transformers")
 pd = pytest.importorskip("pandas")

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from skve import SVETextClassifier, _ensembles, _layers, _svd, _text_backbones
-from skve._testing_text import _ENCODERS, FAMILIES, make_toy_text_backbone, make_toy_tokenizer
+from skve._testing_text import _ENCODERS, FAMILIES
 from skve._text_backbones import configure, load_text_backbone, pool
 from skve._text_inputs import check_texts
 from skve._tokens import TextPipeline
+from skve.testing import make_toy_text_backbone, make_toy_tokenizer
 
 transformers = pytest.importorskip("transformers")
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from skve import _tokens
-from skve._testing_text import make_toy_tokenizer
 from skve._text_inputs import TextSequence, check_texts
 from skve._tokens import TextPipeline, batches_of_similar_length, listed_choices, tokenise, word_tokens
+from skve.testing import make_toy_tokenizer
 
 pytest.importorskip("transformers")
 
@@ -172,7 +172,7 @@ def test__mask_token__missing__named_by_index():
 def test__tokenise__process_forks_later__no_warning_and_environment_as_before():
     script = """
         import os
-        from skve._testing_text import make_toy_tokenizer
+        from skve.testing import make_toy_tokenizer
         from skve._tokens import tokenise
         before = dict(os.environ)
         tokenise(make_toy_tokenizer(), ["some text"] * 3000, None, max_length=8, side="right")
