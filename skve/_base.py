@@ -55,6 +55,9 @@ class BaseSVEClassifier(EnsemblePredictor):
     def _default_rates(self):
         """Return the learning rates (of members, of heads) that None stands for, chosen on validation data."""
 
+    def _check_labels(self, pipeline, codes, name):
+        """Raise ValueError where a sample of `name`, "X" or "X_val", cannot have its label; mostly all can."""
+
     # ----------------------------------------------------------------------------------------- fitting
 
     def fit(self, X, y, sample_weight=None, *, X_val=None, y_val=None):
@@ -209,6 +212,7 @@ class BaseSVEClassifier(EnsemblePredictor):
         def batches(part, **generators):
             items, codes, weights = part
             pipeline = self._make_pipeline(items, backbone, device, training=True)
+            self._check_labels(pipeline, codes, "X_val" if part is parts[1] and X_val is not None else "X")
             return _training.Batches(pipeline, codes, weights, self.batch_size, device, **generators)
 
         result = _training.train(

@@ -325,6 +325,32 @@ def test__multiple_choice__absent_letters__probability_zero_and_others_trained()
     assert np.isfinite(clf.predict_uncertainty(prompts).total).all()
 
 
+@pytest.mark.parametrize("where", ["X", "X_val"])
+def test__multiple_choice__label_that_its_text_does_not_list__named_by_index(where):
+    prompts, answers = ["A. x\nB. y\nAnswer:", "A. x\nB. y\nC. z\nAnswer:"] * 4, ["A", "C"] * 4
+    wrong = [*answers[:2], "C", *answers[3:]]
+    data = (prompts, wrong) if where == "X" else (prompts, answers)
+    clf = toy("gpt2", lm=True, head="lm", multiple_choice=True, label_words=[" A", " C"])
+    with pytest.raises(ValueError, match=rf"{where}\[2\] does not list its label 'C'; .* begins with 'C.'"):
+        clf.fit(*data, X_val=prompts, y_val=wrong)
+
+
+def test__pairs__decoder__where_the_first_text_ends_matters():
+    clf = toy("gpt2", max_epochs=1).fit([(text, "so") for text in TEXTS], LABELS)
+    one, two = clf.predict_proba([("ab", "c"), ("a", "bc")])
+    assert not np.allclose(one, two, atol=1e-6)
+
+
+def test__truncation__fit_and_two_predictions__each_warns_at_its_own_line():
+    clf = toy(max_length=6, max_epochs=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        clf.fit(TEXTS, LABELS)
+        clf.predict(TEXTS)
+        clf.predict(TEXTS)
+    assert [warning.filename for warning in caught] == [__file__] * 3
+
+
 @pytest.mark.parametrize(
     ("parameters", "error", "message"),
     [

@@ -21,8 +21,13 @@ TEXTS = ["a fine day", "", "what a bore, really", "ok"]
 
 def pipeline(X, tokenizer=None, **preprocess):
     tokenizer = tokenizer or make_toy_tokenizer()
-    options = {"max_length": 40, "truncation_side": "right", "choices": None, "mask_token_id": None}
-    preprocess = {**options, "tokenizer_sha256": _tokens.tokenizer_hash(tokenizer), **preprocess}
+    options = {"max_length": 40, "truncation_side": "right", "choices": None, "label_words": None}
+    preprocess = {
+        **options,
+        "mask_token_id": None,
+        "tokenizer_sha256": _tokens.tokenizer_hash(tokenizer),
+        **preprocess,
+    }
     texts = X if isinstance(X, TextSequence) else check_texts(X)
     return TextPipeline(texts, tokenizer, preprocess, torch.device("cpu"))
 
@@ -100,6 +105,36 @@ def test__tokenise__thousands_of_texts__each_as_alone():
         assert tokens.ids[ends[i] - tokens.lengths[i] : ends[i]].tolist() == tokenizer(texts[i])["input_ids"]
 
 
+@pytest.mark.parametrize(("second", "n_special", "minimum"), [(None, 2, 3), (["xyz"], 3, 5)])
+def test__tokenise__max_length_below_the_special_tokens__value_error(second, n_special, minimum):
+    for length in range(1, minimum):
+        with pytest.raises(ValueError, match=rf"max_length={length}: .* {n_special} special .* at least {minimum}"):
+            tokenise(make_toy_tokenizer(), ["abcdefghij"], second, max_length=length, side="right")
+    with pytest.warns(UserWarning, match="were cut"):
+        tokens = tokenise(make_toy_tokenizer(), ["abcdefghij"], second, max_length=minimum, side="right")
+    assert tokens.lengths.tolist() == [minimum]
+
+
+def test__tokenise__pairs_without_separator__joined_by_a_line_break():
+    tokenizer = make_toy_tokenizer(encoder=False)
+    one, two = (tokenise(tokenizer, *pair, max_length=9, side="right") for pair in ((["ab"], ["c"]), (["a"], ["bc"])))
+    assert one.ids.tolist() == tokenizer("ab\nc")["input_ids"]
+    assert two.ids.tolist() == tokenizer("a\nbc")["input_ids"]
+
+
+def test__tokenise__warning__at_the_line_outside_skve():
+    with pytest.warns(UserWarning, match="were cut") as caught:
+        pipeline(["abcdefgh"], max_length=6)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(("side", "has_remedy"), [("right", True), ("left", False)])
+def test__warning__label_word_read_behind_the_end__left_truncation_advised(side, has_remedy):
+    with pytest.warns(UserWarning, match="were cut") as caught:
+        pipeline(["abcdefgh"], max_length=6, truncation_side=side, label_words=[" a", " b"])
+    assert ("truncation_side='left' keeps" in str(caught[0].message)) == has_remedy
+
+
 # ------------------------------------------------------------------------------------------- batches
 
 
@@ -163,6 +198,19 @@ def test__mask_token__missing__named_by_index():
     assert len(pipeline(["a [MASK]", "[MASK] b"], mask_token_id=token)) == 2
     with pytest.raises(ValueError, match=r"X\[1\] has no \[MASK\]"):
         pipeline(["a [MASK]", "b"], mask_token_id=token)
+
+
+@pytest.mark.filterwarnings("ignore:.*were cut")
+def test__mask_token__cut_away__said_with_remedy():
+    token = make_toy_tokenizer().mask_token_id
+    with pytest.raises(ValueError, match=r"X\[1\] has no \[MASK\] after cutting to max_length=6 .* truncation_side"):
+        pipeline(["a [MASK]", "a long one [MASK]"], mask_token_id=token, max_length=6)
+
+
+def test__choices__in_the_second_texts__found():
+    pairs = [("Question", "A. x\nB. y"), ("A. x", "B. y")]
+    batch = pipeline(pairs, choices=[" A", " B", " C"]).load(np.array([0, 1]))
+    assert batch["impossible"].tolist() == [[False, False, True]] * 2
 
 
 # ---------------------------------------------------------------------------------------- processes
