@@ -11,6 +11,8 @@ from ._device import resolve_training_dtype
 from ._ensembles import BATCHES_PER_INSTALLATION, RATIOS, Ensemble, Head, is_trained, make_rule
 from ._layers import Trace, trace
 
+READING = ("tokenizer_sha256", "label_words")
+
 
 @dataclasses.dataclass(frozen=True)
 class FittedState:
@@ -33,10 +35,12 @@ class FittedState:
         From the `Trace` of the backbone.
     backbone : dict
         `Backbone.description`.
+    reading : dict
+        What of the preprocessing must be the same for a fit to go on: of texts tokenizer and label words.
     n_epochs : int
         Epochs trained, those of earlier fits that this one went on from included.
     spec : object
-        The estimator's `backbone` when it was fitted; None after `load` with embedded weights.
+        The estimator's `backbone` when it was fitted; an `EmbeddedBackbone` where that was saved with the model.
     """
 
     arrays: dict
@@ -51,6 +55,7 @@ class FittedState:
     positions: dict
     shareable: tuple
     backbone: dict
+    reading: dict = dataclasses.field(default_factory=dict)
     n_epochs: int = 0
     spec: object = None
 
@@ -169,7 +174,7 @@ def new_ensemble(
     rule = rule_for(sites)
     try:
         traced = trace(backbone, rule.changed, example, size)
-    except (RuntimeError, AssertionError, TypeError, AttributeError) as error:
+    except (RuntimeError, AssertionError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(
             f"the backbone {backbone.description['name']!r} cannot compute features of a batch ({_shape(example)}): "
             f"{error}"
@@ -204,6 +209,7 @@ def new_ensemble(
         positions=traced.positions,
         shareable=tuple(traced.shareable),
         backbone=dict(backbone.description),
+        reading={name: backbone.preprocess.get(name) for name in READING},
         n_epochs=0 if start is None else start.n_epochs,
     )
     if start is None:
@@ -241,4 +247,10 @@ def _go_on(start, plan, n_members, device):
         )
     if start.backbone["sha256"] != plan.backbone["sha256"]:
         raise ValueError("the fit cannot go on from the last one: the backbone's weights are others")
+    for name, value in plan.reading.items():
+        if start.reading.get(name) != value:
+            raise ValueError(
+                f"the fit cannot go on from the last one: its {name} was {start.reading.get(name)!r} and is "
+                f"{value!r} now; set warm_start=False or use a clone"
+            )
     return start.members(device)

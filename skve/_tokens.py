@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import threading
+import weakref
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ import torch
 from ._warnings import warn
 
 _lock = threading.RLock()  # tokenizers keep truncation settings inside, and may serve several threads
+_hashes: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # tokenizer -> (what it gave, its hash)
 _AT_ONCE = 1000  # texts that one call of the tokenizer gets
 _BATCHES_SORTED_TOGETHER = 8  # in training: enough for batches of similar length, few enough for random ones
 _PROBES = ("The quick brown Fox: 3.14 x 2,000!", "Ünïcödé 中文 🙂", "don't re-tokenise\n\tTHIS", "")
@@ -161,9 +163,26 @@ def _truncation_side(tokenizer, side):
 def tokenizer_hash(tokenizer):
     """Return a hash of a tokenizer's vocabulary and of how it splits a few probes."""
     with _lock, _in_this_thread():
-        split = [tokenizer(probe)["input_ids"] for probe in _PROBES]
-        vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    return hashlib.sha256(repr((split, vocabulary)).encode("utf-8", "surrogatepass")).hexdigest()
+        state = (len(tokenizer), [tokenizer(probe)["input_ids"] for probe in _PROBES])
+        if tokenizer not in _hashes or _hashes[tokenizer][0] != state:  # large vocabularies take a while
+            vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+            content = repr((state[1], vocabulary)).encode("utf-8", "surrogatepass")
+            _hashes[tokenizer] = (state, hashlib.sha256(content).hexdigest())
+        return _hashes[tokenizer][1]
+
+
+def check_embedded(tokenizer, tokens, n_tokens, where):
+    """Check that a backbone that embeds `n_tokens` tokens knows all of `tokens`; `where(i)` names the i-th.
+
+    A larger vocabulary is no error by itself: some tokenizers have tokens for what their models do not read.
+    """
+    unknown = np.flatnonzero(np.asarray(tokens) >= n_tokens)
+    if len(unknown):
+        token = int(tokens[unknown[0]])
+        raise ValueError(
+            f"{where(unknown[0])} has the token {tokenizer.convert_ids_to_tokens(token)!r}, number {token}, but the "
+            f"backbone embeds only {n_tokens} tokens; call model.resize_token_embeddings(len(tokenizer)) first"
+        )
 
 
 def word_tokens(tokenizer, words):
@@ -273,6 +292,7 @@ class TextPipeline:
         self.rows, self.device, self._choices = texts.rows, device, choices
         self.lengths = self.tokens.lengths[self.rows]
         self._pad = pad_token(tokenizer)
+        self._check_embedded(tokenizer, preprocess["n_tokens"])
         self._listed = None
         if choices is not None:
             self._listed = texts.computed_once(
@@ -280,6 +300,14 @@ class TextPipeline:
             )
         if mask is not None:
             self._check_masks(joined(texts.first, texts.second), mask, tokenizer.mask_token, length)
+
+    def _check_embedded(self, tokenizer, n_tokens):
+        if n_tokens is None:
+            return
+        ends = np.cumsum(self.tokens.lengths)
+        largest = np.maximum.reduceat(self.tokens.ids, ends - self.tokens.lengths)
+        check_embedded(tokenizer, largest, n_tokens, lambda i: f"X[{i}]")
+        check_embedded(tokenizer, [self._pad], n_tokens, lambda i: "the padding")
 
     def _check_masks(self, texts, token, name, length):
         has_one = np.zeros(len(texts), bool)

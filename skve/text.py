@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from sklearn.utils._param_validation import StrOptions
 
-from . import _text_backbones, _text_inputs
+from . import _text_backbones, _text_inputs, _text_models
 from ._base import COUNT, BaseSVEClassifier
 from ._tokens import TextPipeline
 
@@ -162,7 +162,7 @@ class SVETextClassifier(BaseSVEClassifier):
         "head": [StrOptions({"linear", "lm"})],
         "label_words": ["array-like", dict, None],
         "multiple_choice": ["boolean"],
-        "backbone_dtype": [StrOptions(set(_text_backbones.DTYPES))],
+        "backbone_dtype": [StrOptions(set(_text_models.DTYPES))],
         "activation_checkpointing": ["boolean"],
     }
     _member_lr = {"sve": 3e-2, "single": 1e-4, "deep": 1e-4, "head": 1e-4}

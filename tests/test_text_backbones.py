@@ -9,8 +9,9 @@ import torch
 
 from skve import SVETextClassifier, _ensembles, _layers, _svd, _text_backbones
 from skve._testing_text import _ENCODERS, FAMILIES
-from skve._text_backbones import configure, load_text_backbone, pool
+from skve._text_backbones import configure, load_text_backbone
 from skve._text_inputs import check_texts
+from skve._text_models import pool
 from skve._tokens import TextPipeline
 from skve.testing import make_toy_text_backbone, make_toy_tokenizer
 

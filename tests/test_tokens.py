@@ -25,6 +25,7 @@ def pipeline(X, tokenizer=None, **preprocess):
     preprocess = {
         **options,
         "mask_token_id": None,
+        "n_tokens": None,
         "tokenizer_sha256": _tokens.tokenizer_hash(tokenizer),
         **preprocess,
     }
