@@ -1,7 +1,6 @@
 """What a fit leaves behind, NumPy arrays and plain values, and the networks that are made of it."""
 
 import dataclasses
-import warnings
 
 import numpy as np
 import torch
@@ -10,6 +9,7 @@ from . import _svd
 from ._device import resolve_training_dtype
 from ._ensembles import BATCHES_PER_INSTALLATION, RATIOS, Ensemble, Head, is_trained, make_rule
 from ._layers import Trace, trace
+from ._warnings import warn
 
 READING = ("tokenizer_sha256", "label_words")
 
@@ -190,7 +190,7 @@ def new_ensemble(
             traced = trace(backbone, rule.changed, example, size)
         if skipped and (layers == "all" or unused):
             reasons = "; ".join(f"{name} ({reason})" for name, reason in skipped.items())
-            warnings.warn(f"these layers are left as they are: {reasons}", UserWarning, stacklevel=5)
+            warn(f"these layers are left as they are: {reasons}")
     head = Head(traced.n_features, n_classes, backbone.preprocess.get("softcap"))
     device = backbone.device
     linear = {site.layer for site in candidates if site.kind != "convolution"}
@@ -223,6 +223,11 @@ def new_ensemble(
     dtype = resolve_training_dtype(precision, device, linear_share)
     size = min(batch_size, len(pipeline)) * pipeline.mean_size
     checkpoints = _svd.blocks(backbone.module, candidates) if checkpointing else ()
+    if checkpointing and not checkpoints:
+        warn(
+            f"activation_checkpointing=True changes nothing: the backbone {backbone.description['name']!r} has no "
+            f"numbered blocks (modules in a ModuleList or Sequential with two weights or more)"
+        )
     network = Ensemble(rule, head, members, traced, size, training=True, dtype=dtype, checkpoints=checkpoints)
     return network, plan
 

