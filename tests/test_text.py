@@ -158,6 +158,12 @@ def test__grid_search__members_layers_and_rate__all_tried(n_jobs):
     assert skve.predict_uncertainty(search, TEXTS[:2]).total.shape == (2,)
 
 
+def test__grid_search__processes__same_as_in_turn():
+    grid = {"layers": ["all", "last:1"]}
+    searches = [GridSearchCV(toy(max_epochs=1), grid, cv=2, n_jobs=n).fit(TEXTS, LABELS) for n in (1, 2)]
+    np.testing.assert_array_equal(*(search.cv_results_["mean_test_score"] for search in searches))
+
+
 def test__cross_val_score__processes__same_as_in_turn():
     scores = [cross_val_score(toy(), np.array(TEXTS), LABELS, cv=2, n_jobs=n) for n in (1, 2)]
     np.testing.assert_array_equal(*scores)

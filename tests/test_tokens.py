@@ -243,3 +243,15 @@ def test__tokenizer_hash__vocabulary_or_splitting_changed__another():
     hashes.add(_tokens.tokenizer_hash(changed))
     assert len(hashes) == 3
     assert _tokens.tokenizer_hash(make_toy_tokenizer()) in hashes
+
+
+def test__tokenizer_hash__same_tokenizer_again__vocabulary_read_once_until_it_changes(monkeypatch):
+    calls = []
+    tokenizer = make_toy_tokenizer()
+    original = type(tokenizer).get_vocab
+    monkeypatch.setattr(type(tokenizer), "get_vocab", lambda self: calls.append(1) or original(self))
+    first = _tokens.tokenizer_hash(tokenizer)
+    assert _tokens.tokenizer_hash(tokenizer) == first
+    assert len(calls) == 1
+    tokenizer.add_tokens(["unused"])
+    assert _tokens.tokenizer_hash(tokenizer) != first
