@@ -43,7 +43,7 @@ for share in (1.0, 0.95, 0.9, 0.8, 0.7):
     )
 
 limit = np.quantile(known, 0.9)
-print("\nhanded over to a person:")
+print("\nhanded over to a person, every 60th:")
 for index in np.flatnonzero(unsure > limit)[::60]:
     scope = "should know" if in_scope[index] else "cannot answer"
     print(f"  {unsure[index]:.2f} nats  ({scope})  {questions[index]!r}  best guess: {answers[index]}")

@@ -116,6 +116,12 @@ class EmbeddedBackbone:
     arrays: dict
     files: dict = dataclasses.field(default_factory=dict)
 
+    def __repr__(self):
+        return f"<the embedded backbone {self.description['name']!r}>"
+
+    def __deepcopy__(self, memo):
+        return self  # nothing changes it; scikit-learn's clone copies parameters
+
 
 def cached(key, build):
     """Return the backbone under `key`, building it at most once; drop the least recently used beyond 2 GiB.
@@ -140,8 +146,13 @@ def clear_cache():
 
 def weights_hash(module):
     """Return the SHA-256 of a module's parameters and buffers: names, types, shapes and bytes."""
+    return tensors_hash(module.state_dict())
+
+
+def tensors_hash(tensors):
+    """Return the SHA-256 of a dict of tensors."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         values = tensor.detach().cpu().contiguous()
         digest.update(f"{name}:{values.dtype}:{tuple(values.shape)};".encode())
         digest.update(values.flatten().view(torch.uint8).numpy().data)
@@ -218,6 +229,31 @@ def _comparable(value):
     raise _NotComparableError
 
 
+def resolve_callable(spec):
+    """Return what a callable specification makes, random weights the same in each call; others as they are."""
+    if isinstance(spec, str | pathlib.Path | nn.Module) or not callable(spec):
+        return spec
+    with own_global_generators(0):
+        return spec()
+
+
+def check_output(output, dims, wanted):
+    """Return a module's output if it is a tensor with a number of dimensions that is among `dims`."""
+    if not isinstance(output, torch.Tensor) or output.dim() not in dims:
+        what = f"shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
+        raise ValueError(f"the backbone returned {what}; wanted {wanted}")
+    return output
+
+
+def hub_unreachable(spec, ways, error):
+    """Return the error for weights that only a hub has, with the `ways` to do without one."""
+    return ConnectionError(
+        f"backbone={spec!r}: it is not on this machine and the model hub cannot be reached. Ways out without a "
+        f"network: {ways}; or fill the hub's cache folder on a machine with a network and set HF_HOME to it. "
+        f"(The hub said: {error})"
+    )
+
+
 def bundled_file(spec, table):
     """Return the path of bundled weights, checked, and the architecture that they are for.
 
@@ -248,6 +284,11 @@ def bundled_file(spec, table):
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
         raise ValueError(f"backbone={spec!r}: {file} of {package} is not the file that skve knows; reinstall it")
     return path, architecture
+
+
+def folder_state(folder):
+    """Return what changes when a file in a folder does."""
+    return tuple(file_state(file) for file in sorted(pathlib.Path(folder).iterdir()))
 
 
 def file_state(file):

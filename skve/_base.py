@@ -55,6 +55,9 @@ class BaseSVEClassifier(EnsemblePredictor):
     def _default_rates(self):
         """Return the learning rates (of members, of heads) that None stands for, chosen on validation data."""
 
+    def _check_labels(self, pipeline, codes, name):
+        """Raise ValueError where a sample of `name`, "X" or "X_val", cannot have its label; mostly all can."""
+
     # ----------------------------------------------------------------------------------------- fitting
 
     def fit(self, X, y, sample_weight=None, *, X_val=None, y_val=None):
@@ -161,7 +164,6 @@ class BaseSVEClassifier(EnsemblePredictor):
 
     def _fit(self, X, y, sample_weight, *, X_val=None, y_val=None, start=None, classes=None):
         from . import _state, _training
-        from ._backbones import EmbeddedBackbone
         from ._device import Seeds, resolve_device
         from ._temperature import fit_temperature
 
@@ -182,12 +184,9 @@ class BaseSVEClassifier(EnsemblePredictor):
         )
         parts = self._validation_part(items, codes, weights, X_val, y_val, classes_, seeds, once)
         device = resolve_device(self.device)
-        spec = self.backbone
-        if start is not None and isinstance(start.spec, EmbeddedBackbone):
-            spec = start.spec  # a loaded model brought its weights along
         if self.verbose:
             print("skve: loading and decomposing the backbone", file=sys.stderr)
-        backbone = self._load_backbone(spec, classes=classes_).on(device)
+        backbone = self._load_backbone(self.backbone, classes=classes_).on(device)
         checkpointing = getattr(self, "activation_checkpointing", False)
         ensemble, plan = _state.new_ensemble(
             backbone,
@@ -209,6 +208,7 @@ class BaseSVEClassifier(EnsemblePredictor):
         def batches(part, **generators):
             items, codes, weights = part
             pipeline = self._make_pipeline(items, backbone, device, training=True)
+            self._check_labels(pipeline, codes, "X_val" if part is parts[1] and X_val is not None else "X")
             return _training.Batches(pipeline, codes, weights, self.batch_size, device, **generators)
 
         result = _training.train(
@@ -220,7 +220,7 @@ class BaseSVEClassifier(EnsemblePredictor):
             verbose=self.verbose,
             chunk=1 if device.type == "cpu" or checkpointing else len(ensemble.members),
         )
-        self._state = plan.fitted(result.arrays, result.n_iter, spec)
+        self._state = plan.fitted(result.arrays, result.n_iter, self.backbone)
         self.classes_ = classes_
         self.preprocess_ = dict(backbone.preprocess)
         self.history_ = result.history

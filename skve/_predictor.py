@@ -188,6 +188,9 @@ class EnsemblePredictor(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         ------
         sklearn.exceptions.NotFittedError
             Before fit.
+        ValueError
+            If `include_backbone` is set and weights alone do not rebuild the backbone, as those of a module of
+            your own; if `folder` is a file, or the labels are of a kind that cannot be saved.
 
         Examples
         --------

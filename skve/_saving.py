@@ -15,6 +15,7 @@ from ._device import resolve_device
 from ._state import FittedState
 
 FORMAT_VERSION = 1
+GIVE = "pass it to skve.load(folder, backbone=module), for texts as backbone=(model, tokenizer)"
 PAIRS = "pairs"  # marks a dict in the parameters, as a list of its items
 
 
@@ -37,7 +38,7 @@ def save(estimator, folder, *, include_backbone):
         if state.backbone["architecture"] is None:
             raise ValueError(
                 f"include_backbone=True: a backbone given as a {state.backbone['kind']} cannot be rebuilt from "
-                f"weights alone; save without it and pass the module to skve.load(folder, backbone=module)"
+                f"weights alone; save without it and {GIVE}"
             )
         backbone = estimator._load_backbone(state.spec, estimator.preprocess_)
         embedded = EmbeddedBackbone(backbone.description, estimator.preprocess_, backbone.arrays(), backbone.files())
@@ -50,7 +51,7 @@ def save(estimator, folder, *, include_backbone):
     if include_backbone and "backbone" in left_out:
         left_out.remove("backbone")
     if left_out:
-        hint = "; pass the module to skve.load(folder, backbone=module)" if "backbone" in left_out else ""
+        hint = f"; {GIVE}" if "backbone" in left_out else ""
         warnings.warn(f"not saved, since they are no plain values: {left_out}{hint}", UserWarning, stacklevel=3)
     document = {
         "format_version": FORMAT_VERSION,
@@ -91,9 +92,11 @@ def load(folder, *, backbone=None):
     Parameters
     ----------
     folder : str or path
-    backbone : str, path, torch.nn.Module or callable, default=None
-        Where the backbone's weights are now, if not where the fit found them; needed for a model that was
-        fitted on a module. The weights must be the same.
+    backbone : str, path, torch.nn.Module, tuple or callable, default=None
+        Where the backbone's weights are now, if not where the fit found them: anything that the estimator takes.
+        Needed for a model that was fitted on a module, or on a pair `(model, tokenizer)`, and saved without its
+        backbone. The weights must be the same. None for a model saved with its backbone takes that one, which
+        becomes the parameter `backbone`, so that a later `fit` starts from it.
 
     Returns
     -------
@@ -173,6 +176,7 @@ def _rebuild(document, tensors, backbone):
     if backbone is None and "backbone" in tensors:
         files = {name: content.tobytes() for name, content in tensors.get("tokenizer", {}).items()}
         spec = EmbeddedBackbone(described["backbone"], document["preprocess"], tensors["backbone"], files)
+        estimator.set_params(backbone=spec)  # what another fit starts from
     elif spec is None:
         raise ValueError(
             f"the model was fitted on a {described['backbone']['kind']} ({described['backbone']['name']}); "

@@ -1,7 +1,6 @@
 """What a fit leaves behind, NumPy arrays and plain values, and the networks that are made of it."""
 
 import dataclasses
-import warnings
 
 import numpy as np
 import torch
@@ -10,6 +9,9 @@ from . import _svd
 from ._device import resolve_training_dtype
 from ._ensembles import BATCHES_PER_INSTALLATION, RATIOS, Ensemble, Head, is_trained, make_rule
 from ._layers import Trace, trace
+from ._warnings import warn
+
+READING = ("tokenizer_sha256", "label_words")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +35,14 @@ class FittedState:
         From the `Trace` of the backbone.
     backbone : dict
         `Backbone.description`.
+    reading : dict
+        What of the preprocessing must be the same for a fit to go on: of texts tokenizer and label words.
     n_epochs : int
         Epochs trained, those of earlier fits that this one went on from included.
     split_seed : int
         Seed of the validation part that the first fit set aside.
     spec : object
-        The estimator's `backbone` when it was fitted; None after `load` with embedded weights.
+        The estimator's `backbone` when it was fitted; an `EmbeddedBackbone` where that was saved with the model.
     """
 
     arrays: dict
@@ -54,6 +58,7 @@ class FittedState:
     shareable: tuple
     backbone: dict
     split_seed: int
+    reading: dict = dataclasses.field(default_factory=dict)
     n_epochs: int = 0
     spec: object = None
 
@@ -172,7 +177,7 @@ def new_ensemble(
     rule = rule_for(sites)
     try:
         traced = trace(backbone, rule.changed, example, size)
-    except (RuntimeError, AssertionError, TypeError, AttributeError) as error:
+    except (RuntimeError, AssertionError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(
             f"the backbone {backbone.description['name']!r} cannot compute features of a batch ({_shape(example)}): "
             f"{error}"
@@ -188,7 +193,7 @@ def new_ensemble(
             traced = trace(backbone, rule.changed, example, size)
         if skipped and (layers == "all" or unused):
             reasons = "; ".join(f"{name} ({reason})" for name, reason in skipped.items())
-            warnings.warn(f"these layers are left as they are: {reasons}", UserWarning, stacklevel=5)
+            warn(f"these layers are left as they are: {reasons}")
     head = Head(traced.n_features, n_classes, backbone.preprocess.get("softcap"))
     device = backbone.device
     linear = {site.layer for site in candidates if site.kind != "convolution"}
@@ -208,6 +213,7 @@ def new_ensemble(
         shareable=tuple(traced.shareable),
         backbone=dict(backbone.description),
         split_seed=seeds.generator("split").initial_seed(),
+        reading={name: backbone.preprocess.get(name) for name in READING},
         n_epochs=0 if start is None else start.n_epochs,
     )
     if start is None:
@@ -221,6 +227,11 @@ def new_ensemble(
     dtype = resolve_training_dtype(precision, device, linear_share)
     size = min(batch_size, len(pipeline)) * pipeline.mean_size
     checkpoints = _svd.blocks(backbone.module, candidates) if checkpointing else ()
+    if checkpointing and not checkpoints:
+        warn(
+            f"activation_checkpointing=True changes nothing: the backbone {backbone.description['name']!r} has no "
+            f"numbered blocks (modules in a ModuleList or Sequential with two weights or more)"
+        )
     network = Ensemble(rule, head, members, traced, size, training=True, dtype=dtype, checkpoints=checkpoints)
     return network, plan
 
@@ -245,4 +256,10 @@ def _go_on(start, plan, n_members, device):
         )
     if start.backbone["sha256"] != plan.backbone["sha256"]:
         raise ValueError("the fit cannot go on from the last one: the backbone's weights are others")
+    for name, value in plan.reading.items():
+        if start.reading.get(name) != value:
+            raise ValueError(
+                f"the fit cannot go on from the last one: its {name} was {start.reading.get(name)!r} and is "
+                f"{value!r} now; set warm_start=False or use a clone"
+            )
     return start.members(device)

@@ -48,7 +48,7 @@ def make_toy_tokenizer(*, encoder=True, pad=True):
 
     Examples
     --------
-    >>> from skve._testing_text import make_toy_tokenizer
+    >>> from skve.testing import make_toy_tokenizer
     >>> len(make_toy_tokenizer()("to be")["input_ids"])
     6
     """
@@ -95,7 +95,7 @@ def make_toy_text_backbone(family="bert", *, lm=False, seed=0, **options):
 
     Examples
     --------
-    >>> from skve._testing_text import make_toy_text_backbone
+    >>> from skve.testing import make_toy_text_backbone
     >>> model, tokenizer = make_toy_text_backbone("gpt2")
     >>> type(model).__name__
     'GPT2Model'
@@ -170,7 +170,7 @@ def check_text_estimator(estimator, *, generate_only=False):
     Examples
     --------
     >>> from skve import SVETextClassifier
-    >>> from skve._testing_text import check_text_estimator, make_toy_text_backbone
+    >>> from skve.testing import check_text_estimator, make_toy_text_backbone
     >>> clf = SVETextClassifier(make_toy_text_backbone(), n_members=2, max_epochs=1, random_state=0)
     >>> _, check = check_text_estimator(clf, generate_only=True)[0]
     >>> check(clf)

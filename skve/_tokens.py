@@ -7,12 +7,15 @@ import hashlib
 import os
 import re
 import threading
-import warnings
+import weakref
 
 import numpy as np
 import torch
 
+from ._warnings import warn
+
 _lock = threading.RLock()  # tokenizers keep truncation settings inside, and may serve several threads
+_hashes: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # tokenizer -> (what it gave, its hash)
 _AT_ONCE = 1000  # texts that one call of the tokenizer gets
 _BATCHES_SORTED_TOGETHER = 8  # in training: enough for batches of similar length, few enough for random ones
 _PROBES = ("The quick brown Fox: 3.14 x 2,000!", "Ünïcödé 中文 🙂", "don't re-tokenise\n\tTHIS", "")
@@ -56,11 +59,17 @@ class Tokens:
         return {name: torch.from_numpy(values) for name, values in batch.items()}
 
 
-def tokenise(tokenizer, first, second, *, max_length, side):
+def joined(first, second):
+    """Return sentence pairs as single texts of two lines or more, and single texts as they are."""
+    return first if second is None else [f"{one}\n{two}" for one, two in zip(first, second, strict=True)]
+
+
+def tokenise(tokenizer, first, second, *, max_length, side, remedy=""):
     """Tokenise texts or sentence pairs, cut to `max_length` tokens, with one warning if any was longer.
 
-    A text without any token (an empty one, where the tokenizer adds no special tokens) becomes one token: the
-    start, end or padding token.
+    Pairs are joined by a line break if the tokenizer, as that of most decoders, puts nothing between them. A text
+    without any token (an empty one, where the tokenizer adds no special tokens) becomes one token: the start, end
+    or padding token.
 
     Parameters
     ----------
@@ -70,11 +79,27 @@ def tokenise(tokenizer, first, second, *, max_length, side):
     max_length : int
     side : {"left", "right"}
         Where tokens are cut off.
+    remedy : str
+        What else the warning is to say.
 
     Returns
     -------
     Tokens
+
+    Raises
+    ------
+    ValueError
+        If `max_length` leaves no room for the texts beside the special tokens.
     """
+    n_special = tokenizer.num_special_tokens_to_add(pair=second is not None)
+    if second is not None and n_special == tokenizer.num_special_tokens_to_add(pair=False):
+        first, second = joined(first, second), None
+    n_texts = 1 if second is None else 2
+    if max_length < n_special + n_texts:
+        raise ValueError(
+            f"max_length={max_length}: this backbone's tokenizer adds {n_special} special tokens to "
+            f"{'a text' if second is None else 'a pair of texts'}; wanted at least {n_special + n_texts}"
+        )
     ids, types, n_cut = [], [], 0
     with _lock, _in_this_thread(), _truncation_side(tokenizer, side):
         for start in range(0, len(first), _AT_ONCE):
@@ -89,11 +114,9 @@ def tokenise(tokenizer, first, second, *, max_length, side):
                 longer = tokenizer(*long, truncation=True, max_length=max_length + 1)["input_ids"]
                 n_cut += sum(len(tokens) > max_length for tokens in longer)
     if n_cut:
-        warnings.warn(
+        warn(
             f"{n_cut} of {len(first)} texts are longer than max_length={max_length} tokens and were cut on the "
-            f"{side}; raise max_length, or choose the side with truncation_side",
-            UserWarning,
-            stacklevel=2,
+            f"{side}; raise max_length, or choose the side with truncation_side{remedy}"
         )
     start_token = _first_of(tokenizer, "bos_token_id", "cls_token_id", "eos_token_id", "pad_token_id")
     ids = [tokens or [start_token] for tokens in ids]
@@ -140,9 +163,26 @@ def _truncation_side(tokenizer, side):
 def tokenizer_hash(tokenizer):
     """Return a hash of a tokenizer's vocabulary and of how it splits a few probes."""
     with _lock, _in_this_thread():
-        split = [tokenizer(probe)["input_ids"] for probe in _PROBES]
-        vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    return hashlib.sha256(repr((split, vocabulary)).encode("utf-8", "surrogatepass")).hexdigest()
+        state = (len(tokenizer), [tokenizer(probe)["input_ids"] for probe in _PROBES])
+        if tokenizer not in _hashes or _hashes[tokenizer][0] != state:  # large vocabularies take a while
+            vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+            content = repr((state[1], vocabulary)).encode("utf-8", "surrogatepass")
+            _hashes[tokenizer] = (state, hashlib.sha256(content).hexdigest())
+        return _hashes[tokenizer][1]
+
+
+def check_embedded(tokenizer, tokens, n_tokens, where):
+    """Check that a backbone that embeds `n_tokens` tokens knows all of `tokens`; `where(i)` names the i-th.
+
+    A larger vocabulary is no error by itself: some tokenizers have tokens for what their models do not read.
+    """
+    unknown = np.flatnonzero(np.asarray(tokens) >= n_tokens)
+    if len(unknown):
+        token = int(tokens[unknown[0]])
+        raise ValueError(
+            f"{where(unknown[0])} has the token {tokenizer.convert_ids_to_tokens(token)!r}, number {token}, but the "
+            f"backbone embeds only {n_tokens} tokens; call model.resize_token_embeddings(len(tokenizer)) first"
+        )
 
 
 def word_tokens(tokenizer, words):
@@ -236,32 +276,69 @@ class TextPipeline:
     texts : TextSequence
     tokenizer : transformers tokenizer
     preprocess : dict
-        `max_length`, `truncation_side`, `choices` (label words of multiple choice, or None), `mask_token_id`.
+        See `configure` of the text backbones.
     device : torch.device
     """
 
     def __init__(self, texts, tokenizer, preprocess, device):
         length, side, choices = (preprocess[name] for name in ("max_length", "truncation_side", "choices"))
+        mask, remedy = preprocess["mask_token_id"], ""
+        if preprocess["label_words"] is not None and mask is None and side == "right":
+            remedy = ": head='lm' reads behind the end, which truncation_side='left' keeps"
         self.tokens = texts.computed_once(
             (preprocess["tokenizer_sha256"], length, side),
-            lambda: tokenise(tokenizer, texts.first, texts.second, max_length=length, side=side),
+            lambda: tokenise(tokenizer, texts.first, texts.second, max_length=length, side=side, remedy=remedy),
         )
-        self.rows, self.device = texts.rows, device
+        self.rows, self.device, self._choices = texts.rows, device, choices
         self.lengths = self.tokens.lengths[self.rows]
         self._pad = pad_token(tokenizer)
+        self._check_embedded(tokenizer, preprocess["n_tokens"])
         self._listed = None
         if choices is not None:
-            self._listed = texts.computed_once(("choices", *choices), lambda: listed_choices(texts.first, choices))
-        if preprocess["mask_token_id"] is not None:
-            self._check_masks(preprocess["mask_token_id"], tokenizer.mask_token)
+            self._listed = texts.computed_once(
+                ("choices", *choices), lambda: listed_choices(joined(texts.first, texts.second), choices)
+            )
+        if mask is not None:
+            self._check_masks(joined(texts.first, texts.second), mask, tokenizer.mask_token, length)
 
-    def _check_masks(self, token, name):
-        has_one = np.zeros(len(self.tokens.lengths), bool)
-        has_one[np.repeat(np.arange(len(has_one)), self.tokens.lengths)[self.tokens.ids == token]] = True
+    def _check_embedded(self, tokenizer, n_tokens):
+        if n_tokens is None:
+            return
+        ends = np.cumsum(self.tokens.lengths)
+        largest = np.maximum.reduceat(self.tokens.ids, ends - self.tokens.lengths)
+        check_embedded(tokenizer, largest, n_tokens, lambda i: f"X[{i}]")
+        check_embedded(tokenizer, [self._pad], n_tokens, lambda i: "the padding")
+
+    def _check_masks(self, texts, token, name, length):
+        has_one = np.zeros(len(texts), bool)
+        has_one[np.repeat(np.arange(len(texts)), self.tokens.lengths)[self.tokens.ids == token]] = True
         without = np.flatnonzero(~has_one)
         if len(without):
+            cut, remedy = "", ""
+            if name in texts[without[0]]:
+                cut = f" after cutting to max_length={length} tokens"
+                remedy = "; raise max_length, or choose the side that is cut with truncation_side"
             raise ValueError(
-                f"head='lm': X[{without[0]}] has no {name}, which says where the backbone is to read the label word"
+                f"head='lm': X[{without[0]}] has no {name}{cut}, which says where the backbone is to read the label "
+                f"word{remedy}"
+            )
+
+    def check_labels(self, codes, name):
+        """Check that each text of `name`, such as "X", lists the choice that is its label, a column of the choices.
+
+        Raises
+        ------
+        ValueError
+            If one does not; the model could never predict it.
+        """
+        if self._listed is None:
+            return
+        wrong = np.flatnonzero(~self._listed[self.rows, codes])
+        if len(wrong):
+            word = self._choices[codes[wrong[0]]].strip()
+            raise ValueError(
+                f"multiple_choice=True: {name}[{self.rows[wrong[0]]}] does not list its label {word!r}; wanted a "
+                f"line that begins with {word + '.'!r}, or another label"
             )
 
     def __len__(self):

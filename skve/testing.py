@@ -1,4 +1,4 @@
-"""Toy backbones and a toy classifier, for testing what is built on skve without pretrained weights."""
+"""Toy backbones, a toy classifier and checks, for testing what is built on skve without pretrained weights."""
 
 import numpy as np
 import torch
@@ -6,7 +6,17 @@ from sklearn.utils.validation import validate_data
 from torch import nn
 
 from . import _backbones, _inputs
+from ._testing_text import check_text_estimator, make_toy_text_backbone, make_toy_tokenizer
 from .vision import SVEClassifier
+
+__all__ = [
+    "ToyClassifier",
+    "check_text_estimator",
+    "make_toy_backbone",
+    "make_toy_image_backbone",
+    "make_toy_text_backbone",
+    "make_toy_tokenizer",
+]
 
 
 def make_toy_backbone(n_inputs=8, *, width=16, depth=2, seed=0):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from sklearn.utils._param_validation import StrOptions
 
-from . import _text_backbones, _text_inputs
+from . import _text_backbones, _text_inputs, _text_models
 from ._base import COUNT, BaseSVEClassifier
 from ._tokens import TextPipeline
 
@@ -16,7 +16,8 @@ class SVETextClassifier(BaseSVEClassifier):
     Follows arXiv 2601.22068, with the singular values as `sigma * exp(delta)`. Needs `pip install 'skve[text]'`.
 
     X is a list, tuple, array or Series of strings, or a DataFrame with one column of them; for sentence pairs a
-    list of tuples `(first, second)` or a DataFrame with two columns. Empty texts are texts like others.
+    list of tuples `(first, second)` or a DataFrame with two columns. Empty texts are texts like others. Pairs become
+    one text, with a line break between, where the tokenizer puts nothing there, as that of most decoders.
 
     Parameters
     ----------
@@ -77,7 +78,7 @@ class SVETextClassifier(BaseSVEClassifier):
         Tokens of a text, special tokens included; longer ones are cut with a warning. None takes 256, or what
         the backbone has positions for if that is less.
     truncation_side : {"left", "right"}, default="right"
-        Where longer texts are cut.
+        Where longer texts are cut. Decoders with `head="lm"` read behind the end of a text: `"left"` keeps it.
     pooling : {"auto", "mean", "cls", "last"}, default="auto"
         How the features of a text's tokens become one vector for `head="linear"`: their mean, the first, or the
         last that is no padding. `"auto"` takes the last for decoders, else the mean.
@@ -86,12 +87,12 @@ class SVETextClassifier(BaseSVEClassifier):
         first token of each class's label word, for few examples and multiple choice: behind the last token of
         decoders, so that a text is a prompt such as `"Great film! It was"`; at the mask token of encoders.
         Each member owns a copy of the rows that are read.
-    label_words : list of str or dict, default=None
+    label_words : array-like of str or dict, default=None
         With `head="lm"`, the word of each class, in the order of the sorted classes or by class, as it continues
         the text: mostly with a space in front. None takes a space and the class's own name.
     multiple_choice : bool, default=False
         With `head="lm"`, whether texts list the choices that they have, on lines that begin with the label word
-        and `.`, `)` or `:`. Classes that a text does not list get probability 0.
+        and `.`, `)` or `:`. Classes that a text does not list get probability 0, and cannot be its label in `fit`.
     backbone_dtype : {"float32", "bfloat16"}, default="float32"
         Of the frozen weights; bfloat16 halves their memory. Full fine-tunes always train float32 weights.
     activation_checkpointing : bool, default=False
@@ -99,7 +100,8 @@ class SVETextClassifier(BaseSVEClassifier):
         a third more time.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
         Arithmetic of the backbone in training. `"auto"` takes bfloat16 where the processor has it and it is
-        faster. Heads, losses and predictions are always float32 or better.
+        faster. Heads and losses are always float32 or better; predictions too, but for a backbone that
+        `backbone_dtype` makes bfloat16.
     device : str or torch.device, default="auto"
         `"auto"` takes a GPU if there is one.
     warm_start : bool, default=False
@@ -127,7 +129,10 @@ class SVETextClassifier(BaseSVEClassifier):
     n_member_parameters_ : int
         Numbers that one member owns.
     preprocess_ : dict
-        Length, truncation side, pooling and label words that texts are read with.
+        What texts are read with: `"max_length"`, `"truncation_side"`, `"pooling"`, `"label_words"`, `"choices"`
+        (the label words of multiple choice, or None), `"mask_token_id"` (where the label word is read, or None),
+        `"n_tokens"` (that the backbone embeds), `"tokenizer_sha256"`; `"dtype"` of the frozen weights and
+        `"softcap"` of the language-model head's logits, or None.
 
     See Also
     --------
@@ -157,7 +162,7 @@ class SVETextClassifier(BaseSVEClassifier):
         "head": [StrOptions({"linear", "lm"})],
         "label_words": ["array-like", dict, None],
         "multiple_choice": ["boolean"],
-        "backbone_dtype": [StrOptions(set(_text_backbones.DTYPES))],
+        "backbone_dtype": [StrOptions(set(_text_models.DTYPES))],
         "activation_checkpointing": ["boolean"],
     }
     _member_lr = {"sve": 1e-2, "single": 5e-5, "deep": 5e-5, "head": 5e-5}
@@ -288,6 +293,9 @@ class SVETextClassifier(BaseSVEClassifier):
 
     def _make_pipeline(self, items, backbone, device, *, training):
         return TextPipeline(items, backbone.tokenizer, backbone.preprocess, device)
+
+    def _check_labels(self, pipeline, codes, name):
+        pipeline.check_labels(codes, name)
 
     def _default_rates(self):
         return self._member_lr[self.ensemble], self._head_lr[self.head]

@@ -12,8 +12,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from skve import SVEClassifier, SVETextClassifier
-from skve._testing_text import make_toy_text_backbone
 from skve.datasets import load_fashion, load_intents
+from skve.testing import make_toy_text_backbone
 
 mapie = pytest.importorskip("mapie.classification")
 pytest.importorskip("transformers")

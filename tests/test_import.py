@@ -12,7 +12,7 @@ import skve
 
 HEAVY = ["torch", "torchvision", "timm", "transformers", "skorch", "sklearn", "safetensors", "pandas", "matplotlib"]
 # metrics and others have docstrings that are tested with their modules
-PUBLIC = ["skve", "skve.vision", "skve.datasets", "skve.testing", "skve._saving", "skve.uncertainty"]
+PUBLIC = ["skve", "skve.vision", "skve.text", "skve.datasets", "skve.testing", "skve._saving", "skve.uncertainty"]
 
 
 def run(code):
@@ -52,6 +52,11 @@ def test__getattr__unknown_name__attribute_error():
         from skve import Nothing  # noqa: F401
 
 
+def test__testing__every_name_that_it_lists__there_without_transformers():
+    code = "import sys; sys.modules['transformers'] = None; from skve.testing import *; check_text_estimator"
+    assert run(code) == ""
+
+
 def test__estimators__each__public_and_with_documented_parameters():
     for name in skve.ESTIMATORS:
         estimator = getattr(skve, name)
@@ -77,6 +82,8 @@ def test__docstrings__examples__run_and_show_what_they_say(name):
     modules = [module]
     if name == "skve.vision":
         modules.append(importlib.import_module("skve._base"))  # the methods that it inherits
+    if name == "skve.testing":
+        modules.append(importlib.import_module("skve._testing_text"))  # what it passes on
     if hasattr(module, "__path__") and name != "skve":
         modules += [
             importlib.import_module(f"{name}.{found.name}") for found in pkgutil.iter_modules(module.__path__)

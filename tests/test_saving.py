@@ -8,6 +8,7 @@ import pathlib
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 import skve
@@ -50,6 +51,15 @@ def edit(folder, change):
 
 
 # ------------------------------------------------------------------------------------------ round trips
+
+
+def test__load__embedded_and_fitted_anew__from_the_embedded_backbone(fitted, images, tmp_path, monkeypatch):
+    fitted.save(tmp_path, include_backbone=True)
+    monkeypatch.setattr("skve._backbones.importlib.util.find_spec", lambda name: None)
+    _backbones.clear_cache()
+    again = clone(skve.load(tmp_path)).fit(*images)
+    assert same_arrays(again, fitted)
+    assert again.set_params(image_size=48).fit(*images).preprocess_["input_size"] == [3, 48, 48]
 
 
 @pytest.mark.parametrize("ensemble", ["sve", "single", "deep", "head"])

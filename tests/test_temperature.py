@@ -12,7 +12,7 @@ from sklearn.metrics import log_loss
 import skve
 from skve import SVETextClassifier
 from skve._temperature import apply_temperature, fit_temperature
-from skve._testing_text import make_toy_text_backbone
+from skve.testing import make_toy_text_backbone
 from tests.toys import pooled_nll, same_arrays, toy_classifier, toy_images
 
 NAMES = np.array(["rose", "iris", "lily"])

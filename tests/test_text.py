@@ -23,8 +23,8 @@ from sklearn.preprocessing import FunctionTransformer
 
 import skve
 from skve import SVETextClassifier, _layers, _training
-from skve._testing_text import check_text_estimator, make_toy_text_backbone
 from skve.datasets import load_intents
+from skve.testing import check_text_estimator, make_toy_text_backbone
 
 pytest.importorskip("transformers")
 pd = pytest.importorskip("pandas")
@@ -158,6 +158,12 @@ def test__grid_search__members_layers_and_rate__all_tried(n_jobs):
     assert skve.predict_uncertainty(search, TEXTS[:2]).total.shape == (2,)
 
 
+def test__grid_search__processes__same_as_in_turn():
+    grid = {"layers": ["all", "last:1"]}
+    searches = [GridSearchCV(toy(max_epochs=1), grid, cv=2, n_jobs=n).fit(TEXTS, LABELS) for n in (1, 2)]
+    np.testing.assert_array_equal(*(search.cv_results_["mean_test_score"] for search in searches))
+
+
 def test__cross_val_score__processes__same_as_in_turn():
     scores = [cross_val_score(toy(), np.array(TEXTS), LABELS, cv=2, n_jobs=n) for n in (1, 2)]
     np.testing.assert_array_equal(*scores)
@@ -203,6 +209,22 @@ def test__truncation__long_texts_and_validation_part__one_warning():
     with pytest.warns(UserWarning, match="of 24 texts are longer than max_length=6") as caught:
         clf.fit(TEXTS, LABELS)
     assert len(caught) == 1
+
+
+def test__pairs__decoder__where_the_first_text_ends_matters():
+    clf = toy("gpt2", max_epochs=1).fit([(text, "so") for text in TEXTS], LABELS)
+    one, two = clf.predict_proba([("ab", "c"), ("a", "bc")])
+    assert not np.allclose(one, two, atol=1e-6)
+
+
+def test__truncation__fit_and_two_predictions__each_warns_at_its_own_line():
+    clf = toy(max_length=6, max_epochs=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        clf.fit(TEXTS, LABELS)
+        clf.predict(TEXTS)
+        clf.predict(TEXTS)
+    assert [warning.filename for warning in caught] == [__file__] * 3
 
 
 def test__members__trained_with_others_or_alone__same_bits():
@@ -284,47 +306,6 @@ def test__forms__texts_of_varying_length__chosen_by_mean_tokens(monkeypatch):
     assert {round(n) for training, n in seen if not training} == {round(10 * 22.5)}
 
 
-# ------------------------------------------------------------------------------ language-model heads
-
-
-@pytest.mark.parametrize("family", ["gpt2", "gemma2", "bert", "modernbert"])
-def test__lm_head__label_words__learned_and_stored(family, tmp_path):
-    is_encoder = family in ("bert", "modernbert")
-    texts = [text + (" [MASK]" if is_encoder else " It was") for text in TEXTS]
-    clf = toy(family, lm=True, head="lm", label_words={"good": " good", "bad": " bad"}, max_epochs=1)
-    clf.fit(texts, LABELS)
-    assert clf.preprocess_["label_words"] == [" bad", " good"]
-    proba = clf.predict_proba(texts)
-    clf.save(tmp_path, include_backbone=True)
-    np.testing.assert_array_equal(skve.load(tmp_path).predict_proba(texts), proba)
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(clf)).predict_proba(texts), proba)
-
-
-def test__lm_head__no_words_given__names_of_the_classes():
-    assert toy("gpt2", lm=True, head="lm", max_epochs=1).fit(TEXTS, LABELS).preprocess_["label_words"] == [
-        " bad",
-        " good",
-    ]
-
-
-def test__multiple_choice__absent_letters__probability_zero_and_others_trained():
-    letters = "ABCD"
-    prompts, answers = [], []
-    for i in range(24):
-        n = 2 + i % 3
-        prompts.append("Q?\n" + "\n".join(f"{letter}. {letter * 3}" for letter in letters[:n]) + "\nAnswer:")
-        answers.append(letters[i % n])
-    clf = toy("gpt2", lm=True, head="lm", multiple_choice=True, label_smoothing=0.1).fit(prompts, answers)
-    members = clf.predict_proba_members(prompts)
-    n_choices = 2 + np.arange(24) % 3
-    absent = np.arange(4) >= n_choices[:, None]
-    assert (members[:, absent] == 0).all()
-    assert (members[:, ~absent] > 0).all()
-    np.testing.assert_allclose(members.sum(-1), 1)
-    assert np.isfinite(clf.history_["loss"]).all()
-    assert np.isfinite(clf.predict_uncertainty(prompts).total).all()
-
-
 @pytest.mark.parametrize(
     ("parameters", "error", "message"),
     [
@@ -386,6 +367,27 @@ def test__warm_start__second_fit__goes_on():
     first = clf.ratios_
     clf.fit(TEXTS, LABELS)
     assert any(not np.array_equal(first[name], ratios) for name, ratios in clf.ratios_.items())
+
+
+def test__warm_start__pair_with_another_tokenizer__refused():
+    clf = toy(warm_start=True, max_epochs=1).fit(TEXTS, LABELS)
+    model, tokenizer = make_toy_text_backbone()
+    tokenizer.add_tokens(["unused"])
+    with pytest.raises(ValueError, match=r"its tokenizer_sha256 was .* set warm_start=False"):
+        clf.set_params(backbone=(model, tokenizer)).fit(TEXTS, LABELS)
+
+
+def test__loaded__fitted_anew__from_the_embedded_backbone(tmp_path):
+    clf = toy("gpt2", max_epochs=1).fit(TEXTS, LABELS)
+    clf.save(tmp_path / "one", include_backbone=True)
+    loaded = skve.load(tmp_path / "one")
+    again = clone(loaded).fit(TEXTS, LABELS)
+    assert loaded.get_params()["backbone"] is again.backbone
+    assert "embedded backbone 'GPT2Model'" in repr(loaded)
+    assert list(again.ratios_) == list(clf.ratios_)
+    again.save(tmp_path / "two")
+    for one in (again, skve.load(tmp_path / "two"), pickle.loads(pickle.dumps(again))):
+        np.testing.assert_array_equal(one.predict_proba(TEXTS), clf.predict_proba(TEXTS))
 
 
 def test__cache__clones_and_folds__one_backbone(empty_cache):

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from skve import SVETextClassifier, _ensembles, _layers, _svd, _text_backbones
-from skve._testing_text import _ENCODERS, FAMILIES, make_toy_text_backbone, make_toy_tokenizer
-from skve._text_backbones import configure, load_text_backbone, pool
+from skve._testing_text import _ENCODERS, FAMILIES
+from skve._text_backbones import configure, load_text_backbone
 from skve._text_inputs import check_texts
 from skve._tokens import TextPipeline
+from skve.testing import make_toy_text_backbone, make_toy_tokenizer
 
 transformers = pytest.importorskip("transformers")
 
@@ -156,18 +157,6 @@ def test__gpt2__small_configuration__only_blocks_are_adapted():
 
 
 # ------------------------------------------------------------------------------------------- pooling
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-def test__pool__padding_on_either_side__tokens_that_count(side):
-    hidden = torch.arange(24.0).reshape(2, 4, 3)
-    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
-    if side == "left":
-        mask = mask.flip(1)
-    first, last = (0, 1) if side == "right" else (2, 3)
-    assert torch.equal(pool(hidden, mask, "cls")[1], hidden[1, first])
-    assert torch.equal(pool(hidden, mask, "last")[1], hidden[1, last])
-    assert torch.equal(pool(hidden, mask, "mean")[1], hidden[1, first : last + 1].mean(0))
 
 
 @pytest.mark.parametrize(

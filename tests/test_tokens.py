@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from skve import _tokens
-from skve._testing_text import make_toy_tokenizer
 from skve._text_inputs import TextSequence, check_texts
 from skve._tokens import TextPipeline, batches_of_similar_length, listed_choices, tokenise, word_tokens
+from skve.testing import make_toy_tokenizer
 
 pytest.importorskip("transformers")
 
@@ -21,8 +21,14 @@ TEXTS = ["a fine day", "", "what a bore, really", "ok"]
 
 def pipeline(X, tokenizer=None, **preprocess):
     tokenizer = tokenizer or make_toy_tokenizer()
-    options = {"max_length": 40, "truncation_side": "right", "choices": None, "mask_token_id": None}
-    preprocess = {**options, "tokenizer_sha256": _tokens.tokenizer_hash(tokenizer), **preprocess}
+    options = {"max_length": 40, "truncation_side": "right", "choices": None, "label_words": None}
+    preprocess = {
+        **options,
+        "mask_token_id": None,
+        "n_tokens": None,
+        "tokenizer_sha256": _tokens.tokenizer_hash(tokenizer),
+        **preprocess,
+    }
     texts = X if isinstance(X, TextSequence) else check_texts(X)
     return TextPipeline(texts, tokenizer, preprocess, torch.device("cpu"))
 
@@ -100,6 +106,36 @@ def test__tokenise__thousands_of_texts__each_as_alone():
         assert tokens.ids[ends[i] - tokens.lengths[i] : ends[i]].tolist() == tokenizer(texts[i])["input_ids"]
 
 
+@pytest.mark.parametrize(("second", "n_special", "minimum"), [(None, 2, 3), (["xyz"], 3, 5)])
+def test__tokenise__max_length_below_the_special_tokens__value_error(second, n_special, minimum):
+    for length in range(1, minimum):
+        with pytest.raises(ValueError, match=rf"max_length={length}: .* {n_special} special .* at least {minimum}"):
+            tokenise(make_toy_tokenizer(), ["abcdefghij"], second, max_length=length, side="right")
+    with pytest.warns(UserWarning, match="were cut"):
+        tokens = tokenise(make_toy_tokenizer(), ["abcdefghij"], second, max_length=minimum, side="right")
+    assert tokens.lengths.tolist() == [minimum]
+
+
+def test__tokenise__pairs_without_separator__joined_by_a_line_break():
+    tokenizer = make_toy_tokenizer(encoder=False)
+    one, two = (tokenise(tokenizer, *pair, max_length=9, side="right") for pair in ((["ab"], ["c"]), (["a"], ["bc"])))
+    assert one.ids.tolist() == tokenizer("ab\nc")["input_ids"]
+    assert two.ids.tolist() == tokenizer("a\nbc")["input_ids"]
+
+
+def test__tokenise__warning__at_the_line_outside_skve():
+    with pytest.warns(UserWarning, match="were cut") as caught:
+        pipeline(["abcdefgh"], max_length=6)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(("side", "has_remedy"), [("right", True), ("left", False)])
+def test__warning__label_word_read_behind_the_end__left_truncation_advised(side, has_remedy):
+    with pytest.warns(UserWarning, match="were cut") as caught:
+        pipeline(["abcdefgh"], max_length=6, truncation_side=side, label_words=[" a", " b"])
+    assert ("truncation_side='left' keeps" in str(caught[0].message)) == has_remedy
+
+
 # ------------------------------------------------------------------------------------------- batches
 
 
@@ -165,6 +201,19 @@ def test__mask_token__missing__named_by_index():
         pipeline(["a [MASK]", "b"], mask_token_id=token)
 
 
+@pytest.mark.filterwarnings("ignore:.*were cut")
+def test__mask_token__cut_away__said_with_remedy():
+    token = make_toy_tokenizer().mask_token_id
+    with pytest.raises(ValueError, match=r"X\[1\] has no \[MASK\] after cutting to max_length=6 .* truncation_side"):
+        pipeline(["a [MASK]", "a long one [MASK]"], mask_token_id=token, max_length=6)
+
+
+def test__choices__in_the_second_texts__found():
+    pairs = [("Question", "A. x\nB. y"), ("A. x", "B. y")]
+    batch = pipeline(pairs, choices=[" A", " B", " C"]).load(np.array([0, 1]))
+    assert batch["impossible"].tolist() == [[False, False, True]] * 2
+
+
 # ---------------------------------------------------------------------------------------- processes
 
 
@@ -172,7 +221,7 @@ def test__mask_token__missing__named_by_index():
 def test__tokenise__process_forks_later__no_warning_and_environment_as_before():
     script = """
         import os
-        from skve._testing_text import make_toy_tokenizer
+        from skve.testing import make_toy_tokenizer
         from skve._tokens import tokenise
         before = dict(os.environ)
         tokenise(make_toy_tokenizer(), ["some text"] * 3000, None, max_length=8, side="right")
@@ -194,3 +243,15 @@ def test__tokenizer_hash__vocabulary_or_splitting_changed__another():
     hashes.add(_tokens.tokenizer_hash(changed))
     assert len(hashes) == 3
     assert _tokens.tokenizer_hash(make_toy_tokenizer()) in hashes
+
+
+def test__tokenizer_hash__same_tokenizer_again__vocabulary_read_once_until_it_changes(monkeypatch):
+    calls = []
+    tokenizer = make_toy_tokenizer()
+    original = type(tokenizer).get_vocab
+    monkeypatch.setattr(type(tokenizer), "get_vocab", lambda self: calls.append(1) or original(self))
+    first = _tokens.tokenizer_hash(tokenizer)
+    assert _tokens.tokenizer_hash(tokenizer) == first
+    assert len(calls) == 1
+    tokenizer.add_tokens(["unused"])
+    assert _tokens.tokenizer_hash(tokenizer) != first

