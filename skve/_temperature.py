@@ -9,6 +9,8 @@ from sklearn.calibration import CalibratedClassifierCV
 
 # What scikit-learn adds to a probability before it takes the logarithm.
 EPSILON = 1e-12
+# Beyond it every prediction is uniform; scikit-learn's search ends at exp(10).
+LARGEST = 1e4
 
 
 class _Predicted(ClassifierMixin, BaseEstimator):
@@ -39,8 +41,8 @@ def fit_temperature(proba, codes, weights):
     Returns
     -------
     temperature : float
-        Over 1 where predictions were too sure. 1, with a warning, where no sample that counts is predicted wrongly:
-        the likelihood would rise without end as the temperature falls.
+        Over 1 where predictions were too sure. 1, with a warning, where no sample that counts is predicted wrongly,
+        or where the uniform distribution fits the samples best: no temperature is a best one then.
     """
     if (proba.argmax(axis=1) == codes)[weights > 0].all():
         warnings.warn(
@@ -58,7 +60,17 @@ def fit_temperature(proba, codes, weights):
     everything = np.arange(len(codes))
     calibration = CalibratedClassifierCV(_Predicted(), method="temperature", cv=[(everything, everything)])
     calibration.fit(proba, codes, sample_weight=weights)
-    return float(1 / calibration.calibrated_classifiers_[0].calibrators[0].beta_)
+    temperature = float(1 / calibration.calibrated_classifiers_[0].calibrators[0].beta_)
+    if temperature > LARGEST:
+        warnings.warn(
+            f"calibrate='temperature': {(weights > 0).sum()} validation samples are predicted no better than by "
+            f"chance, and do not tell how sure predictions should be; the temperature stays 1. Give more samples as "
+            f"X_val, y_val",
+            UserWarning,
+            stacklevel=5,
+        )
+        return 1.0
+    return temperature
 
 
 def apply_temperature(proba, temperature):

@@ -112,6 +112,12 @@ def test__calibrate__all_validation_samples_right__warning_and_temperature_one()
     assert classifier.temperature_ == 1.0
 
 
+def test__fit_temperature__all_samples_wrong__warning_and_temperature_one():
+    proba = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]])
+    with pytest.warns(UserWarning, match="2 validation samples are predicted no better than by chance"):
+        assert fit_temperature(proba, np.array([1, 2]), np.ones(2)) == 1.0
+
+
 def test__calibrate__refit_without__temperature_one_again(fits, blurred):
     (X, y), (X_val, y_val), _ = blurred
     classifier = toy_classifier(calibrate="temperature", max_epochs=12, head_lr=5e-2)
