@@ -3,11 +3,12 @@
 import numbers
 import os
 import pathlib
-import warnings
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ._warnings import warn
 
 ONE = 1.001  # the largest float pixel of images from 0 to 1: resizing overshoots a little
 WANTED = (
@@ -137,11 +138,9 @@ def check_images(X, *, image_shape=None, float_scale=None, learn=True):
     if float_scale is None and largest >= 0:
         float_scale = 1 if largest <= ONE else 255
         if ONE < largest < 64:
-            warnings.warn(
+            warn(
                 f"the float pixels of X reach only {largest:g} and are taken as 0 to 255: nearly black; "
-                f"bring them to 0 to 1 if that is not meant",
-                UserWarning,
-                stacklevel=4,
+                f"bring them to 0 to 1 if that is not meant"
             )
     elif float_scale == 255 and 0 < largest <= ONE and _has_fractions(X):
         raise ValueError(

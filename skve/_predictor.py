@@ -89,6 +89,15 @@ class EnsemblePredictor(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
             Before fit.
         ValueError, TypeError
             If X is not as in fit, or the backbone's weights have changed since.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from skve.testing import ToyClassifier
+        >>> X, y = load_iris(return_X_y=True)
+        >>> clf = ToyClassifier(n_members=2, random_state=0).fit(X, y)
+        >>> clf.predict_proba(X[:5]).shape
+        (5, 3)
         """
         return self._pool(self.predict_proba_members(X))
 
@@ -108,6 +117,23 @@ class EnsemblePredictor(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         Returns
         -------
         labels : ndarray of shape (n_samples,)
+            Of the kind that `fit` was given.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            Before fit.
+        ValueError, TypeError
+            If X is not as in fit, or the backbone's weights have changed since.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from skve.testing import ToyClassifier
+        >>> X, y = load_iris(return_X_y=True)
+        >>> clf = ToyClassifier(n_members=2, random_state=0).fit(X, y)
+        >>> clf.predict(X[:3]).shape
+        (3,)
         """
         proba = self.predict_proba(X)
         return self.classes_[proba.argmax(axis=1)]
@@ -125,6 +151,13 @@ class EnsemblePredictor(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
             Arrays of shape (n_samples,): `total` = `aleatoric` + `epistemic`, and others; `to_frame()`. With
             `calibrate`, `confidence` is the largest calibrated probability; all else describes the members as
             they are.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            Before fit.
+        ValueError, TypeError
+            If X is not as in fit, or the backbone's weights have changed since.
 
         Examples
         --------
@@ -151,6 +184,22 @@ class EnsemblePredictor(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         -------
         scores : ndarray of shape (n_samples,), float64
             In nats, at most 0.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            Before fit.
+        ValueError, TypeError
+            If X is not as in fit, or the backbone's weights have changed since.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from skve.testing import ToyClassifier
+        >>> X, y = load_iris(return_X_y=True)
+        >>> clf = ToyClassifier(n_members=2, random_state=0).fit(X, y)
+        >>> bool((clf.score_samples(X) <= 0).all())
+        True
         """
         return -self.predict_uncertainty(X).total
 

@@ -6,13 +6,13 @@ import hashlib
 import json
 import os
 import pathlib
-import warnings
 
 import numpy as np
 
 from ._backbones import EmbeddedBackbone
 from ._device import resolve_device
 from ._state import FittedState
+from ._warnings import warn
 
 FORMAT_VERSION = 1
 GIVE = "pass it to skve.load(folder, backbone=module), for texts as backbone=(model, tokenizer)"
@@ -52,7 +52,7 @@ def save(estimator, folder, *, include_backbone):
         left_out.remove("backbone")
     if left_out:
         hint = f"; {GIVE}" if "backbone" in left_out else ""
-        warnings.warn(f"not saved, since they are no plain values: {left_out}{hint}", UserWarning, stacklevel=3)
+        warn(f"not saved, since they are no plain values: {left_out}{hint}")
     document = {
         "format_version": FORMAT_VERSION,
         "class": type(estimator).__name__,
@@ -185,7 +185,7 @@ def _rebuild(document, tensors, backbone):
     try:
         resolve_device(estimator.get_params()["device"])
     except ValueError:
-        warnings.warn(f"device={estimator.device!r} of the fit is not on this machine: 'auto' is used", stacklevel=4)
+        warn(f"device={estimator.device!r} of the fit is not on this machine: 'auto' is used")
         estimator.set_params(device="auto")
     estimator._state = FittedState(arrays=tensors["members"], spec=spec, **described)
     labels = document["classes"]

@@ -1,11 +1,11 @@
 """Temperature scaling of the pooled prediction: fitted by scikit-learn, kept as one number."""
 
-import warnings
-
 import numpy as np
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
+
+from ._warnings import warn
 
 # What scikit-learn adds to a probability before it takes the logarithm.
 EPSILON = 1e-12
@@ -45,11 +45,9 @@ def fit_temperature(proba, codes, weights):
         or where the uniform distribution fits the samples best: no temperature is a best one then.
     """
     if (proba.argmax(axis=1) == codes)[weights > 0].all():
-        warnings.warn(
+        warn(
             f"calibrate='temperature': all {len(codes)} validation samples are predicted rightly, and do not "
             f"tell how sure predictions should be; the temperature stays 1. Give more samples as X_val, y_val",
-            UserWarning,
-            stacklevel=5,
         )
         return 1.0
     n_classes = proba.shape[1]
@@ -62,12 +60,10 @@ def fit_temperature(proba, codes, weights):
     calibration.fit(proba, codes, sample_weight=weights)
     temperature = float(1 / calibration.calibrated_classifiers_[0].calibrators[0].beta_)
     if temperature > LARGEST:
-        warnings.warn(
+        warn(
             f"calibrate='temperature': {(weights > 0).sum()} validation samples are predicted no better than by "
             f"chance, and do not tell how sure predictions should be; the temperature stays 1. Give more samples as "
             f"X_val, y_val",
-            UserWarning,
-            stacklevel=5,
         )
         return 1.0
     return temperature

@@ -13,6 +13,7 @@ from skve._text_backbones import configure, load_text_backbone
 from skve._text_inputs import check_texts
 from skve._tokens import TextPipeline
 from skve.testing import make_toy_text_backbone, make_toy_tokenizer
+from tests.toys import PlainTextModel
 
 transformers = pytest.importorskip("transformers")
 
@@ -251,17 +252,9 @@ def test__pair__model_with_a_classifier__its_body_is_taken():
 
 @pytest.mark.parametrize("returns", ["tuple", "tensor"])
 def test__pair__plain_module__tuples_and_tensors(returns):
-    class Plain(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embedding = torch.nn.Embedding(400, 8)
-            self.layer = torch.nn.Linear(8, 8)
-
-        def forward(self, input_ids, attention_mask):
-            hidden = torch.tanh(self.layer(self.embedding(input_ids)))
-            return (hidden, None) if returns == "tuple" else hidden
-
-    clf = SVETextClassifier((Plain(), make_toy_tokenizer()), n_members=2, max_epochs=1, random_state=0)
+    clf = SVETextClassifier(
+        (PlainTextModel(returns), make_toy_tokenizer()), n_members=2, max_epochs=1, random_state=0
+    )
     assert clf.fit(TEXTS, [0, 1, 0, 1]).predict_proba(TEXTS).shape == (4, 2)
     assert list(clf.ratios_) == ["layer"]
 

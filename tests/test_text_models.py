@@ -13,6 +13,7 @@ from skve import SVETextClassifier
 from skve._text_backbones import load_text_backbone
 from skve._text_models import pool
 from skve.testing import make_toy_text_backbone, make_toy_tokenizer
+from tests.toys import PlainTextModel
 
 transformers = pytest.importorskip("transformers")
 
@@ -112,17 +113,8 @@ def test__pair__weights_changed_behind_autograd__loaded_anew():
 
 
 def test__activation_checkpointing__backbone_without_blocks__warned():
-    class Plain(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embedding = torch.nn.Embedding(400, 8)
-            self.layer = torch.nn.Linear(8, 8)
-
-        def forward(self, input_ids, attention_mask):
-            return self.layer(self.embedding(input_ids))
-
     with pytest.warns(UserWarning, match="activation_checkpointing=True changes nothing") as caught:
-        fit((Plain(), make_toy_tokenizer()), activation_checkpointing=True)
+        fit((PlainTextModel(), make_toy_tokenizer()), activation_checkpointing=True)
     assert caught[0].filename == __file__
 
 

@@ -76,7 +76,8 @@ def test__tokenise__longer_than_max_length__cut_with_one_warning(side):
 def test__tokenise__exactly_max_length__no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        tokenise(make_toy_tokenizer(), ["abcd"], None, max_length=6, side="right")
+        tokens = tokenise(make_toy_tokenizer(), ["abcd"], None, max_length=6, side="right")
+    assert tokens.lengths.tolist() == [6]
 
 
 @pytest.mark.parametrize("encoder", [False, True])

@@ -151,6 +151,20 @@ class Tied(nn.Module):
         return self.free(torch.tanh(self.second(torch.tanh(self.first(self.pool(x).flatten(1))))))
 
 
+class PlainTextModel(torch.nn.Module):
+    """A text model of no family of transformers and without blocks; returns hidden states or a tuple with them."""
+
+    def __init__(self, returns="tensor"):
+        super().__init__()
+        self.returns = returns
+        self.embedding = torch.nn.Embedding(400, 8)
+        self.layer = torch.nn.Linear(8, 8)
+
+    def forward(self, input_ids, attention_mask):
+        hidden = torch.tanh(self.layer(self.embedding(input_ids)))
+        return (hidden, None) if self.returns == "tuple" else hidden
+
+
 TOYS = [TinyMLP, TinyCNN, TinyTransformer, TorchEncoder, ReadsWeight, HuggingFaceStyle]
 
 
