@@ -44,7 +44,6 @@ CHOSEN = {
         "single": {"member_lr": 1e-4, "head_lr": 3e-3},
     },
 }
-N_TEST, N_FAR = 500, 500  # images at most: of the learned classes, of the near ones; of other data
 
 
 def choose(y, per_class, seed, classes):
@@ -116,7 +115,7 @@ def table(arguments):
     order = np.random.default_rng(0).permutation(len(test_y))
     test_images, test_y = [test_images[i] for i in order], test_y[order]
     other = "flowers" if arguments.data == "cifar10" else "cifar10"
-    far = load(arguments, other, "test")[0][:N_FAR]
+    far = load(arguments, other, "test")[0][: arguments.n_test]
     setting = {"backbone": name_of(arguments.backbone), "data": arguments.data, "image_size": arguments.image_size}
     out = Table(arguments.csv, (*setting, "method", "per_class", "classes_in", "seed"))
     cells = itertools.product(arguments.seeds, arguments.classes_in, arguments.per_class, ("head", "sve", "deep"))
@@ -128,7 +127,7 @@ def table(arguments):
         classes = np.random.default_rng(seed).permutation(len(names))[:classes_in]
         train, rest = choose(y, per_class, seed, classes)
         known = np.isin(test_y, classes)
-        inside, outside = np.flatnonzero(known)[:N_TEST], np.flatnonzero(~known)[:N_TEST]
+        inside, outside = np.flatnonzero(known)[: arguments.n_test], np.flatnonzero(~known)[: arguments.n_test]
         rates = CHOSEN[setting["backbone"]]["single" if method == "deep" else method]
         start = time.perf_counter()
         clf = classifier(arguments, method, seed, arguments.epochs[0], **rates)
@@ -221,6 +220,7 @@ if __name__ == "__main__":
     parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--data", choices=["flowers", "cifar10"], default="flowers")
     parser.add_argument("--members", type=int, default=4, help="members in `tune`")
+    parser.add_argument("--n-test", type=int, default=500, help="test images at most: of learned classes, near, far")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--per-class", type=int, nargs="+", default=[10, 40])
     parser.add_argument("--classes-in", type=int, nargs="+", default=[12, 17])
