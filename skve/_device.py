@@ -183,4 +183,4 @@ class Seeds:
             return torch.Generator().manual_seed(self._split_seed)
         key = (PURPOSES.index(purpose), member, *([self._n_epochs] if self._n_epochs else []))
         child = np.random.SeedSequence(self._root.entropy, spawn_key=key)
-        return torch.Generator().manual_seed(int(child.generate_state(1, np.uint64)[0] >> 1))
+        return torch.Generator().manual_seed(int(child.generate_state(1, np.uint64)[0]) >> 1)
