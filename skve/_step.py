@@ -61,7 +61,8 @@ class Step:
         # A scale for each member, so that they do not feel one another's overflows.
         scaled = ensemble.dtype == torch.float16
         self.scalers = [torch.amp.GradScaler(ensemble.device.type) for _ in members] if scaled else None
-        self._skipped = [0] * len(members)
+        self._skipped = [0] * len(members)  # steps since the last one that was taken
+        self.still = set(range(len(members)))  # members that never took a step
 
     def gradients(self, inputs, targets, weights):
         """Give all members' parameters the gradients of the batch and return the sum of the members' losses."""
@@ -169,6 +170,7 @@ class Step:
                 member.zero_grad()
                 continue
             self._skipped[index] = 0
+            self.still.discard(index)
             for key, norm in norms.items():
                 if key.startswith(RATIOS):
                     self.gradient_norms.setdefault(key, []).append(norm)

@@ -291,6 +291,8 @@ def train(ensemble, train_batches, valid_batches, settings, *, callbacks=None, v
             if progress:
                 progress.close()
         net.notify("on_train_end", X=train_batches, y=valid_batches)
+    if net.step.still:
+        raise net.step.diverged(f"no gradient of member {min(net.step.still)} was finite")
     arrays = ensemble.arrays()
     for key, value in arrays.items():
         if not np.isfinite(np.exp(value) if key.startswith(RATIOS) else value).all():

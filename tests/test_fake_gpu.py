@@ -53,7 +53,9 @@ class FakeGPU(FakeTensorMode):
             return self.from_tensor(value) if isinstance(value, torch.Tensor) and not is_fake(value) else value
 
         def as_real(value):
-            return torch.ones(value.shape, dtype=value.dtype) if is_fake(value) and value.device.type == "cpu" else value
+            return (
+                torch.ones(value.shape, dtype=value.dtype) if is_fake(value) and value.device.type == "cpu" else value
+            )
 
         self.inside = True
         try:
@@ -102,17 +104,19 @@ def test__fake_gpu__two_devices_meet__raises(gpu):
     (torch.zeros(3, 3).to(GPU) @ weight).sum().backward()
     assert weight.grad.device == GPU
     assert weight.cpu().tolist() == [[1.0] * 3] * 3
-    with pytest.raises(RuntimeError, match="same device|two devices"):
+    with pytest.raises(RuntimeError, match=r"same device|two devices"):
         weight @ torch.zeros(3, 3)
 
 
-@pytest.mark.parametrize("ensemble", ["sve", "single", "deep", "head"])
-@pytest.mark.parametrize("toy", [TinyMLP, TinyCNN, TinyTransformer])
+@pytest.mark.parametrize(
+    ("toy", "ensemble"),
+    [(TinyCNN, "sve"), (TinyCNN, "single"), (TinyTransformer, "sve"), (TinyTransformer, "deep"), (TinyMLP, "head")],
+)
 def test__fit_and_predict__images_on_a_gpu__no_tensor_left_behind(gpu, images, toy, ensemble):
     check(gpu, image_classifier(toy, ensemble=ensemble, precision="auto"), *images)
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 3])
+@pytest.mark.parametrize("chunk", [1, 2])
 def test__fit_and_predict__chunks_of_members__no_tensor_left_behind(gpu, images, train_in_chunks, chunk):
     train_in_chunks(chunk)
     check(gpu, image_classifier(n_members=3, train_bias=True), *images)
@@ -122,12 +126,9 @@ def test__fit_and_predict__chunks_of_members__no_tensor_left_behind(gpu, images,
     "options",
     [
         {"ensemble": "deep", "ensemble_params": {"train_batch_norm": True}},
-        {"augment": "strong"},
-        {"augment": "light", "early_stopping": True, "validation_fraction": 0.3},
-        {"calibrate": "temperature", "validation_fraction": 0.3},
+        {"augment": "strong", "early_stopping": True, "validation_fraction": 0.3},
         {"precision": "bfloat16"},
         {"precision": "float16"},
-        {"class_weight": "balanced", "label_smoothing": 0.1, "grad_clip": None},
     ],
     ids=str,
 )
@@ -154,7 +155,7 @@ TEXTS = ["yes it is", "no", "yes yes", "it is not so", "yes", "no no no", "yes, 
 LABELS = [1, 0, 1, 0, 1, 0, 1, 0] * 2
 
 
-@pytest.mark.parametrize("options", [{}, {"ensemble": "deep"}, {"ensemble": "head"}, {"activation_checkpointing": True}])
+@pytest.mark.parametrize("options", [{"ensemble": "deep"}, {"activation_checkpointing": True}])
 def test__fit_and_predict__texts_on_a_gpu__no_tensor_left_behind(gpu, options):
     classifier = SVETextClassifier(
         make_toy_text_backbone("bert"), n_members=2, max_epochs=1, batch_size=8, device="cuda:0", **options
@@ -175,7 +176,7 @@ def test__fit_and_predict__language_model_head_on_a_gpu__no_tensor_left_behind(g
     check(gpu, classifier, TEXTS, LABELS)
 
 
-@pytest.mark.parametrize("ensemble", ["sve", "deep", "head"])
+@pytest.mark.parametrize("ensemble", ["sve", "deep"])
 def test__fit_and_predict__float64__only_on_the_cpu(gpu, images, validation, ensemble):
     """Apple's MPS has no float64."""
     classifier = image_classifier(ensemble=ensemble, calibrate="temperature", augment="strong")
