@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import importlib.util
 import pathlib
-import threading
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -14,11 +13,11 @@ import torch
 from torch import nn
 
 from . import _svd
-from ._device import own_global_generators
+from ._device import new_lock, own_global_generators
 
 CACHE_BYTES = 2 * 1024**3
 _cache: "OrderedDict[tuple, Backbone]" = OrderedDict()
-_lock = threading.RLock()
+_lock = new_lock()
 
 
 @dataclasses.dataclass(eq=False)
@@ -49,7 +48,7 @@ class Backbone:
         self._factors: dict[str, _svd.Factors] = {}
         self._fingerprints: dict[str, float] = {}
         self._copies: dict[torch.device, Backbone] = {}
-        self._factor_lock = threading.Lock()
+        self._factor_lock = new_lock()
 
     @property
     def device(self):

@@ -1,5 +1,6 @@
 """The scikit-learn shell that image and text classifiers share: parameters and fit."""
 
+import copy
 import numbers
 import sys
 from abc import abstractmethod
@@ -43,7 +44,7 @@ class BaseSVEClassifier(EnsemblePredictor):
         "early_stopping": ["boolean"],
         "n_iter_no_change": [COUNT],
         "calibrate": [StrOptions({"temperature"}), None],
-        "precision": [StrOptions({"auto", "float32", "bfloat16"})],
+        "precision": [StrOptions({"auto", "float32", "bfloat16", "float16"})],
         "device": "no_validation",
         "warm_start": ["boolean"],
         "random_state": ["random_state"],
@@ -85,6 +86,9 @@ class BaseSVEClassifier(EnsemblePredictor):
         ------
         ValueError, TypeError
             If a parameter or an input is not as described. The estimator stays as it was.
+        torch.OutOfMemoryError
+            If the memory is short even for one member and one sample at a time, as which a batch is tried in the
+            end, for the same gradients. The estimator stays as it was.
         KeyboardInterrupt
             On Ctrl-C; the last complete epoch is the fitted state then.
 
@@ -98,7 +102,7 @@ class BaseSVEClassifier(EnsemblePredictor):
         10
         """
         start = self._state if self.warm_start and hasattr(self, "_state") else None
-        return self._fit_or_restore(X, y, sample_weight, X_val=X_val, y_val=y_val, start=start)
+        return self._fit_or_stay(X, y, sample_weight, X_val=X_val, y_val=y_val, start=start)
 
     def partial_fit(self, X, y, classes=None, sample_weight=None):
         """Train for one epoch on the samples given, at a constant learning rate.
@@ -144,20 +148,17 @@ class BaseSVEClassifier(EnsemblePredictor):
             if classes is not None and not np.array_equal(np.unique(classes), self.classes_):
                 raise ValueError(f"classes={classes!r} differs from those of the first call: {self.classes_!r}")
             classes = self.classes_
-        return self._fit_or_restore(X, y, sample_weight, start=start, classes=classes)
+        return self._fit_or_stay(X, y, sample_weight, start=start, classes=classes)
 
-    def _fit_or_restore(self, *args, **kwargs):
+    def _fit_or_stay(self, *args, **kwargs):
         from ._device import neutral_modes, resolve_device
 
-        before = dict(self.__dict__)
-        try:
-            self._validate_params()
-            with neutral_modes(resolve_device(self.device)):
-                interrupted = self._fit(*args, **kwargs)
-        except BaseException:
-            self.__dict__.clear()
-            self.__dict__.update(before)
-            raise
+        self._validate_params()
+        # A copy is fitted and takes over in one assignment: Ctrl-C at any moment leaves a whole estimator.
+        fitted = copy.copy(self)
+        with self._out_of_memory_explained("fit"), neutral_modes(resolve_device(self.device)):
+            interrupted = fitted._fit(*args, **kwargs)
+        self.__dict__ = fitted.__dict__
         if interrupted:
             raise KeyboardInterrupt
         return self
@@ -232,7 +233,7 @@ class BaseSVEClassifier(EnsemblePredictor):
         return result.interrupted
 
     def _settings(self, once, has_validation):
-        from ._training import Settings
+        from ._step import Settings
 
         member_lr, head_lr = self._default_rates()
         return Settings(

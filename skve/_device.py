@@ -2,8 +2,11 @@
 
 import contextlib
 import numbers
+import os
 import random
+import re
 import threading
+import weakref
 
 import numpy as np
 import torch
@@ -43,10 +46,11 @@ def resolve_training_dtype(precision, device, linear_share):
 
     Parameters
     ----------
-    precision : {"auto", "float32", "bfloat16"}
+    precision : {"auto", "float32", "bfloat16", "float16"}
         "auto" is bfloat16 where the processor multiplies it natively and it is faster: on CUDA devices from
         compute capability 8.0, and on CPUs with AVX512-BF16 or AMX if most of the backbone's weights sit in
-        linear layers (convolutions, the depthwise ones above all, gain nothing there).
+        linear layers (convolutions, the depthwise ones above all, gain nothing there). It is never float16, whose
+        narrow range needs scaled losses and may still overflow.
     device : torch.device
     linear_share : float
         Share of the backbone's matrix weights that belongs to linear layers, 0 to 1.
@@ -55,10 +59,8 @@ def resolve_training_dtype(precision, device, linear_share):
     -------
     torch.dtype
     """
-    if precision == "float32":
-        return torch.float32
-    if precision == "bfloat16":
-        return torch.bfloat16
+    if precision != "auto":
+        return getattr(torch, precision)
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float32
     if device.type == "cpu" and linear_share > 0.5 and _cpu_multiplies_bfloat16():
@@ -80,7 +82,47 @@ def autocast(device, dtype):
     return torch.autocast(device.type, dtype=dtype, cache_enabled=False)
 
 
-_global_generators = threading.RLock()
+_NO_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|ALLOC_FAILED|bad_alloc", re.IGNORECASE
+)
+
+
+def is_out_of_memory(error):
+    """Say whether an exception tells that memory is short: CUDA and Python have a class for it, others only words."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
+
+
+def release_memory(device):
+    """Give what torch keeps for later allocations back to an accelerator."""
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).empty_cache()
+
+
+_locks: weakref.WeakSet = weakref.WeakSet()
+
+
+def new_lock():
+    """Return a reentrant lock that is free in a forked process, whichever thread held it at the fork."""
+    lock = threading.RLock()
+    _locks.add(lock)
+    return lock
+
+
+def _after_fork():
+    """Free the locks, whose holders are not here; compute without the OpenMP threads, which are not here either.
+
+    torch would wait for those for ever, if the parent process had used them.
+    """
+    torch.set_num_threads(1)
+    for lock in _locks:
+        lock._at_fork_reinit()  # as the standard library does with its own
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+_global_generators = new_lock()
 
 
 @contextlib.contextmanager
@@ -141,4 +183,4 @@ class Seeds:
             return torch.Generator().manual_seed(self._split_seed)
         key = (PURPOSES.index(purpose), member, *([self._n_epochs] if self._n_epochs else []))
         child = np.random.SeedSequence(self._root.entropy, spawn_key=key)
-        return torch.Generator().manual_seed(int(child.generate_state(1, np.uint64)[0] >> 1))
+        return torch.Generator().manual_seed(int(child.generate_state(1, np.uint64)[0]) >> 1)

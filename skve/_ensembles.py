@@ -28,6 +28,7 @@ class MemberRule:
     """
 
     single_member = False
+    mixes_samples = False  # whether a training batch gives other gradients than its parts do in turn
     options: dict[str, object] = {}  # name and default of each entry that `ensemble_params` may have
 
     def __init__(self, backbone, sites, *, init_scale, train_bias, **options):
@@ -135,7 +136,7 @@ class FullFineTuning(MemberRule):
 
     def __init__(self, backbone, sites, *, init_scale, train_bias, train_batch_norm=False):
         super().__init__(backbone, sites, init_scale=init_scale, train_bias=train_bias)
-        self.train_batch_norm = train_batch_norm
+        self.train_batch_norm = self.mixes_samples = train_batch_norm
         self._names = [name for name, p in backbone.module.named_parameters() if p.is_floating_point()]
         owners: dict[int, list[str]] = {}
         for name, parameter in backbone.module.named_parameters(remove_duplicate=False):

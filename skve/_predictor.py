@@ -1,5 +1,6 @@
 """What a fitted classifier does, for images and texts alike: predict, tell its state, save itself."""
 
+import contextlib
 from abc import ABCMeta, abstractmethod
 
 import numpy as np
@@ -58,11 +59,49 @@ class EnsemblePredictor(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         (2, 5, 3)
         """
         check_is_fitted(self)
-        return self._predict_members(self._check_inputs(X, reset=False))
+        with self._out_of_memory_explained("predict"):
+            return self._predict_members(self._check_inputs(X, reset=False))
+
+    @contextlib.contextmanager
+    def _out_of_memory_explained(self, doing):
+        """Turn the errors of all allocators into one, with the sizes and the remedies."""
+        from ._device import is_out_of_memory
+
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            import torch
+
+            names = [name for name in self._memory_parameters(doing) if name in self.get_params(deep=False)]
+            present = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+            remedies = "; ".join(self._memory_parameters(doing)[name] for name in names)
+            raise torch.OutOfMemoryError(
+                f"out of memory in {doing} on device={self.device!r} with {present}. Remedies: {remedies}. "
+                f"What failed: {error or type(error).__name__}"
+            ) from error
+
+    def _memory_parameters(self, doing):
+        """Return the parameters that memory depends on, each with the remedy that it offers."""
+        remedies = {
+            "batch_size": "a smaller batch_size",
+            "image_size": "a smaller image_size",
+            "max_length": "a smaller max_length",
+            "device": "device='cpu', where the memory is that of the machine",
+        }
+        if doing == "fit":
+            remedies |= {
+                "layers": "fewer layers, as layers='last:2'",
+                "precision": "precision='bfloat16'",
+                "n_members": "a smaller n_members",
+                "activation_checkpointing": "activation_checkpointing=True",
+            }
+        return remedies
 
     def _predict_members(self, items):
         from ._device import neutral_modes, resolve_device
-        from ._training import predict_members
+        from ._step import predict_members
 
         device = resolve_device(self.device)
         with neutral_modes(device):

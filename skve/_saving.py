@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from ._warnings import warn
 
 FORMAT_VERSION = 1
 GIVE = "pass it to skve.load(folder, backbone=module), for texts as backbone=(model, tokenizer)"
+LOCK = ".skve.lock"
+_OURS = re.compile(r"(members|backbone|tokenizer)-\w+\.safetensors(\.tmp)?|skve\.json\.tmp")  # all but skve.json
 PAIRS = "pairs"  # marks a dict in the parameters, as a list of its items
 
 
@@ -23,14 +26,29 @@ def save(estimator, folder, *, include_backbone):
     """Write a fitted estimator; see `BaseSVEClassifier.save`.
 
     Files of tensors are named after their content and `skve.json`, which refers to them, is replaced last and
-    at once: whenever the writing stops, the folder holds a whole model, the old one or the new.
+    at once: whenever the writing stops, the folder holds a whole model, the old one or the new. Savers into one
+    folder wait for one another, so that none takes the other's files for leftovers.
     """
-    from safetensors.numpy import save as to_bytes
+    import filelock
 
     folder = pathlib.Path(folder)
     if folder.is_file():
         raise ValueError(f"{folder} is a file; a model is saved as a folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder / LOCK):
+            _save(estimator, folder, include_backbone)
+    except OSError as error:
+        raise type(error)(
+            error.errno,
+            f"the model was not saved in {folder}, and an older one there is whole: {error.strerror or error}",
+            error.filename,
+        ) from error
+
+
+def _save(estimator, folder, include_backbone):
+    from safetensors.numpy import save as to_bytes
+
     state = estimator._state
     include_backbone = include_backbone or isinstance(state.spec, EmbeddedBackbone)  # it has no other place
     files = {"members": _write_named(folder, "members", to_bytes(_contiguous(state.arrays)))}
@@ -81,9 +99,10 @@ def save(estimator, folder, *, include_backbone):
         raise ValueError(f"the estimator cannot be saved as JSON: {error}") from error
     _replace(folder / "skve.json", text.encode())
     kept = {entry["file"] for entry in files.values()}
-    for old in folder.glob("*.safetensors"):
-        if old.name.startswith(("members-", "backbone-", "tokenizer-")) and old.name not in kept:
-            old.unlink()
+    for old in list(folder.iterdir()):
+        if _OURS.fullmatch(old.name) and old.name not in kept:
+            with contextlib.suppress(OSError):  # the model is saved; the next save takes it away
+                old.unlink()
 
 
 def load(folder, *, backbone=None):
@@ -130,7 +149,8 @@ def load(folder, *, backbone=None):
     if not path.is_file():
         raise ValueError(f"{folder} holds no skve model: there is no file {path}")
     try:
-        document = json.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        document = json.loads(text)
         version = document["format_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
@@ -140,10 +160,16 @@ def load(folder, *, backbone=None):
             f"(the model was saved by skve {document.get('versions', {}).get('skve')})"
         )
     try:
-        tensors = {
-            name: from_bytes(_read_checked(folder, entry["file"], entry["sha256"]))
-            for name, entry in document["files"].items()
-        }
+        try:
+            files = {
+                name: _read_checked(folder, entry["file"], entry["sha256"])
+                for name, entry in document["files"].items()
+            }
+        except ValueError:
+            if path.read_text("utf-8") != text:  # somebody saved another model meanwhile
+                return load(folder, backbone=backbone)
+            raise
+        tensors = {name: from_bytes(content) for name, content in files.items()}
         estimator = _rebuild(document, tensors, backbone)
     except (KeyError, TypeError, AttributeError, IndexError, SafetensorError) as error:
         raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
@@ -265,7 +291,7 @@ def _write_named(folder, stem, data):
 
 
 def _replace(path, data):
-    temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
+    temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as stream:
             stream.write(data)
@@ -273,7 +299,8 @@ def _replace(path, data):
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _read_checked(folder, file, sha256):

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 
 from . import _svd
-from ._device import resolve_training_dtype
+from ._device import is_out_of_memory, resolve_training_dtype
 from ._ensembles import BATCHES_PER_INSTALLATION, RATIOS, Ensemble, Head, is_trained, make_rule
 from ._layers import Trace, trace
+from ._step import shape_of
 from ._warnings import warn
 
 READING = ("tokenizer_sha256", "label_words")
@@ -178,9 +179,11 @@ def new_ensemble(
     try:
         traced = trace(backbone, rule.changed, example, size)
     except (RuntimeError, AssertionError, TypeError, AttributeError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ValueError(
-            f"the backbone {backbone.description['name']!r} cannot compute features of a batch ({_shape(example)}): "
-            f"{error}"
+            f"the backbone {backbone.description['name']!r} cannot compute features of a batch "
+            f"({shape_of(example)}): {error}"
         ) from error
     if ensemble == "sve":
         unused = [site.layer for site in sites if site.parameter not in traced.used]
@@ -234,12 +237,6 @@ def new_ensemble(
         )
     network = Ensemble(rule, head, members, traced, size, training=True, dtype=dtype, checkpoints=checkpoints)
     return network, plan
-
-
-def _shape(inputs):
-    if isinstance(inputs, torch.Tensor):
-        return f"shape {tuple(inputs.shape)}"
-    return ", ".join(f"{key}: {tuple(value.shape)}" for key, value in inputs.items())
 
 
 def _go_on(start, plan, n_members, device):

@@ -7,7 +7,6 @@ import inspect
 import json
 import pathlib
 import tempfile
-import threading
 from typing import Any
 
 import torch
@@ -15,9 +14,10 @@ from torch import nn
 
 from . import _tokens
 from ._backbones import Backbone, check_output, freeze, hub_unreachable, tensors_hash
+from ._device import new_lock
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_quiet_lock = threading.RLock()
+_quiet_lock = new_lock()
 
 
 @dataclasses.dataclass(eq=False)

@@ -6,15 +6,15 @@ import functools
 import hashlib
 import os
 import re
-import threading
 import weakref
 
 import numpy as np
 import torch
 
+from ._device import new_lock
 from ._warnings import warn
 
-_lock = threading.RLock()  # tokenizers keep truncation settings inside, and may serve several threads
+_lock = new_lock()  # tokenizers keep truncation settings inside, and may serve several threads
 _hashes: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # tokenizer -> (what it gave, its hash)
 _AT_ONCE = 1000  # texts that one call of the tokenizer gets
 _BATCHES_SORTED_TOGETHER = 8  # in training: enough for batches of similar length, few enough for random ones

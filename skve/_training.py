@@ -1,7 +1,8 @@
-"""The training loop: skorch's, with a loss over members, clipping member by member, and restored states."""
+"""The training loop: skorch's, over the steps of an ensemble, with restored states."""
 
 import copy
 import dataclasses
+import dis
 import math
 import warnings
 
@@ -13,25 +14,8 @@ from skorch.callbacks import Callback, EarlyStopping, LRScheduler
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 
-from ._ensembles import BATCHES_PER_INSTALLATION, HEAD, RATIOS, WEIGHTS, is_trained
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What the loop needs of an estimator's parameters; their meaning is documented there."""
-
-    member_lr: float
-    head_lr: float
-    weight_decay: float
-    head_weight_decay: float
-    max_epochs: int
-    batch_size: int
-    schedule: str
-    warmup: float
-    grad_clip: float | None
-    label_smoothing: float
-    early_stopping: bool
-    n_iter_no_change: int
+from ._ensembles import HEAD, RATIOS, WEIGHTS, is_trained
+from ._step import Step
 
 
 class Batches:
@@ -107,7 +91,8 @@ class Net(NeuralNet):
             verbose=0,
         )
         self.train_batches, self.valid_batches = train_batches, valid_batches
-        self.settings, self.chunk = settings, chunk
+        self.settings = settings
+        self.step = Step(ensemble, settings, chunk)
 
     # skorch clones and checks what it finds in the signature; this net is built once and never cloned.
     def _validate_params(self):
@@ -137,77 +122,37 @@ class Net(NeuralNet):
     def train_step_single(self, batch, **fit_params):
         self._set_training(True)
         inputs, (targets, weights) = batch
-        ensemble = self.module_
-        ensemble.network.new_batch()
-        total, start = 0.0, 0
-        while start < len(ensemble.members):
-            indices = range(start, min(start + self.chunk, len(ensemble.members)))
-            try:
-                loss = self._member_losses(inputs, targets, weights, indices).sum()
-                loss.backward()
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if self.chunk == 1:
-                    raise
-                for index in indices:
-                    ensemble.members[index].zero_grad()
-                # What torch.vmap cannot batch fails with all kinds of messages; one member needs no vmap.
-                self.chunk = self.chunk // 2 if isinstance(error, torch.OutOfMemoryError) else 1
-                continue
-            total += loss.item()
-            start += len(indices)
+        total = self.step.gradients(inputs, targets, weights)
         if not math.isfinite(total):
-            raise _diverged(f"the loss became {total} in epoch {len(self.history)}", self.settings)
-        self._clip()
-        return {"loss": torch.tensor(total / len(ensemble.members)), "y_pred": None}
-
-    def _member_losses(self, inputs, targets, weights, indices):
-        logits = self.module_.chunk_logits(inputs, indices)
-        losses = F.cross_entropy(
-            logits.flatten(0, 1),
-            targets.repeat(len(indices)),
-            reduction="none",
-            label_smoothing=self.settings.label_smoothing,
-        )
-        return (losses.reshape(len(indices), -1) * weights).mean(1)
-
-    def _clip(self):
-        """Clip each member's gradient by its own norm, so that members do not feel one another."""
-        for index, member in enumerate(self.module_.members):
-            gradients = {key: t.grad for key, t in self.module_.member(index).items() if t.grad is not None}
-            norms = dict(zip(gradients, torch._foreach_norm(list(gradients.values())), strict=True))
-            for key, norm in norms.items():
-                if key.startswith(RATIOS):
-                    self.gradient_norms.setdefault(key, []).append(norm)
-            total = torch.linalg.vector_norm(torch.stack(list(norms.values())))
-            if not bool(torch.isfinite(total)):
-                raise _diverged(f"a gradient became {float(total)}", self.settings)
-            if self.settings.grad_clip is not None:
-                torch.nn.utils.clip_grads_with_norm_(member.parameters(), self.settings.grad_clip, total)
+            raise self.step.diverged(f"the loss became {total} in epoch {len(self.history)}")
+        if len(self.history) == 1 and len(self.history[-1, "batches"]) == 1:
+            _check_gradients(self.module_)
+        self.step.clip()
+        return {"loss": torch.tensor(total / len(self.module_.members)), "y_pred": None}
 
     def validation_step(self, batch, **fit_params):
         """Return the negative log-likelihood of the mean of the members' probabilities."""
         self._set_training(False)
         inputs, (targets, weights) = batch
-        with torch.no_grad():
-            log_proba = torch.log_softmax(self.module_(inputs).double(), -1)
-            pooled = torch.logsumexp(log_proba, 0) - math.log(len(log_proba))
-            losses = F.nll_loss(pooled, targets, reduction="none") * weights
-        return {"loss": losses.mean(), "y_pred": None}  # skorch weighs batches by their samples
+        losses = F.nll_loss(self.step.log_proba(inputs, len(targets)), targets.cpu(), reduction="none")
+        return {"loss": (losses * weights.cpu()).mean(), "y_pred": None}  # skorch weighs batches by their samples
 
     def notify(self, method_name, **kwargs):
         try:
             return super().notify(method_name, **kwargs)
         except KeyboardInterrupt as stop:
-            if method_name == "on_epoch_end":  # how skorch's callbacks end a training early
+            # How skorch's callbacks end a training early. Ctrl-C is no statement of theirs: it comes between two.
+            if method_name == "on_epoch_end" and _is_raised_by_statement(stop):
                 raise _StopEarlyError from stop
             raise
 
 
-def _diverged(what, settings):
-    return ValueError(
-        f"training diverged: {what}; lower member_lr={settings.member_lr} or head_lr={settings.head_lr}, "
-        f"or set grad_clip"
-    )
+def _is_raised_by_statement(error):
+    """Say whether the innermost frame of an exception stood at a `raise`."""
+    innermost = error.__traceback__
+    while innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    return innermost.tb_frame.f_code.co_code[innermost.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 class _StopEarlyError(Exception):
@@ -219,31 +164,33 @@ class _History(Callback):
 
     def on_train_begin(self, net, **kwargs):
         self.rows: dict[str, list] = {"epoch": [], "loss": [], "valid_nll": []}
-        self.ratio_spread, self.gradient_norm = {}, {}
-        self.last_state = None
+        self.layers: dict[str, dict[str, list]] = {"ratio_spread": {}, "gradient_norm": {}}
+        self.complete = (0, None)  # epochs and the members' state, in one piece: Ctrl-C may come at any time
 
     def on_epoch_begin(self, net, **kwargs):
-        net.gradient_norms = {}
-
-    def on_batch_end(self, net, training, **kwargs):
-        if training and len(net.history) == 1 and len(net.history[-1, "batches"]) == 1:
-            _check_gradients(net.module_)
+        net.step.gradient_norms = {}
 
     def on_epoch_end(self, net, **kwargs):
         record = net.history[-1]
         self.rows["epoch"].append(int(record["epoch"]))
         self.rows["loss"].append(float(record["train_loss"]))
         self.rows["valid_nll"].append(float(record.get("valid_loss", math.nan)))
-        for key, norms in net.gradient_norms.items():
+        for key, norms in net.step.gradient_norms.items():
             mean = float(torch.stack(norms).mean())
-            self.gradient_norm.setdefault(key.removeprefix(RATIOS), []).append(mean)
+            self.layers["gradient_norm"].setdefault(key.removeprefix(RATIOS), []).append(mean)
         for key, log_ratios in _stacked_ratios(net.module_).items():
-            spread = float(torch.exp(log_ratios.double()).std(unbiased=False))
-            self.ratio_spread.setdefault(key.removeprefix(RATIOS), []).append(spread)
-        self.last_state = copy.deepcopy(net.module_.state_dict())
+            spread = float(torch.exp(log_ratios.cpu().double()).std(unbiased=False))
+            self.layers["ratio_spread"].setdefault(key.removeprefix(RATIOS), []).append(spread)
+        self.complete = (self.complete[0] + 1, copy.deepcopy(net.module_.state_dict()))
 
     def to_dict(self):
-        return {**self.rows, "ratio_spread": self.ratio_spread, "gradient_norm": self.gradient_norm}
+        """Return what was noted of the complete epochs."""
+        n_epochs = self.complete[0]
+        rows = {name: values[:n_epochs] for name, values in self.rows.items()}
+        layers = {
+            name: {layer: values[:n_epochs] for layer, values in lists.items()} for name, lists in self.layers.items()
+        }
+        return rows | layers
 
 
 def _stacked_ratios(ensemble):
@@ -335,40 +282,19 @@ def train(ensemble, train_batches, valid_batches, settings, *, callbacks=None, v
         except _StopEarlyError:
             pass
         except KeyboardInterrupt:
-            if history.last_state is None:
+            state = history.complete[1]
+            if state is None:
                 raise
-            ensemble.load_state_dict(history.last_state)
+            ensemble.load_state_dict(state)
             interrupted = True
         finally:
             if progress:
                 progress.close()
         net.notify("on_train_end", X=train_batches, y=valid_batches)
+    if net.step.still:
+        raise net.step.diverged(f"no gradient of member {min(net.step.still)} was finite")
     arrays = ensemble.arrays()
     for key, value in arrays.items():
         if not np.isfinite(np.exp(value) if key.startswith(RATIOS) else value).all():
-            raise _diverged(f"{key} is not finite after the last step", settings)
-    return Result(arrays, history.to_dict(), len(history.rows["epoch"]), interrupted)
-
-
-def predict_members(ensemble, pipeline, batch_size, n_classes, n_batches=BATCHES_PER_INSTALLATION):
-    """Return the members' probabilities, float64 of shape (n_members, n_samples, n_classes).
-
-    Samples are read once for all members, and a member's weights are built once for `n_batches` batches.
-    """
-    n_members, network = len(ensemble.members), ensemble.network
-    proba = np.empty((n_members, len(pipeline), n_classes))
-    batches = list(pipeline.batches(batch_size, None))
-    with torch.no_grad():
-        for start in range(0, len(batches), n_batches):
-            block = batches[start : start + n_batches]
-            raw = [pipeline.load(indices) for indices in block]
-            shared: list[dict] = [{} for _ in block]
-            for index in range(n_members):
-                ensemble.install(index)
-                for position, indices in enumerate(block):
-                    network.shared_outputs = shared[position]
-                    logits = ensemble.member_logits(pipeline.prepare(raw[position], None), index)
-                    shared[position] = network.shared_outputs
-                    proba[index, indices] = torch.softmax(logits.double(), -1).cpu().numpy()
-            network.new_batch()
-    return proba
+            raise net.step.diverged(f"{key} is not finite after the last step")
+    return Result(arrays, history.to_dict(), history.complete[0], interrupted)

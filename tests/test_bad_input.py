@@ -68,7 +68,7 @@ BAD_PARAMETERS = [
     {"image_size": 4},
     {"image_shape": 5},
     {"augment": "heavy"},
-    {"precision": "float16"},
+    {"precision": "float8"},
     {"device": "tpu9"},
     {"warm_start": 2},
     {"random_state": -1},

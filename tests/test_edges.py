@@ -9,6 +9,7 @@ from torch import nn
 import skve
 from skve import _backbones, _svd
 from skve._labels import to_mean_one
+from skve._step import Step
 from skve._training import Net
 from skve.testing import make_toy_image_backbone
 from tests.toys import toy_classifier, toy_images
@@ -113,13 +114,15 @@ def test__validation_nll__unequal_weights_and_ragged_batches__is_the_weighted_me
     expected = float((-pooled[torch.arange(7), targets] * torch.from_numpy(weights)).mean())
 
     class Fixed(nn.Module):
+        members, dtype = nn.ModuleList(), torch.float32
+
         def forward(self, inputs):
             return logits[:, inputs]
 
     total = 0.0
     net = object.__new__(Net)
     net._set_training = lambda mode: None
-    net.module_ = Fixed()
+    net.step = Step(Fixed(), None, chunk=1)
     for part in (torch.arange(0, 4), torch.arange(4, 7)):
         batch = part, (targets[part], torch.from_numpy(weights).float()[part])
         total += float(net.validation_step(batch)["loss"]) * len(part)

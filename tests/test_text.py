@@ -22,7 +22,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 import skve
-from skve import SVETextClassifier, _layers, _training
+from skve import SVETextClassifier, _layers, _step
 from skve.datasets import load_intents
 from skve.testing import check_text_estimator, make_toy_text_backbone
 
@@ -276,14 +276,14 @@ def test__activation_checkpointing__training__fewer_bytes_kept():
     def bytes_kept(checkpointing):
         kept = []
         clf = toy(activation_checkpointing=checkpointing, n_members=1, max_epochs=1, precision="float32")
-        original = _training.Net._member_losses
+        original = _step.Step._member_losses
 
         def losses(self, *args):
             with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
                 return original(self, *args)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_training.Net, "_member_losses", losses)
+            patch.setattr(_step.Step, "_member_losses", losses)
             clf.fit(TEXTS, LABELS)
         return sum(kept)
 

@@ -1,0 +1,238 @@
+"""One step of a training and one prediction, for all members, in parts that fit the memory."""
+
+import dataclasses
+import math
+import types
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ._device import is_out_of_memory, release_memory
+from ._ensembles import BATCHES_PER_INSTALLATION, RATIOS
+
+MOST_SKIPPED = 20  # steps in a row: float16's loss scale falls from 2 ** 16 to 2 ** -4 meanwhile
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the loop needs of an estimator's parameters; their meaning is documented there."""
+
+    member_lr: float
+    head_lr: float
+    weight_decay: float
+    head_weight_decay: float
+    max_epochs: int
+    batch_size: int
+    schedule: str
+    warmup: float
+    grad_clip: float | None
+    label_smoothing: float
+    early_stopping: bool
+    n_iter_no_change: int
+
+
+class Step:
+    """The gradients of a training step: chunks of members, and parts of the batch, whose sum is the batch's.
+
+    What turns out not to fit the memory is not tried again in later steps.
+
+    Parameters
+    ----------
+    ensemble : Ensemble
+    settings : Settings
+    chunk : int
+        Members that pass through the network together, at first.
+
+    Attributes
+    ----------
+    chunk, largest : int, int or None
+        Members, and samples, that pass through the network together; None is the whole batch.
+    gradient_norms : dict of str to list of torch.Tensor
+        Norms of the ratios' gradients, for each key the values of all steps and members until it is reset.
+    """
+
+    def __init__(self, ensemble, settings, chunk):
+        self.ensemble, self.settings, self.chunk = ensemble, settings, chunk
+        self.largest: int | None = None
+        self.gradient_norms: dict[str, list] = {}
+        members = ensemble.members
+        # A scale for each member, so that they do not feel one another's overflows.
+        scaled = ensemble.dtype == torch.float16
+        self.scalers = [torch.amp.GradScaler(ensemble.device.type) for _ in members] if scaled else None
+        self._skipped = [0] * len(members)  # steps since the last one that was taken
+        self.still = set(range(len(members)))  # members that never took a step
+
+    def gradients(self, inputs, targets, weights):
+        """Give all members' parameters the gradients of the batch and return the sum of the members' losses."""
+        return self._in_fitting_parts(lambda: self._accumulate(inputs, targets, weights), inputs, len(targets))
+
+    def log_proba(self, inputs, n_samples):
+        """Return the logarithm of the mean of the members' probabilities, on the CPU in float64."""
+
+        def all_members():
+            with torch.no_grad():
+                logits = torch.cat([self.ensemble(_slice(inputs, part)).cpu() for part in self._parts(n_samples)], 1)
+            log_proba = torch.log_softmax(logits.double(), -1)
+            return torch.logsumexp(log_proba, 0) - math.log(len(log_proba))
+
+        return self._in_fitting_parts(all_members, inputs, n_samples)
+
+    def _parts(self, n_samples):
+        largest = self.largest or n_samples
+        return [slice(start, min(start + largest, n_samples)) for start in range(0, n_samples, largest)]
+
+    def _in_fitting_parts(self, compute, inputs, n_samples):
+        """Return `compute()`, after as many attempts with smaller parts as it takes."""
+        while True:
+            statistics = [buffer.clone() for buffer in self.ensemble.members.buffers()]
+            try:
+                return compute()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    if self.chunk == 1:
+                        raise
+                    # What torch.vmap cannot batch fails with all kinds of messages; one member needs no vmap.
+                    self.chunk = 1
+                elif not self._shrink(n_samples):
+                    raise torch.OutOfMemoryError(f"{self._least(inputs, n_samples)}: {error}") from error
+            # What the failed attempt has left behind.
+            self.ensemble.members.zero_grad()
+            self.ensemble.network.new_batch()
+            for buffer, before in zip(self.ensemble.members.buffers(), statistics, strict=True):
+                buffer.copy_(before)
+            release_memory(self.ensemble.device)
+
+    def _shrink(self, n_samples):
+        """Choose smaller parts for the next attempt; say whether there are any."""
+        size = min(self.largest or n_samples, n_samples)
+        if self.chunk > 1:
+            self.chunk //= 2
+        elif size > 1 and not self.ensemble.rule.mixes_samples:
+            self.largest = (size + 1) // 2
+        else:
+            return False
+        return True
+
+    def _least(self, inputs, n_samples):
+        if self.ensemble.rule.mixes_samples:
+            return f"one member and a batch of {n_samples}, whose statistics train_batch_norm=True keeps from a split"
+        return f"one member and one sample of {shape_of(_slice(inputs, slice(0, 1)))}"
+
+    def _accumulate(self, inputs, targets, weights):
+        total, n_members = 0.0, len(self.ensemble.members)
+        for part in self._parts(len(targets)):
+            share = len(targets[part]) / len(targets)
+            own = _slice(inputs, part)
+            self.ensemble.network.new_batch()
+            for start in range(0, n_members, self.chunk):
+                indices = range(start, min(start + self.chunk, n_members))
+                losses = share * self._member_losses(own, targets[part], weights[part], indices)
+                self._scaled(losses, indices).sum().backward()
+                total += losses.sum().item()
+        return total
+
+    def _member_losses(self, inputs, targets, weights, indices):
+        logits = self.ensemble.chunk_logits(inputs, indices)
+        losses = F.cross_entropy(
+            logits.flatten(0, 1),
+            targets.repeat(len(indices)),
+            reduction="none",
+            label_smoothing=self.settings.label_smoothing,
+        )
+        return (losses.reshape(len(indices), -1) * weights).mean(1)
+
+    def _scaled(self, losses, indices):
+        if self.scalers is None:
+            return losses
+        return torch.stack([self.scalers[index].scale(loss) for index, loss in zip(indices, losses, strict=True)])
+
+    def clip(self):
+        """Clip each member's gradient by its own norm, so that members do not feel one another.
+
+        Under a loss scale the gradient is brought back to its size first. If it is not finite, the member loses it
+        and with it the optimizer's step.
+        """
+        for index, member in enumerate(self.ensemble.members):
+            if self.scalers is not None:
+                # All that the scaler asks of an optimizer; the real one holds all members.
+                own: Any = types.SimpleNamespace(param_groups=[{"params": list(member.parameters())}])
+                self.scalers[index].unscale_(own)
+                self.scalers[index].update()
+            gradients = {key: t.grad for key, t in self.ensemble.member(index).items() if t.grad is not None}
+            norms = dict(zip(gradients, torch._foreach_norm(list(gradients.values())), strict=True))
+            total = torch.linalg.vector_norm(torch.stack(list(norms.values())))
+            if not bool(torch.isfinite(total)):
+                self._skipped[index] += 1
+                if self.scalers is None or self._skipped[index] > MOST_SKIPPED:
+                    raise self.diverged(f"a gradient became {float(total)}")
+                member.zero_grad()
+                continue
+            self._skipped[index] = 0
+            self.still.discard(index)
+            for key, norm in norms.items():
+                if key.startswith(RATIOS):
+                    self.gradient_norms.setdefault(key, []).append(norm)
+            if self.settings.grad_clip is not None:
+                torch.nn.utils.clip_grads_with_norm_(member.parameters(), self.settings.grad_clip, total)
+
+    def diverged(self, what):
+        """Return the error for a training that left the finite numbers."""
+        narrow = " or precision='float16', whose numbers end at 65504," if self.scalers is not None else ""
+        return ValueError(
+            f"training diverged: {what}; lower member_lr={self.settings.member_lr} or "
+            f"head_lr={self.settings.head_lr},{narrow} or set grad_clip"
+        )
+
+
+def shape_of(inputs):
+    """Describe the sizes of a batch."""
+    if isinstance(inputs, torch.Tensor):
+        return f"shape {tuple(inputs.shape)}"
+    return ", ".join(f"{key}: {tuple(value.shape)}" for key, value in inputs.items())
+
+
+def _slice(inputs, part):
+    """Return a part of a batch's samples."""
+    return inputs[part] if isinstance(inputs, torch.Tensor) else {name: t[part] for name, t in inputs.items()}
+
+
+def predict_members(ensemble, pipeline, batch_size, n_classes, n_batches=BATCHES_PER_INSTALLATION):
+    """Return the members' probabilities, float64 of shape (n_members, n_samples, n_classes).
+
+    Samples are read once for all members, and a member's weights are built once for `n_batches` batches. If these
+    do not fit the memory, they and the following ones are halved.
+    """
+    proba = np.empty((len(ensemble.members), len(pipeline), n_classes))
+    batches = list(pipeline.batches(batch_size, None))
+    while batches:
+        try:
+            _predict_block(ensemble, pipeline, batches[:n_batches], proba)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if max(map(len, batches)) == 1:
+                raise torch.OutOfMemoryError(f"one member and one sample: {error}") from error
+            batches = [half for batch in batches for half in np.array_split(batch, 2) if len(half)]
+            failed = True
+        else:
+            batches, failed = batches[n_batches:], False
+        ensemble.network.new_batch()
+        if failed:
+            release_memory(ensemble.device)
+    return proba
+
+
+def _predict_block(ensemble, pipeline, batches, proba):
+    network = ensemble.network
+    raw = [pipeline.load(indices) for indices in batches]
+    shared: list[dict] = [{} for _ in batches]
+    with torch.no_grad():
+        for index in range(len(ensemble.members)):
+            ensemble.install(index)
+            for position, indices in enumerate(batches):
+                network.shared_outputs = shared[position]
+                logits = ensemble.member_logits(pipeline.prepare(raw[position], None), index)
+                shared[position] = network.shared_outputs
+                proba[index, indices] = torch.softmax(logits.cpu().double(), -1).numpy()
