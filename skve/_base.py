@@ -9,6 +9,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length
 
+from ._ensembles import RULES
 from ._labels import check_labels, class_weights, encode_labels, stratified_part, to_mean_one
 from ._predictor import EnsemblePredictor
 
@@ -22,7 +23,7 @@ class BaseSVEClassifier(EnsemblePredictor):
 
     _parameter_constraints: dict = {
         "backbone": "no_validation",
-        "ensemble": [StrOptions({"sve", "single", "deep", "head"})],
+        "ensemble": [StrOptions(set(RULES))],
         "ensemble_params": [dict, None],
         "n_members": [COUNT],
         "layers": [str, "array-like"],
@@ -218,7 +219,7 @@ class BaseSVEClassifier(EnsemblePredictor):
             self._settings(once, has_validation=parts[1] is not None),
             callbacks=self.callbacks,
             verbose=self.verbose,
-            chunk=1 if device.type == "cpu" or checkpointing else len(ensemble.members),
+            chunk=1 if device.type == "cpu" or checkpointing else len(ensemble.trained),
         )
         self._state = plan.fitted(result.arrays, result.n_iter, self.backbone)
         self.classes_ = classes_

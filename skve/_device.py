@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import torch
 
-PURPOSES = ("split", "order", "augment", "member")
+PURPOSES = ("split", "order", "augment", "member", "noise")  # the place in the list enters the seed
 
 
 def resolve_device(device):

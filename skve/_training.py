@@ -13,7 +13,7 @@ from skorch.callbacks import Callback, EarlyStopping, LRScheduler
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 
-from ._ensembles import BATCHES_PER_INSTALLATION, HEAD, RATIOS, WEIGHTS, is_trained
+from ._ensembles import BATCHES_PER_INSTALLATION, HEAD, RATIOS, SCALES, WEIGHTS, is_trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,8 +140,8 @@ class Net(NeuralNet):
         ensemble = self.module_
         ensemble.network.new_batch()
         total, start = 0.0, 0
-        while start < len(ensemble.members):
-            indices = range(start, min(start + self.chunk, len(ensemble.members)))
+        while start < len(ensemble.trained):
+            indices = ensemble.trained[start : start + self.chunk]
             try:
                 loss = self._member_losses(inputs, targets, weights, indices).sum()
                 loss.backward()
@@ -158,7 +158,7 @@ class Net(NeuralNet):
         if not math.isfinite(total):
             raise _diverged(f"the loss became {total} in epoch {len(self.history)}", self.settings)
         self._clip()
-        return {"loss": torch.tensor(total / len(ensemble.members)), "y_pred": None}
+        return {"loss": torch.tensor(total / len(ensemble.trained)), "y_pred": None}
 
     def _member_losses(self, inputs, targets, weights, indices):
         logits = self.module_.chunk_logits(inputs, indices)
@@ -172,7 +172,7 @@ class Net(NeuralNet):
 
     def _clip(self):
         """Clip each member's gradient by its own norm, so that members do not feel one another."""
-        for index, member in enumerate(self.module_.members):
+        for index in self.module_.trained:
             gradients = {key: t.grad for key, t in self.module_.member(index).items() if t.grad is not None}
             norms = dict(zip(gradients, torch._foreach_norm(list(gradients.values())), strict=True))
             for key, norm in norms.items():
@@ -182,7 +182,8 @@ class Net(NeuralNet):
             if not bool(torch.isfinite(total)):
                 raise _diverged(f"a gradient became {float(total)}", self.settings)
             if self.settings.grad_clip is not None:
-                torch.nn.utils.clip_grads_with_norm_(member.parameters(), self.settings.grad_clip, total)
+                parameters = self.module_.members[index].parameters()
+                torch.nn.utils.clip_grads_with_norm_(parameters, self.settings.grad_clip, total)
 
     def validation_step(self, batch, **fit_params):
         """Return the negative log-likelihood of the mean of the members' probabilities."""
@@ -256,13 +257,14 @@ def _stacked_ratios(ensemble):
 
 
 def _check_gradients(ensemble):
-    """Raise if the first step gave a layer's ratios, or all weights of a fine-tune, no gradient."""
-    without = [key for key, tensor in ensemble.member(0).items() if tensor.grad is None and is_trained(key)]
-    dead = [key.removeprefix(RATIOS) for key in without if key.startswith(RATIOS)]
+    """Raise if the first step gave what members own of a layer, or all weights of a fine-tune, no gradient."""
+    member = ensemble.member(ensemble.trained[0])
+    without = [key for key, tensor in member.items() if tensor.grad is None and is_trained(key)]
+    dead = [key.partition(".")[2] for key in without if not key.startswith((HEAD, WEIGHTS))]
     if dead:
         raise ValueError(
-            f"no gradient reached the singular values of {', '.join(dead)}: the backbone computes these layers "
-            f"in a way that skve does not see; leave them out with layers="
+            f"no gradient reached what members own of {', '.join(dict.fromkeys(dead))}: the backbone computes these "
+            f"layers in a way that skve does not see; leave them out with layers="
         )
     weights = [key for key in ensemble.keys if key.startswith(WEIGHTS) and is_trained(key)]
     if weights and set(weights) <= set(without):
@@ -345,7 +347,7 @@ def train(ensemble, train_batches, valid_batches, settings, *, callbacks=None, v
         net.notify("on_train_end", X=train_batches, y=valid_batches)
     arrays = ensemble.arrays()
     for key, value in arrays.items():
-        if not np.isfinite(np.exp(value) if key.startswith(RATIOS) else value).all():
+        if not np.isfinite(np.exp(value) if key.startswith((RATIOS, SCALES)) else value).all():
             raise _diverged(f"{key} is not finite after the last step", settings)
     return Result(arrays, history.to_dict(), len(history.rows["epoch"]), interrupted)
 

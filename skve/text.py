@@ -165,7 +165,17 @@ class SVETextClassifier(BaseSVEClassifier):
         "backbone_dtype": [StrOptions(set(_text_models.DTYPES))],
         "activation_checkpointing": ["boolean"],
     }
-    _member_lr = {"sve": 1e-2, "single": 5e-5, "deep": 5e-5, "head": 5e-5}
+    _member_lr = {
+        "sve": 1e-2,
+        "scale": 1e-2,
+        "bias": 1e-2,
+        "lora": 1e-4,
+        "batch": 1e-2,
+        "dropout": 5e-5,
+        "single": 5e-5,
+        "deep": 5e-5,
+        "head": 5e-5,
+    }
     _head_lr = {"linear": 1e-2, "lm": 1e-5}
 
     def __init__(

@@ -256,9 +256,10 @@ def test__single__n_members__ignored(images):
 @pytest.mark.parametrize(
     ("ensemble", "options", "message"),
     [
-        ("sve", {"train_batch_norm": True}, r"has no option \['train_batch_norm'\]; it takes none"),
+        ("sve", {"train_batch_norm": True}, r"has no option \['train_batch_norm'\]; it takes \['basis', 'bootst"),
         ("head", {"rank": 4}, r"ensemble='head' has no option \['rank'\]"),
-        ("deep", {"train_norm": True}, r"it takes \['train_batch_norm'\]"),
+        ("deep", {"train_norm": True}, r"it takes \['bootstrap', 'diversity', 'order', 'train_batch_norm'\]"),
+        ("single", {"order": "own"}, r"it takes \['train_batch_norm'\]"),
     ],
 )
 def test__ensemble_params__unknown_option__value_error(images, ensemble, options, message):
