@@ -28,6 +28,12 @@ ENSEMBLES = [
     ("single", {"train_batch_norm": True}),
     ("deep", None),
     ("deep", {"train_batch_norm": True}),
+    ("sve", {"basis": "random"}),
+    ("scale", None),
+    ("bias", None),
+    ("lora", {"gain": 1.0}),
+    ("batch", None),
+    ("dropout", None),
 ]
 
 
@@ -35,7 +41,7 @@ ENSEMBLES = [
 
 
 @pytest.mark.parametrize("toy", [TinyCNN, TinyTransformer])
-@pytest.mark.parametrize("ensemble", ["sve", "deep", "head"])
+@pytest.mark.parametrize("ensemble", ["sve", "deep", "head", "scale", "bias", "lora", "batch"])
 def test__member__alone_and_among_eight__same_bits(images, ensemble, toy):
     fits = {
         n: arrays_of(toy_classifier(toy(), ensemble=ensemble, n_members=n, augment="strong").fit(*images))
