@@ -212,9 +212,11 @@ class BaseSVEClassifier(EnsemblePredictor):
             self._check_labels(pipeline, codes, "X_val" if part is parts[1] and X_val is not None else "X")
             return _training.Batches(pipeline, codes, weights, self.batch_size, device, **generators)
 
+        train_batches = batches(parts[0], order=seeds.generator("order"), augment=seeds.generator("augment"))
+
         result = _training.train(
             ensemble,
-            batches(parts[0], order=seeds.generator("order"), augment=seeds.generator("augment")),
+            _training.for_members(train_batches, ensemble.rule.options, seeds, len(ensemble.trained)),
             batches(parts[1]) if parts[1] is not None else None,
             self._settings(once, has_validation=parts[1] is not None),
             callbacks=self.callbacks,

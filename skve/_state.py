@@ -155,6 +155,8 @@ def new_ensemble(
     seeds : Seeds
     start : FittedState or None
         Members to go on from.
+    n_members : int
+        As the estimator has it; some ensembles have one member always.
 
     Returns
     -------
@@ -179,6 +181,8 @@ def new_ensemble(
         )
 
     rule = rule_for(sites)
+    n_members = rule.n_members(n_members)
+    rule.check(n_members)
     try:
         traced = trace(backbone, rule.changed, example, size, rule.added)
     except (RuntimeError, AssertionError, TypeError, AttributeError, IndexError) as error:
@@ -220,7 +224,6 @@ def new_ensemble(
         reading={name: backbone.preprocess.get(name) for name in READING},
         n_epochs=0 if start is None else start.n_epochs,
     )
-    n_members = rule.n_members(n_members)
     rule.noise = seeds.generator("noise")
     if start is None:
         members = _new_members(rule, head, n_members, seeds, device, backbone.head_start)
@@ -276,4 +279,7 @@ def _go_on(start, plan, rule, n_members, device):
                 f"the fit cannot go on from the last one: its {name} was {start.reading.get(name)!r} and is "
                 f"{value!r} now; set warm_start=False or use a clone"
             )
-    return start.members(device)
+    members = start.members(device)
+    trained = rule.trained(n_members)
+    shared = {key: tensor for key, tensor in members[trained[0]].items() if is_trained(key)}
+    return [member if index in trained else {**member, **shared} for index, member in enumerate(members)]

@@ -1,7 +1,9 @@
 """The training loop: skorch's, with a loss over members, clipping member by member, and restored states."""
 
+import bisect
 import copy
 import dataclasses
+import itertools
 import math
 import warnings
 
@@ -34,6 +36,24 @@ class Settings:
     n_iter_no_change: int
 
 
+class OwnOrders:
+    """Batches of members that each have an order of their own; yields a batch for each member.
+
+    Parameters
+    ----------
+    members : list of Batches
+    """
+
+    def __init__(self, members):
+        self.members = members
+
+    def __len__(self):
+        return len(self.members[0])
+
+    def __iter__(self):
+        return zip(*self.members, strict=True)
+
+
 class Batches:
     """Samples with targets and weights, in batches; each iteration draws a new order.
 
@@ -43,7 +63,7 @@ class Batches:
         `pipeline.load(indices)` reads samples, `pipeline.prepare(raw, generator)` makes them the network's
         input, augmented where a generator is given.
     targets : numpy.ndarray of int, shape (n_samples,)
-    weights : numpy.ndarray of float, shape (n_samples,)
+    weights : numpy.ndarray of float, shape (n_samples,) or (n_members, n_samples)
     batch_size : int
     device : torch.device
     order, augment : torch.Generator or None
@@ -56,17 +76,64 @@ class Batches:
         self.weights = torch.as_tensor(weights, dtype=torch.float32)
         self.order, self.augment = order, augment
 
+    def copy(self, **changes):
+        """Return these batches with other attributes."""
+        other = copy.copy(self)
+        vars(other).update(changes)
+        return other
+
     def __len__(self):
         return math.ceil(len(self.targets) / self.batch_size)
 
     def __iter__(self):
         for indices in self.pipeline.batches(self.batch_size, self.order):
             inputs = self.pipeline.prepare(self.pipeline.load(indices), self.augment)
-            yield inputs, (self.targets[indices].to(self.device), self.weights[indices].to(self.device))
+            yield inputs, (self.targets[indices].to(self.device), self.weights[..., indices].to(self.device))
 
 
-def learning_rate_factor(schedule, warmup, n_steps):
-    """Return the function step -> factor of the learning rate: a linear warm-up, then the schedule to zero."""
+def for_members(batches, options, seeds, n_members):
+    """Return training batches in which members differ as the options "order" and "bootstrap" say.
+
+    Member m draws from its own generators; those of the first one draw the order that all share, too.
+    """
+    n_samples = len(batches.targets)
+    if options["bootstrap"]:  # how often each sample is among as many that are drawn with replacement
+        draws = [
+            torch.randint(n_samples, (n_samples,), generator=seeds.generator("bootstrap", m))
+            for m in range(n_members)
+        ]
+        counts = torch.stack([drawn.bincount(minlength=n_samples) for drawn in draws])
+        batches = batches.copy(weights=batches.weights * counts)
+    if options["order"] == "shared":
+        return batches
+    weights = batches.weights.expand(n_members, n_samples)
+    return OwnOrders(
+        [
+            batches.copy(weights=weights[m], order=seeds.generator("order", m), augment=seeds.generator("augment", m))
+            for m in range(n_members)
+        ]
+    )
+
+
+def cycle_starts(n_steps, n_cycles):
+    """Return the steps at which each of the cycles, as equal as can be, starts, and `n_steps`."""
+    return [-(-n_steps * cycle // n_cycles) for cycle in range(n_cycles + 1)]
+
+
+def learning_rate_factor(schedule, warmup, n_steps, n_cycles=1):
+    """Return the function step -> factor of the learning rate: a linear warm-up, then the schedule to zero.
+
+    Each of several cycles runs through both.
+    """
+    if n_cycles > 1:
+        starts = cycle_starts(n_steps, n_cycles)
+        factors = [learning_rate_factor(schedule, warmup, end - start) for start, end in itertools.pairwise(starts)]
+
+        def cyclic(step):
+            cycle = min(bisect.bisect_right(starts, step), n_cycles) - 1
+            return factors[cycle](step - starts[cycle])
+
+        return cyclic
     n_warm = round(warmup * n_steps)
 
     def factor(step):
@@ -115,17 +182,20 @@ class Net(NeuralNet):
 
     def initialize_optimizer(self, *args, **kwargs):
         settings = self.settings
-        own: list[torch.nn.Parameter] = []
-        heads: list[torch.nn.Parameter] = []
-        for member in self.module_.members:
-            for name, parameter in member.named_parameters():
-                (heads if name.startswith(HEAD.replace(".", "/")) else own).append(parameter)
+        own: dict[float, list] = {}
+        heads: list[torch.Tensor] = []
+        for index in self.module_.trained:
+            for key, tensor in self.module_.member(index).items():
+                if key.startswith(HEAD):
+                    heads.append(tensor)
+                elif is_trained(key):
+                    own.setdefault(self.module_.rule.member_lr(key, settings.member_lr), []).append(tensor)
         groups = [
-            {"params": own, "lr": settings.member_lr, "weight_decay": settings.weight_decay},
+            *({"params": own[lr], "lr": lr, "weight_decay": settings.weight_decay} for lr in own),
             {"params": heads, "lr": settings.head_lr, "weight_decay": settings.head_weight_decay},
         ]
         fused = self.module_.device.type in ("cpu", "cuda")
-        self.optimizer_ = torch.optim.AdamW([group for group in groups if group["params"]], fused=fused)
+        self.optimizer_ = torch.optim.AdamW(groups, fused=fused)
         return self
 
     def get_split_datasets(self, X, y=None, **fit_params):
@@ -136,14 +206,14 @@ class Net(NeuralNet):
 
     def train_step_single(self, batch, **fit_params):
         self._set_training(True)
-        inputs, (targets, weights) = batch
         ensemble = self.module_
         ensemble.network.new_batch()
+        pooled = self._target_log_proba(batch) if ensemble.rule.options["diversity"] else None
         total, start = 0.0, 0
         while start < len(ensemble.trained):
             indices = ensemble.trained[start : start + self.chunk]
             try:
-                loss = self._member_losses(inputs, targets, weights, indices).sum()
+                loss = self._member_losses(batch, indices, pooled).sum()
                 loss.backward()
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if self.chunk == 1:
@@ -160,15 +230,30 @@ class Net(NeuralNet):
         self._clip()
         return {"loss": torch.tensor(total / len(ensemble.trained)), "y_pred": None}
 
-    def _member_losses(self, inputs, targets, weights, indices):
+    def _member_losses(self, batch, indices, pooled=None):
+        if isinstance(self.train_batches, OwnOrders):  # one member at a time
+            self.module_.network.new_batch()
+            batch = batch[indices[0]]
+        inputs, (targets, weights) = batch
+        weights = weights if weights.dim() == 1 else weights[list(indices)]
         logits = self.module_.chunk_logits(inputs, indices)
-        losses = F.cross_entropy(
-            logits.flatten(0, 1),
-            targets.repeat(len(indices)),
-            reduction="none",
-            label_smoothing=self.settings.label_smoothing,
-        )
-        return (losses.reshape(len(indices), -1) * weights).mean(1)
+        losses = _cross_entropy(logits, targets, self.settings.label_smoothing)
+        if pooled is not None:
+            # The loss of the pooled prediction. Its gradient in one member's logits is that of the member's own loss
+            # times p_m / mean(p), for the target's probabilities p: members may still come one after another.
+            nll, share = _cross_entropy(logits, targets), self.module_.rule.options["diversity"]
+            ratios = torch.exp(pooled[list(indices)] - pooled.logsumexp(0) + math.log(len(pooled)))
+            joint = math.log(len(pooled)) - pooled.logsumexp(0) + ratios * (nll - nll.detach())
+            losses = (1 - share) * losses + share * joint
+        return (losses * weights).mean(1)
+
+    def _target_log_proba(self, batch):
+        """Return each member's logarithm of the targets' probability, (n_members, n_samples)."""
+        inputs, (targets, _) = batch
+        with torch.no_grad():
+            return torch.cat(
+                [-_cross_entropy(self.module_.chunk_logits(inputs, [i]), targets) for i in self.module_.trained]
+            )
 
     def _clip(self):
         """Clip each member's gradient by its own norm, so that members do not feel one another."""
@@ -202,6 +287,14 @@ class Net(NeuralNet):
             if method_name == "on_epoch_end":  # how skorch's callbacks end a training early
                 raise _StopEarlyError from stop
             raise
+
+
+def _cross_entropy(logits, targets, label_smoothing=0.0):
+    """Return the cross-entropy of each member and sample, from logits (n_members, n_samples, n_classes)."""
+    losses = F.cross_entropy(
+        logits.flatten(0, 1), targets.repeat(len(logits)), reduction="none", label_smoothing=label_smoothing
+    )
+    return losses.reshape(len(logits), -1)
 
 
 def _diverged(what, settings):
@@ -271,6 +364,18 @@ def _check_gradients(ensemble):
         raise ValueError("no gradient reached the backbone's weights: its forward detaches its output")
 
 
+class _Snapshots(Callback):
+    """Keep a member at each of the steps `ends`; the last member is the network that trains on."""
+
+    def __init__(self, ends):
+        self.ends, self.n_steps = ends, 0
+
+    def on_batch_end(self, net, training, **kwargs):
+        self.n_steps += training
+        if training and self.n_steps in self.ends:
+            net.module_.keep(self.ends.index(self.n_steps))
+
+
 class _Progress(Callback):
     """One progress bar over all steps of a fit, with the time left."""
 
@@ -314,17 +419,27 @@ def train(ensemble, train_batches, valid_batches, settings, *, callbacks=None, v
     """
     history = _History()
     n_steps = settings.max_epochs * len(train_batches)
-    factor = learning_rate_factor(settings.schedule, settings.warmup, n_steps)
+    n_cycles = ensemble.rule.n_cycles(len(ensemble.members))
+    if n_steps < n_cycles:
+        raise ValueError(
+            f"n_members={n_cycles} snapshots of one training want as many steps at least, and there are {n_steps}; "
+            f"lower n_members or batch_size, or raise max_epochs"
+        )
+    factor = learning_rate_factor(settings.schedule, settings.warmup, n_steps, n_cycles)
     own = [
         ("learning_rate", LRScheduler(policy=LambdaLR, lr_lambda=factor, step_every="batch")),
         ("history", history),
     ]
+    if n_cycles > 1:
+        own.append(("snapshots", _Snapshots(cycle_starts(n_steps, n_cycles)[1:-1])))
     if settings.early_stopping:
         stopping = EarlyStopping("valid_loss", patience=settings.n_iter_no_change, threshold=0, load_best=True)
         own.append(("early_stopping", stopping))
     progress = _Progress() if verbose else None
     if progress:
         own.append(("progress", progress))
+    if isinstance(train_batches, OwnOrders):
+        chunk = 1  # members see other samples than one another
     net = Net(ensemble, train_batches, valid_batches, settings, [*own, *(callbacks or [])], chunk)
     interrupted = False
     with warnings.catch_warnings():

@@ -167,11 +167,13 @@ class SVETextClassifier(BaseSVEClassifier):
     }
     _member_lr = {
         "sve": 1e-2,
+        "sve+lora": 1e-2,
         "scale": 1e-2,
         "bias": 1e-2,
         "lora": 1e-4,
         "batch": 1e-2,
         "dropout": 5e-5,
+        "snapshot": 5e-5,
         "single": 5e-5,
         "deep": 5e-5,
         "head": 5e-5,

@@ -144,11 +144,13 @@ class SVEClassifier(BaseSVEClassifier):
     }
     _rates = {
         "sve": (5e-2, 1e-2),
+        "sve+lora": (5e-2, 1e-2),
         "scale": (2e-2, 1e-2),
         "bias": (1e-2, 1e-2),
         "lora": (1e-4, 1e-2),
         "batch": (1e-2, 1e-2),
         "dropout": (1e-4, 3e-3),
+        "snapshot": (1e-4, 3e-3),
         "single": (1e-4, 3e-3),
         "deep": (1e-4, 3e-3),
         "head": (1e-4, 5e-3),

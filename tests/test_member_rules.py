@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from skorch.callbacks import Callback
 from torch import nn
 
 import skve
@@ -18,7 +19,6 @@ from tests.toys import (
     TinyTransformer,
     arrays_of,
     make_backbone,
-    pooled_nll,
     same_arrays,
     toy_classifier,
     toy_inputs,
@@ -31,6 +31,7 @@ LAYER_RULES = [
     ("batch", {"init": "normal"}),
     ("batch", {"init": "signs"}),
     ("sve", {"basis": "random"}),
+    ("sve+lora", {"rank": 2, "gain": 1.0}),
 ]
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
@@ -74,6 +75,11 @@ def rebuilt(ensemble, options, rule, site, member):
     matrix = weight.T if kind == "transposed" else weight.flatten(1)
     if ensemble == "lora":
         changed = matrix + options["scale"] * member[f"up.{layer}"] @ member[f"down.{layer}"]
+    elif ensemble == "sve+lora":
+        U, sigma, Vt = torch.linalg.svd(matrix, full_matrices=False)
+        U, Vt = rule.factors(site).U, rule.factors(site).Vt  # of the same signs and order
+        ratios = member[f"log_ratios.{layer}"].exp()
+        changed = U @ torch.diag(sigma * ratios) @ Vt + member[f"up.{layer}"] @ member[f"down.{layer}"]
     elif ensemble == "sve":
         Q = _svd.random_basis(weight, kind, layer).Vt.T
         changed = matrix + matrix @ Q @ torch.diag(member[f"log_ratios.{layer}"].expm1()) @ Q.T
@@ -174,6 +180,7 @@ def test__scale_channels__channels_last_and_ones__same_layout_and_bits():
     ("ensemble", "options", "init_scale"),
     [
         ("lora", {}, 0.3),
+        ("sve+lora", {}, 0.0),
         ("bias", {}, 0.3),
         ("scale", {}, 0.0),
         ("batch", {}, 0.0),
@@ -255,7 +262,14 @@ def test__random_basis__right_singular_vectors_in_its_place__singular_value_ense
 
 # ----------------------------------------------------------------------------------------------- in fits
 
-SMALL = [("scale", None), ("bias", None), ("lora", {"gain": 1.0}), ("batch", None), ("sve", {"basis": "random"})]
+SMALL = [
+    ("scale", None),
+    ("bias", None),
+    ("lora", {"gain": 1.0}),
+    ("batch", None),
+    ("sve", {"basis": "random"}),
+    ("sve+lora", {"gain": 1.0, "lora_lr": 1e-4}),
+]
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
@@ -302,6 +316,7 @@ def expected_numbers(ensemble):
         "lora": sum(8 * (d_out + d_in) for d_out, d_in in d),
         "batch": sum(d_out + d_in for d_out, d_in in d),
         "sve": sum(min(shape) for shape in d),
+        "sve+lora": sum(min(shape) + 8 * sum(shape) for shape in d),
     }[ensemble]
 
 
@@ -312,7 +327,7 @@ def test__n_member_parameters__layer_rules__as_counted(images, ensemble, options
 
 
 @pytest.mark.filterwarnings("ignore:not saved, since")
-@pytest.mark.parametrize(("ensemble", "options"), [*SMALL, ("dropout", {"rate": 0.3})])
+@pytest.mark.parametrize(("ensemble", "options"), [*SMALL, ("dropout", {"rate": 0.3})], ids=str)
 def test__save_and_load__any_rule__same_bits_in_a_small_file(images, tmp_path, ensemble, options):
     module = TinyTransformer()
     classifier = toy_classifier(module, ensemble=ensemble, ensemble_params=options, n_members=3).fit(*images)
@@ -325,6 +340,25 @@ def test__save_and_load__any_rule__same_bits_in_a_small_file(images, tmp_path, e
     size = next(tmp_path.glob("members-*")).stat().st_size
     shared = classifier.n_member_parameters_ * (1 if ensemble == "dropout" else 3)
     assert size < 4 * shared + 12_000  # names, and dropout's masks
+
+
+def test__hybrid__lora_lr__rate_of_the_pairs_alone(images):
+    rates = []
+
+    class Rates(Callback):
+        def on_train_begin(self, net, **kwargs):
+            rates.extend((group["lr"], len(group["params"])) for group in net.optimizer_.param_groups)
+
+    toy_classifier(
+        TinyMLP(),
+        ensemble="sve+lora",
+        ensemble_params={"lora_lr": 3e-3},
+        member_lr=0.2,
+        head_lr=0.1,
+        warmup=0.0,
+        callbacks=[Rates()],
+    ).fit(*images)
+    assert sorted(rates) == [(3e-3, 8), (0.1, 4), (0.2, 4)]  # two members, two layers
 
 
 def test__bias__layer_without_one__gets_one(images):
@@ -370,94 +404,3 @@ def test__ensemble_params__bad__value_error_that_lists_what_fits(images, ensembl
 def test__ensemble__unknown__value_error_lists_the_known(images):
     with pytest.raises(ValueError, match=r"'ensemble' parameter .*'lora'.* Got 'bagging'"):
         toy_classifier(TinyMLP(), ensemble="bagging").fit(*images)
-
-
-# ---------------------------------------------------------------------------------------------- dropout
-
-
-@pytest.mark.parametrize("toy", TOYS)
-def test__dropout__prediction__network_with_masked_weights(toy):
-    module = toy()
-    rule, network, member = network_of(copy.deepcopy(module), "dropout", {"rate": 0.25}, training=False)
-    with torch.no_grad():
-        rule.install(network, member)
-        features = network.features(toy_inputs())
-        plain = copy.deepcopy(module).eval()
-        n_dropped = 0
-        for site in rule.sites:
-            mask = member[f"masks.{site.layer}"]
-            weight = plain.get_parameter(site.parameter)
-            few = len(mask) <= 4
-            assert mask.all() or not few
-            n_dropped += int((~mask).sum())
-            weight.mul_(along(mask / (1.0 if few else 0.75), weight, site.kind, "inputs"))
-        torch.testing.assert_close(features, rule.backbone.features(plain, toy_inputs()), **CLOSE)
-    assert n_dropped > 0
-
-
-def test__dropout__training__whole_channels_of_each_sample_at_the_rate():
-    rule, network, member = network_of(TinyTransformer(), "dropout", {"rate": 0.25}, training=True)
-    rule.set_training(network, True)
-    seen = []
-    dropper = network._modules["blocks.0.fc2"].forward
-    dropper.forward = lambda inputs: seen.append(inputs) or inputs[..., :12]
-    ones = torch.ones(2000, 5, 24)
-    rule.install(network, member)
-    network._modules["blocks.0.fc2"](ones)
-    network._modules["blocks.0.fc2"](ones)  # as a checkpointed block does: the same channels again
-    rule.install(network, member)
-    network._modules["blocks.0.fc2"](ones)
-    first, again, other = seen
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    assert torch.equal(first, first[:, :1].expand(-1, 5, -1))  # at all positions alike
-    assert not torch.equal(first[0], first[1])
-    assert first.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
-    assert float((first == 0).float().mean()) == pytest.approx(0.25, abs=0.01)
-    rule.set_training(network, False)
-    network._modules["blocks.0.fc2"](ones)
-    assert torch.equal(seen[-1], ones)
-
-
-@pytest.mark.parametrize("toy", TOYS)
-def test__dropout__training__every_layer_random(toy):
-    rule, network, member = network_of(toy(), "dropout", {"rate": 0.5}, training=True)
-    rule.set_training(network, True)
-    outputs = []
-    for _ in range(3):
-        rule.install(network, member)
-        outputs.append(network.features(toy_inputs()))
-    assert not torch.allclose(outputs[0], outputs[1])
-    rule.set_training(network, False)
-    rule.install(network, member)
-    fixed = network.features(toy_inputs())
-    rule.install(network, member)
-    assert torch.equal(network.features(toy_inputs()), fixed)
-
-
-def test__dropout__fit__one_network_and_members_by_masks(images):
-    two = toy_classifier(TinyCNN(), ensemble="dropout", n_members=2).fit(*images)
-    five = toy_classifier(TinyCNN(), ensemble="dropout", n_members=5).fit(*images)
-    for key, value in arrays_of(five).items():
-        assert len(value) == (5 if key.startswith("masks.") else 1)
-        assert np.array_equal(value[:2], arrays_of(two)[key]), key
-    proba = five.predict_proba_members(images[0])
-    assert len(proba) == 5
-    assert np.array_equal(proba[:2], two.predict_proba_members(images[0]))
-    assert np.abs(proba[0] - proba[1]).max() > 1e-4
-    np.testing.assert_allclose(five.predict_proba_members(images[0][:3]), proba[:, :3], atol=1e-6)
-    assert five.n_member_parameters_ == sum(p.numel() for p in TinyCNN().parameters()) + 3 * 11
-
-
-def test__dropout__warm_start__same_masks_other_weights(images):
-    classifier = toy_classifier(TinyMLP(), ensemble="dropout", n_members=3, warm_start=True).fit(*images)
-    before = arrays_of(classifier)
-    classifier.fit(*images)
-    for key, value in arrays_of(classifier).items():
-        assert np.array_equal(value, before[key]) == key.startswith("masks."), key
-
-
-def test__dropout__validation__mean_of_the_passes(images, validation):
-    classifier = toy_classifier(TinyMLP(), ensemble="dropout", n_members=3, ensemble_params={"rate": 0.5})
-    classifier.fit(*images, X_val=validation[0], y_val=validation[1])
-    assert classifier.history_["valid_nll"][-1] == pytest.approx(pooled_nll(classifier, *validation), rel=1e-5)

@@ -6,9 +6,11 @@ from .base import BIASES, HEAD, RATIOS, SCALES, WEIGHTS, LinearHeads, MemberRule
 from .dropout import Dropout
 from .ensemble import BATCHES_PER_INSTALLATION, Ensemble, Head
 from .fine_tuning import FullFineTuning, SingleFineTuning
+from .hybrid import SingularValuesAndPairs
 from .low_rank import LowRank
 from .scaling import BatchEnsemble, Biases, ChannelScales
 from .singular_values import SingularValues
+from .snapshots import Snapshots
 
 __all__ = [
     "BATCHES_PER_INSTALLATION",
@@ -30,17 +32,21 @@ __all__ = [
     "MemberRule",
     "SingleFineTuning",
     "SingularValues",
+    "SingularValuesAndPairs",
+    "Snapshots",
     "is_trained",
     "make_rule",
 ]
 
 RULES: dict[str, type[MemberRule]] = {
     "sve": SingularValues,
+    "sve+lora": SingularValuesAndPairs,
     "scale": ChannelScales,
     "bias": Biases,
     "lora": LowRank,
     "batch": BatchEnsemble,
     "dropout": Dropout,
+    "snapshot": Snapshots,
     "single": SingleFineTuning,
     "deep": FullFineTuning,
     "head": LinearHeads,

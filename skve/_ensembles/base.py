@@ -81,6 +81,27 @@ class MemberRule:
         """Return the range of the members that the optimizer moves; others share the tensors of the first of them."""
         return range(n_members)
 
+    def n_cycles(self, n_members):
+        """Return how often the learning rate runs through its schedule; a member is kept after each cycle."""
+        return 1
+
+    def member_lr(self, key, member_lr):
+        """Return the learning rate of a tensor of the backbone's part where the estimator's is `member_lr`."""
+        return member_lr
+
+    def check(self, n_members):
+        """Raise ValueError if the options do not fit together, or the members not into memory."""
+        options = self.options
+        if options["diversity"] == 0:
+            return
+        unfit = f"ensemble_params: diversity={options['diversity']} compares members on the same samples, "
+        if n_members < 2:
+            raise ValueError(f"{unfit}and there is one; wanted n_members=2 or more, or diversity=0")
+        wanted = {"order": "shared", "bootstrap": False, "train_batch_norm": False}
+        for name, value in wanted.items():
+            if options.get(name, value) != value:
+                raise ValueError(f"{unfit}which {name}={options[name]!r} does not give; wanted {name}={value!r}")
+
     def shares(self, key):
         """Say whether all members have one and the same tensor under `key`."""
         return False

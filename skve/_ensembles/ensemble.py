@@ -141,6 +141,11 @@ class Ensemble(nn.Module):
         self.network.new_batch()
         return torch.cat([self.chunk_logits(inputs, [index]) for index in range(len(self.members))])
 
+    def keep(self, index):
+        """Let member `index`, which shares the tensors of the one that trains, have them as they are now."""
+        for key, tensor in self.member(self.trained[0]).items():
+            self.members[index].put(key, tensor.detach().clone())
+
     def arrays(self):
         """Return the members as NumPy arrays: key -> (n_members, ...), or (1, ...) for what all share."""
         members = [self.member(index) for index in range(len(self.members))]
@@ -162,6 +167,10 @@ class _Tensors(nn.Module):
                 self.register_parameter(self._names[key], nn.Parameter(tensor))
             else:
                 self.register_buffer(self._names[key], tensor)
+
+    def put(self, key, tensor):
+        """Replace a buffer."""
+        self._buffers[self._names[key]] = tensor
 
     def by_key(self):
         tensors = {**self._parameters, **self._buffers}

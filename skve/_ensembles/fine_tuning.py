@@ -3,8 +3,10 @@
 import torch
 from torch import nn
 
+from .._device import available_memory
 from .base import DIFFERENCES, WEIGHTS, MemberRule, Options
 
+COPIES = 5  # of a weight in training: itself, gradient, two moments of AdamW, the last complete epoch
 BATCH_NORM: Options = {"train_batch_norm": (False, ["boolean"])}
 
 
@@ -35,6 +37,21 @@ class FullFineTuning(MemberRule):
     @property
     def changed(self):
         return self._names
+
+    def check(self, n_members):
+        super().check(n_members)
+        n_trained = len(self.trained(n_members))
+        n_kept = 0 if self.shares(WEIGHTS) else n_members - n_trained
+        n_weights = sum(self.backbone.module.get_parameter(name).numel() for name in self._names)
+        needed = 4 * n_weights * (COPIES * n_trained + 2 * n_kept)  # kept members are in the last epoch's copy, too
+        free = available_memory(self.backbone.device)
+        if free is not None and needed > free:
+            raise ValueError(
+                f"n_members={n_members} fine-tunes of {n_weights:,} weights need {needed / 1e9:.2f} GB in training "
+                f"(float32 weights, gradients, two moments of AdamW, the last epoch's copy) and {free / 1e9:.2f} GB "
+                f"are free on {self.backbone.device}; lower n_members, or take an ensemble whose members own less, "
+                f"such as 'sve' or 'lora'"
+            )
 
     def new_member(self, generator):
         tensors = {

@@ -21,7 +21,7 @@ class LowRank(LayerRule):
     a convolution's kernel is flattened to (out, in * kh * kw). The rank is at most min(d_out, d_in).
     """
 
-    prefixes = (DOWN, UP)
+    prefixes: tuple[str, ...] = (DOWN, UP)
     takes = {
         **DIFFERENCES,
         "rank": (8, [Interval(numbers.Integral, 1, None, closed="left")]),

@@ -15,7 +15,7 @@ class SingularValues(LayerRule):
     which with Q = V is the singular value ensemble, since W V = U diag(sigma).
     """
 
-    prefixes = (RATIOS,)
+    prefixes: tuple[str, ...] = (RATIOS,)
     takes = {**DIFFERENCES, "basis": ("singular", [StrOptions({"singular", "random"})])}
 
     def __init__(self, backbone, sites, **settings):
