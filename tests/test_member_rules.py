@@ -20,6 +20,7 @@ from tests.toys import (
     arrays_of,
     make_backbone,
     same_arrays,
+    seeded,
     toy_classifier,
     toy_inputs,
 )
@@ -366,6 +367,16 @@ def test__bias__layer_without_one__gets_one(images):
     owned = {key for key in arrays_of(classifier) if key.startswith("bias_offsets.")}
     assert owned == {f"bias_offsets.{layer}" for layer in ("stem", "pointwise", "dilated")}
     assert np.abs(arrays_of(classifier)["bias_offsets.stem"]).max() > 1e-3  # TinyCNN's stem has none
+
+
+def test__bias__attention_without_biases__projection_alone_gets_one(images):
+    module = TinyTransformer()
+    for block in module.blocks:
+        block.attn = seeded(nn.MultiheadAttention(12, 2, batch_first=True, bias=False))
+    layers = ["blocks.0.attn", "blocks.1.attn"]
+    classifier = toy_classifier(module, ensemble="bias", layers=layers, member_lr=1e-2).fit(*images)
+    assert np.isfinite(classifier.predict_proba(images[0])).all()
+    assert {key for key in arrays_of(classifier) if key.startswith("bias")} == {f"bias_offsets.{x}" for x in layers}
 
 
 def test__bias__bias_that_is_not_read__left_out_with_a_warning(images):
