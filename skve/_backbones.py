@@ -45,8 +45,8 @@ class Backbone:
     head_start: tuple | None = None
 
     def __post_init__(self):
-        self._factors: dict[str, _svd.Factors] = {}
-        self._fingerprints: dict[str, float] = {}
+        self._factors: dict[tuple[str, str], _svd.Factors] = {}
+        self._fingerprints: dict[tuple[str, str], float] = {}
         self._copies: dict[torch.device, Backbone] = {}
         self._factor_lock = new_lock()
 
@@ -55,19 +55,25 @@ class Backbone:
         """Device of the weights; the CPU where there is none."""
         return next((p.device for p in self.module.parameters()), torch.device("cpu"))
 
-    def factors(self, site):
-        """Return the decomposition of one weight, computed at most once in this process."""
+    def factors(self, site, basis="singular"):
+        """Return the decomposition of one weight, or its factors in a random basis; computed once in a process."""
         with self._factor_lock:
-            if site.parameter not in self._factors:
+            key = (site.parameter, basis)
+            if key not in self._factors:
                 weight = self.module.get_parameter(site.parameter)
-                self._factors[site.parameter] = _svd.decompose(weight, site.kind).to(weight.device)
-            return self._factors[site.parameter]
+                if basis == "singular":
+                    factors = _svd.decompose(weight, site.kind)
+                else:
+                    factors = _svd.random_basis(weight, site.kind, site.layer)
+                self._factors[key] = factors.to(weight.device)
+            return self._factors[key]
 
-    def fingerprint(self, site):
-        """Return the fingerprint of one weight's singular vectors, see `_svd.fingerprint`."""
-        if site.parameter not in self._fingerprints:
-            self._fingerprints[site.parameter] = _svd.fingerprint(self.factors(site).to("cpu"))
-        return self._fingerprints[site.parameter]
+    def fingerprint(self, site, basis="singular"):
+        """Return the fingerprint of one weight's factors, see `_svd.fingerprint`."""
+        key = (site.parameter, basis)
+        if key not in self._fingerprints:
+            self._fingerprints[key] = _svd.fingerprint(self.factors(site, basis).to("cpu"))
+        return self._fingerprints[key]
 
     def on(self, device):
         """Return this backbone with its tensors on `device`."""

@@ -10,6 +10,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length
 
+from ._ensembles import RULES
 from ._labels import check_labels, class_weights, encode_labels, stratified_part, to_mean_one
 from ._predictor import EnsemblePredictor
 
@@ -23,7 +24,7 @@ class BaseSVEClassifier(EnsemblePredictor):
 
     _parameter_constraints: dict = {
         "backbone": "no_validation",
-        "ensemble": [StrOptions({"sve", "single", "deep", "head"})],
+        "ensemble": [StrOptions(set(RULES))],
         "ensemble_params": [dict, None],
         "n_members": [COUNT],
         "layers": [str, "array-like"],
@@ -164,7 +165,7 @@ class BaseSVEClassifier(EnsemblePredictor):
         return self
 
     def _fit(self, X, y, sample_weight, *, X_val=None, y_val=None, start=None, classes=None):
-        from . import _state, _training
+        from . import _differences, _state, _training
         from ._device import Seeds, resolve_device
         from ._temperature import fit_temperature
 
@@ -212,14 +213,16 @@ class BaseSVEClassifier(EnsemblePredictor):
             self._check_labels(pipeline, codes, "X_val" if part is parts[1] and X_val is not None else "X")
             return _training.Batches(pipeline, codes, weights, self.batch_size, device, **generators)
 
+        train_batches = batches(parts[0], order=seeds.generator("order"), augment=seeds.generator("augment"))
+
         result = _training.train(
             ensemble,
-            batches(parts[0], order=seeds.generator("order"), augment=seeds.generator("augment")),
+            _differences.for_members(train_batches, ensemble.rule.options, seeds, len(ensemble.trained)),
             batches(parts[1]) if parts[1] is not None else None,
             self._settings(once, has_validation=parts[1] is not None),
             callbacks=self.callbacks,
             verbose=self.verbose,
-            chunk=1 if device.type == "cpu" or checkpointing else len(ensemble.members),
+            chunk=1 if device.type == "cpu" or checkpointing else len(ensemble.trained),
         )
         self._state = plan.fitted(result.arrays, result.n_iter, self.backbone)
         self.classes_ = classes_

@@ -3,6 +3,7 @@
 import contextlib
 import numbers
 import os
+import pathlib
 import random
 import re
 import threading
@@ -11,7 +12,7 @@ import weakref
 import numpy as np
 import torch
 
-PURPOSES = ("split", "order", "augment", "member")
+PURPOSES = ("split", "order", "augment", "member", "noise", "bootstrap")  # the place in the list enters the seed
 
 
 def resolve_device(device):
@@ -39,6 +40,20 @@ def resolve_device(device):
     if resolved.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"device={device!r}: this machine has no usable MPS device; use device='auto'")
     return resolved
+
+
+def available_memory(device):
+    """Return the free memory of a device in bytes, or None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu":
+        return None
+    with contextlib.suppress(OSError, StopIteration):  # what Linux could free is free, too
+        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
+    with contextlib.suppress(ValueError, OSError, AttributeError):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
 
 
 def resolve_training_dtype(precision, device, linear_share):

@@ -29,15 +29,54 @@ def fold(weight, kind, factors, log_ratios):
     torch.Tensor
         Same shape, dtype and memory layout as `weight`.
     """
-    change = (factors.U * (factors.sigma * torch.expm1(log_ratios))) @ factors.Vt
+    return add_change(weight, kind, (factors.U * (factors.sigma * torch.expm1(log_ratios))) @ factors.Vt)
+
+
+def add_change(weight, kind, change):
+    """Return a weight plus a (d_out, d_in) matrix, in the weight's shape, dtype and memory layout."""
     # The sum takes the memory layout of its first term.
     return (weight + from_matrix(change, kind, weight.shape)).to(weight.dtype)
+
+
+def scale_channels(weight, kind, *, inputs=None, outputs=None):
+    """Return a weight with its input channels, its output channels or both multiplied by one factor each.
+
+    Parameters
+    ----------
+    weight : torch.Tensor
+        In the layout of its module.
+    kind : {"linear", "transposed", "convolution"}
+    inputs : torch.Tensor of shape (n_inputs,), or None
+    outputs : torch.Tensor of shape (n_outputs,), or None
+
+    Returns
+    -------
+    torch.Tensor
+        Same shape, dtype and memory layout as `weight`.
+    """
+    scaled = weight
+    input_axis = 0 if kind == "transposed" else 1
+    for factors, axis in ((inputs, input_axis), (outputs, 1 - input_axis)):
+        if factors is not None:
+            shape = [1] * weight.dim()
+            shape[axis] = -1
+            scaled = scaled * factors.reshape(shape)
+    return scaled.to(weight.dtype)
 
 
 def two_factor(inputs, factors, log_ratios, bias=None):
     """Apply a member's linear layer without building its weight: `U((sigma * exp(delta)) * (V^T x)) + b`."""
     scaled = F.linear(inputs, factors.Vt) * (factors.sigma * torch.exp(log_ratios)).to(inputs.dtype)
     return F.linear(scaled, factors.U, bias)
+
+
+def one_sided(inputs, weight, factors, log_ratios, bias=None):
+    """Apply a linear layer as the pretrained one plus a member's change: `W x + U((sigma * expm1(delta)) * V^T x)`.
+
+    Unlike in `two_factor`, the factors need not make up the whole weight (d_out, d_in).
+    """
+    scaled = F.linear(inputs, factors.Vt) * (factors.sigma * torch.expm1(log_ratios)).to(inputs.dtype)
+    return F.linear(inputs, weight, bias) + F.linear(scaled, factors.U)
 
 
 def choose_form(kind, d_out, d_in, n_positions, *, training):
@@ -108,12 +147,16 @@ class Network:
             return False  # called when gradients are wanted, else its fast path reads the weights of its layers
         return type(module) is nn.Linear or is_huggingface_conv1d(module)
 
+    def forward_of(self, layer):
+        """Return what `layer` computes at present."""
+        return self._modules[layer].forward
+
     def set_forward(self, layer, forward):
-        """Let `layer` compute `forward(inputs)`; only for layers that `calls_plainly` and that are called."""
+        """Let `layer` compute `forward(inputs)`; only for layers that are called and not just read."""
         self._modules[layer].forward = forward
 
     def avoid_fast_paths(self):
-        """Keep torch's attention off its inference-only kernels, which it takes under vmap in training as well."""
+        """Keep torch's attention off its inference-only kernels; under vmap it takes them in training as well."""
         for module in self._modules.values():
             if isinstance(module, nn.MultiheadAttention):
                 module.dropout = 0.0
@@ -235,7 +278,7 @@ class Trace:
     n_features: int
 
 
-def trace(backbone, changed, inputs, size):
+def trace(backbone, changed, inputs, size, added=()):
     """Run one forward pass and look at what is called, in which order, and what the features depend on.
 
     Parameters
@@ -247,13 +290,15 @@ def trace(backbone, changed, inputs, size):
         A prepared batch.
     size : int
         Samples in it; for texts tokens, padding included.
+    added : dict of str to Tensor, default=()
+        Parameters among `changed` that the backbone has not got, by full name.
 
     Returns
     -------
     Trace
     """
     network = Network(backbone)
-    parameters = dict(network.module.named_parameters())
+    parameters = {**dict(network.module.named_parameters()), **dict(added)}
     leaves = {}
     for name in changed:
         if name in parameters and parameters[name].is_floating_point():

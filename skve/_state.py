@@ -7,7 +7,7 @@ import torch
 
 from . import _svd
 from ._device import is_out_of_memory, resolve_training_dtype
-from ._ensembles import BATCHES_PER_INSTALLATION, RATIOS, Ensemble, Head, is_trained, make_rule
+from ._ensembles import BATCHES_PER_INSTALLATION, RATIOS, RULES, Ensemble, Head, is_trained, make_rule
 from ._layers import Trace, trace
 from ._step import shape_of
 from ._warnings import warn
@@ -22,11 +22,11 @@ class FittedState:
     Attributes
     ----------
     arrays : dict of str to ndarray
-        Members' tensors, key -> (n_members, ...).
+        Members' tensors, key -> (n_members, ...), or (1, ...) for what all members share.
     layers : tuple of str
         Adapted layers.
     fingerprints : dict of str to float
-        One number for each adapted layer's singular vectors, see `_svd.fingerprint`.
+        One number for each layer's singular vectors or other basis, see `_svd.fingerprint`.
     ensemble, ensemble_params, train_bias : str, dict, bool
         What the members are.
     batch_size : int
@@ -69,7 +69,7 @@ class FittedState:
 
     @property
     def n_members(self):
-        return len(next(iter(self.arrays.values())))
+        return max(len(value) for value in self.arrays.values())
 
     def ratios(self):
         return {k.removeprefix(RATIOS): np.exp(v) for k, v in self.arrays.items() if k.startswith(RATIOS)}
@@ -86,7 +86,10 @@ class FittedState:
             source = torch.tensor(value)
             return torch.empty(value.shape, dtype=source.dtype, device=device, memory_format=layout).copy_(source)
 
-        return [{key: tensor(value[index]) for key, value in self.arrays.items()} for index in range(self.n_members)]
+        shared = {key: tensor(value[0]) for key, value in self.arrays.items() if len(value) == 1}
+        own = {key: value for key, value in self.arrays.items() if key not in shared}
+        members = [{key: tensor(value[index]) for key, value in own.items()} for index in range(self.n_members)]
+        return [{**shared, **member} for member in members]
 
     def ensemble_on(self, backbone, pipeline):
         """Return the network of this state for predicting the samples of `pipeline`.
@@ -103,12 +106,6 @@ class FittedState:
                 f"bring back the fitted weights, or fit again"
             )
         sites = [site for site in _svd.find_sites(backbone.module)[0] if site.layer in set(self.layers)]
-        for site in sites if self.fingerprints else ():
-            if abs(backbone.fingerprint(site) - self.fingerprints[site.layer]) > 1e-4:
-                raise ValueError(
-                    f"the singular vectors of layer {site.layer!r} computed on this machine differ from those of "
-                    f"the fit; the linear-algebra library of one of the two is at fault: fit again here"
-                )
         rule = make_rule(
             self.ensemble,
             backbone,
@@ -117,6 +114,12 @@ class FittedState:
             train_bias=self.train_bias,
             ensemble_params=self.ensemble_params,
         )
+        for layer, fingerprint in rule.fingerprints().items():
+            if abs(fingerprint - self.fingerprints[layer]) > 1e-4:
+                raise ValueError(
+                    f"the singular vectors of layer {layer!r} computed on this machine differ from those of "
+                    f"the fit; the linear-algebra library of one of the two is at fault: fit again here"
+                )
         device = backbone.device
         size = min(len(pipeline), self.batch_size * BATCHES_PER_INSTALLATION) * pipeline.mean_size
         traced = Trace(frozenset(), self.positions, list(self.shareable), self.n_features)
@@ -153,6 +156,8 @@ def new_ensemble(
     seeds : Seeds
     start : FittedState or None
         Members to go on from.
+    n_members : int
+        As the estimator has it; some ensembles have one member always.
 
     Returns
     -------
@@ -161,7 +166,8 @@ def new_ensemble(
         The state to be, without arrays.
     """
     candidates, skipped = _svd.find_sites(backbone.module)
-    sites = _svd.select_sites(backbone.module, candidates, layers) if ensemble == "sve" else []
+    selects = RULES[ensemble].selects_layers
+    sites = _svd.select_sites(backbone.module, candidates, layers) if selects else []
     few = np.arange(min(2, len(pipeline)))
     example, size = pipeline.prepare(pipeline.load(few), None), pipeline.size(few)
 
@@ -176,8 +182,10 @@ def new_ensemble(
         )
 
     rule = rule_for(sites)
+    n_members = rule.n_members(n_members)
+    rule.check(n_members)
     try:
-        traced = trace(backbone, rule.changed, example, size)
+        traced = trace(backbone, rule.changed, example, size, rule.added)
     except (RuntimeError, AssertionError, TypeError, AttributeError, IndexError) as error:
         if is_out_of_memory(error):
             raise
@@ -185,15 +193,15 @@ def new_ensemble(
             f"the backbone {backbone.description['name']!r} cannot compute features of a batch "
             f"({shape_of(example)}): {error}"
         ) from error
-    if ensemble == "sve":
-        unused = [site.layer for site in sites if site.parameter not in traced.used]
+    if selects:
+        unused = [site.layer for site in sites if rule.main_parameter(site) not in traced.used]
         if unused:
             skipped |= dict.fromkeys(unused, "the features do not depend on it")
-            sites = [site for site in sites if site.parameter in traced.used]
+            sites = [site for site in sites if site.layer not in unused]
             if not sites:
                 raise ValueError(f"layers={layers!r}: the backbone's features depend on none of {unused}")
             rule = rule_for(sites)
-            traced = trace(backbone, rule.changed, example, size)
+            traced = trace(backbone, rule.changed, example, size, rule.added)
         if skipped and (layers == "all" or unused):
             reasons = "; ".join(f"{name} ({reason})" for name, reason in skipped.items())
             warn(f"these layers are left as they are: {reasons}")
@@ -205,7 +213,7 @@ def new_ensemble(
     plan = FittedState(
         arrays={},
         layers=tuple(site.layer for site in sites),
-        fingerprints={site.layer: backbone.fingerprint(site) for site in sites},
+        fingerprints=rule.fingerprints(),
         ensemble=ensemble,
         ensemble_params=dict(ensemble_params or {}),
         train_bias=train_bias,
@@ -219,14 +227,11 @@ def new_ensemble(
         reading={name: backbone.preprocess.get(name) for name in READING},
         n_epochs=0 if start is None else start.n_epochs,
     )
+    rule.noise = seeds.generator("noise")
     if start is None:
-        members = []
-        for index in range(1 if rule.single_member else n_members):
-            generator = seeds.generator("member", index)
-            start_head = head.new_member(generator, device, backbone.head_start)
-            members.append({**start_head, **rule.new_member(generator)})
+        members = _new_members(rule, head, n_members, seeds, device, backbone.head_start)
     else:
-        members = _go_on(start, plan, 1 if rule.single_member else n_members, device)
+        members = _go_on(start, plan, rule, n_members, device)
     dtype = resolve_training_dtype(precision, device, linear_share)
     size = min(batch_size, len(pipeline)) * pipeline.mean_size
     checkpoints = _svd.blocks(backbone.module, candidates) if checkpointing else ()
@@ -239,7 +244,19 @@ def new_ensemble(
     return network, plan
 
 
-def _go_on(start, plan, n_members, device):
+def _new_members(rule, head, n_members, seeds, device, head_start):
+    generators = [seeds.generator("member", index) for index in range(n_members)]
+    members: list = [None] * n_members
+    for index, generator in zip(rule.trained(n_members), generators, strict=False):
+        start = head.new_member(generator, device, head_start)
+        members[index] = {**start, **rule.new_member(generator)}
+    for index, member in enumerate(members):
+        if member is None:
+            members[index] = rule.new_copy(members[rule.trained(n_members)[0]], generators[index])
+    return members
+
+
+def _go_on(start, plan, rule, n_members, device):
     """Return the members of an earlier fit, if the estimator still describes them."""
     for name in ("ensemble", "ensemble_params", "layers", "train_bias", "n_features", "n_classes"):
         if getattr(start, name) != getattr(plan, name):
@@ -259,4 +276,7 @@ def _go_on(start, plan, n_members, device):
                 f"the fit cannot go on from the last one: its {name} was {start.reading.get(name)!r} and is "
                 f"{value!r} now; set warm_start=False or use a clone"
             )
-    return start.members(device)
+    members = start.members(device)
+    trained = rule.trained(n_members)
+    shared = {key: tensor for key, tensor in members[trained[0]].items() if is_trained(key)}
+    return [member if index in trained else {**member, **shared} for index, member in enumerate(members)]

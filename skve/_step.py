@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ._device import is_out_of_memory, release_memory
-from ._ensembles import BATCHES_PER_INSTALLATION, RATIOS
+from ._ensembles import BATCHES_PER_INSTALLATION, RATIOS, is_trained
 
 MOST_SKIPPED = 20  # steps in a row: float16's loss scale falls from 2 ** 16 to 2 ** -4 meanwhile
 
@@ -62,11 +62,24 @@ class Step:
         scaled = ensemble.dtype == torch.float16
         self.scalers = [torch.amp.GradScaler(ensemble.device.type) for _ in members] if scaled else None
         self._skipped = [0] * len(members)  # steps since the last one that was taken
-        self.still = set(range(len(members)))  # members that never took a step
+        self.still = set(ensemble.trained)  # members that never took a step
 
-    def gradients(self, inputs, targets, weights):
-        """Give all members' parameters the gradients of the batch and return the sum of the members' losses."""
-        return self._in_fitting_parts(lambda: self._accumulate(inputs, targets, weights), inputs, len(targets))
+    def gradients(self, batch):
+        """Give the trained members' parameters the gradients of a batch and return the sum of the members' losses.
+
+        Parameters
+        ----------
+        batch : tuple or list
+            (inputs, (targets, weights)), the weights of shape (n_samples,) or (n_members, n_samples); or a list with
+            such a batch for each trained member.
+        """
+        trained = self.ensemble.trained
+        own = (
+            zip(batch, ([index] for index in trained), strict=True) if isinstance(batch, list) else [(batch, trained)]
+        )
+        groups = list(own)
+        inputs, (targets, _) = groups[0][0]
+        return self._in_fitting_parts(lambda: self._accumulate(groups), inputs, len(targets))
 
     def log_proba(self, inputs, n_samples):
         """Return the logarithm of the mean of the members' probabilities, on the CPU in float64."""
@@ -86,7 +99,7 @@ class Step:
     def _in_fitting_parts(self, compute, inputs, n_samples):
         """Return `compute()`, after as many attempts with smaller parts as it takes."""
         while True:
-            statistics = [buffer.clone() for buffer in self.ensemble.members.buffers()]
+            statistics = [(moved, moved.clone()) for moved in self._moved_in_place()]
             try:
                 return compute()
             except (RuntimeError, MemoryError) as error:
@@ -100,8 +113,8 @@ class Step:
             # What the failed attempt has left behind.
             self.ensemble.members.zero_grad()
             self.ensemble.network.new_batch()
-            for buffer, before in zip(self.ensemble.members.buffers(), statistics, strict=True):
-                buffer.copy_(before)
+            for moved, before in statistics:
+                moved.copy_(before)
             release_memory(self.ensemble.device)
 
     def _shrink(self, n_samples):
@@ -120,28 +133,46 @@ class Step:
             return f"one member and a batch of {n_samples}, whose statistics train_batch_norm=True keeps from a split"
         return f"one member and one sample of {shape_of(_slice(inputs, slice(0, 1)))}"
 
-    def _accumulate(self, inputs, targets, weights):
-        total, n_members = 0.0, len(self.ensemble.members)
-        for part in self._parts(len(targets)):
-            share = len(targets[part]) / len(targets)
-            own = _slice(inputs, part)
-            self.ensemble.network.new_batch()
-            for start in range(0, n_members, self.chunk):
-                indices = range(start, min(start + self.chunk, n_members))
-                losses = share * self._member_losses(own, targets[part], weights[part], indices)
-                self._scaled(losses, indices).sum().backward()
-                total += losses.sum().item()
+    def _moved_in_place(self):
+        """Return the running statistics, which a training step moves by itself."""
+        members = [self.ensemble.member(index) for index in self.ensemble.trained]
+        return [tensor for member in members for key, tensor in member.items() if not is_trained(key)]
+
+    def _accumulate(self, groups):
+        total = 0.0
+        for (inputs, (targets, weights)), members in groups:
+            for part in self._parts(len(targets)):
+                share = len(targets[part]) / len(targets)
+                own = _slice(inputs, part), targets[part], weights[..., part]
+                self.ensemble.network.new_batch()
+                pooled = self._target_log_proba(own) if self.ensemble.rule.options["diversity"] else None
+                for start in range(0, len(members), self.chunk):
+                    indices = members[start : start + self.chunk]
+                    losses = share * self._member_losses(own, indices, pooled)
+                    self._scaled(losses, indices).sum().backward()
+                    total += losses.sum().item()
         return total
 
-    def _member_losses(self, inputs, targets, weights, indices):
+    def _member_losses(self, batch, indices, pooled):
+        inputs, targets, weights = batch
+        weights = weights if weights.dim() == 1 else weights[list(indices)]
         logits = self.ensemble.chunk_logits(inputs, indices)
-        losses = F.cross_entropy(
-            logits.flatten(0, 1),
-            targets.repeat(len(indices)),
-            reduction="none",
-            label_smoothing=self.settings.label_smoothing,
-        )
-        return (losses.reshape(len(indices), -1) * weights).mean(1)
+        losses = _cross_entropy(logits, targets, self.settings.label_smoothing)
+        if pooled is not None:
+            # The loss of the pooled prediction. Its gradient in one member's logits is that of the member's own loss
+            # times p_m / mean(p), for the target's probabilities p: members may still come one after another.
+            nll, share = _cross_entropy(logits, targets), self.ensemble.rule.options["diversity"]
+            ratios = torch.exp(pooled[list(indices)] - pooled.logsumexp(0) + math.log(len(pooled)))
+            joint = math.log(len(pooled)) - pooled.logsumexp(0) + ratios * (nll - nll.detach())
+            losses = (1 - share) * losses + share * joint
+        return (losses * weights).mean(1)
+
+    def _target_log_proba(self, batch):
+        """Return each member's logarithm of the targets' probability, (n_members, n_samples)."""
+        inputs, targets, _ = batch
+        with torch.no_grad():
+            each = [self.ensemble.chunk_logits(inputs, [index]) for index in self.ensemble.trained]
+            return torch.cat([-_cross_entropy(logits, targets) for logits in each])
 
     def _scaled(self, losses, indices):
         if self.scalers is None:
@@ -154,7 +185,8 @@ class Step:
         Under a loss scale the gradient is brought back to its size first. If it is not finite, the member loses it
         and with it the optimizer's step.
         """
-        for index, member in enumerate(self.ensemble.members):
+        for index in self.ensemble.trained:
+            member = self.ensemble.members[index]
             if self.scalers is not None:
                 # All that the scaler asks of an optimizer; the real one holds all members.
                 own: Any = types.SimpleNamespace(param_groups=[{"params": list(member.parameters())}])
@@ -191,6 +223,14 @@ def shape_of(inputs):
     if isinstance(inputs, torch.Tensor):
         return f"shape {tuple(inputs.shape)}"
     return ", ".join(f"{key}: {tuple(value.shape)}" for key, value in inputs.items())
+
+
+def _cross_entropy(logits, targets, label_smoothing=0.0):
+    """Return the cross-entropy of each member and sample, from logits (n_members, n_samples, n_classes)."""
+    losses = F.cross_entropy(
+        logits.flatten(0, 1), targets.repeat(len(logits)), reduction="none", label_smoothing=label_smoothing
+    )
+    return losses.reshape(len(logits), -1)
 
 
 def _slice(inputs, part):

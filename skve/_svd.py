@@ -1,6 +1,7 @@
 """Which weights of a backbone are adapted, and their singular value decomposition. Pure functions."""
 
 import dataclasses
+import hashlib
 import math
 import re
 
@@ -79,6 +80,22 @@ def decompose(weight, kind):
     matrix = as_matrix(weight.detach().cpu().double(), kind)
     U, sigma, Vt = torch.linalg.svd(matrix, full_matrices=False)
     return Factors(U.float().contiguous(), sigma.float(), Vt.float().contiguous())
+
+
+def random_basis(weight, kind, name):
+    """Return the factors of a weight in random directions, which its `name` seeds: U = W Q, sigma = 1, Vt = Q^T.
+
+    Q (d_in, r) has r = min(d_out, d_in) orthonormal columns, uniform among all such; with the right singular
+    vectors in place of Q, `U diag(sigma) Vt` would be the thin singular value decomposition.
+    """
+    matrix = as_matrix(weight.detach().cpu().double(), kind)
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7])
+    generator = torch.Generator().manual_seed(seed)
+    normal = torch.randn((matrix.shape[1], min(matrix.shape)), generator=generator, dtype=torch.float64)
+    Q, R = torch.linalg.qr(normal)
+    Q = Q * R.diagonal().sign()  # the one decomposition with a positive diagonal, whatever the library
+    ones = torch.ones(Q.shape[1], dtype=torch.float32)
+    return Factors((matrix @ Q).float().contiguous(), ones, Q.T.float().contiguous())
 
 
 def fingerprint(factors):

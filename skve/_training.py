@@ -1,5 +1,6 @@
 """The training loop: skorch's, over the steps of an ensemble, with restored states."""
 
+import bisect
 import copy
 import dataclasses
 import dis
@@ -14,7 +15,7 @@ from skorch.callbacks import Callback, EarlyStopping, LRScheduler
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 
-from ._ensembles import HEAD, RATIOS, WEIGHTS, is_trained
+from ._ensembles import HEAD, RATIOS, SCALES, WEIGHTS, is_trained
 from ._step import Step
 
 
@@ -27,7 +28,7 @@ class Batches:
         `pipeline.load(indices)` reads samples, `pipeline.prepare(raw, generator)` makes them the network's
         input, augmented where a generator is given.
     targets : numpy.ndarray of int, shape (n_samples,)
-    weights : numpy.ndarray of float, shape (n_samples,)
+    weights : numpy.ndarray of float, shape (n_samples,) or (n_members, n_samples)
     batch_size : int
     device : torch.device
     order, augment : torch.Generator or None
@@ -40,17 +41,40 @@ class Batches:
         self.weights = torch.as_tensor(weights, dtype=torch.float32)
         self.order, self.augment = order, augment
 
+    def copy(self, **changes):
+        """Return these batches with other attributes."""
+        other = copy.copy(self)
+        vars(other).update(changes)
+        return other
+
     def __len__(self):
         return math.ceil(len(self.targets) / self.batch_size)
 
     def __iter__(self):
         for indices in self.pipeline.batches(self.batch_size, self.order):
             inputs = self.pipeline.prepare(self.pipeline.load(indices), self.augment)
-            yield inputs, (self.targets[indices].to(self.device), self.weights[indices].to(self.device))
+            yield inputs, (self.targets[indices].to(self.device), self.weights[..., indices].to(self.device))
 
 
-def learning_rate_factor(schedule, warmup, n_steps):
-    """Return the function step -> factor of the learning rate: a linear warm-up, then the schedule to zero."""
+def cycle_starts(n_steps, n_cycles):
+    """Return the steps at which each of the cycles, as equal as can be, starts, and `n_steps`."""
+    return [-(-n_steps * cycle // n_cycles) for cycle in range(n_cycles + 1)]
+
+
+def learning_rate_factor(schedule, warmup, n_steps, n_cycles=1):
+    """Return the function step -> factor of the learning rate: a linear warm-up, then the schedule to zero.
+
+    Each of several cycles runs through both.
+    """
+    if n_cycles > 1:
+        starts = cycle_starts(n_steps, n_cycles)
+        factors = [learning_rate_factor(schedule, warmup, end - start) for start, end in itertools.pairwise(starts)]
+
+        def cyclic(step):
+            cycle = min(bisect.bisect_right(starts, step), n_cycles) - 1
+            return factors[cycle](step - starts[cycle])
+
+        return cyclic
     n_warm = round(warmup * n_steps)
 
     def factor(step):
@@ -100,17 +124,20 @@ class Net(NeuralNet):
 
     def initialize_optimizer(self, *args, **kwargs):
         settings = self.settings
-        own: list[torch.nn.Parameter] = []
-        heads: list[torch.nn.Parameter] = []
-        for member in self.module_.members:
-            for name, parameter in member.named_parameters():
-                (heads if name.startswith(HEAD.replace(".", "/")) else own).append(parameter)
+        own: dict[float, list] = {}
+        heads: list[torch.Tensor] = []
+        for index in self.module_.trained:
+            for key, tensor in self.module_.member(index).items():
+                if key.startswith(HEAD):
+                    heads.append(tensor)
+                elif is_trained(key):
+                    own.setdefault(self.module_.rule.member_lr(key, settings.member_lr), []).append(tensor)
         groups = [
-            {"params": own, "lr": settings.member_lr, "weight_decay": settings.weight_decay},
+            *({"params": own[lr], "lr": lr, "weight_decay": settings.weight_decay} for lr in own),
             {"params": heads, "lr": settings.head_lr, "weight_decay": settings.head_weight_decay},
         ]
         fused = self.module_.device.type in ("cpu", "cuda")
-        self.optimizer_ = torch.optim.AdamW([group for group in groups if group["params"]], fused=fused)
+        self.optimizer_ = torch.optim.AdamW(groups, fused=fused)
         return self
 
     def get_split_datasets(self, X, y=None, **fit_params):
@@ -121,14 +148,13 @@ class Net(NeuralNet):
 
     def train_step_single(self, batch, **fit_params):
         self._set_training(True)
-        inputs, (targets, weights) = batch
-        total = self.step.gradients(inputs, targets, weights)
+        total = self.step.gradients(batch)
         if not math.isfinite(total):
             raise self.step.diverged(f"the loss became {total} in epoch {len(self.history)}")
         if len(self.history) == 1 and len(self.history[-1, "batches"]) == 1:
             _check_gradients(self.module_)
         self.step.clip()
-        return {"loss": torch.tensor(total / len(self.module_.members)), "y_pred": None}
+        return {"loss": torch.tensor(total / len(self.module_.trained)), "y_pred": None}
 
     def validation_step(self, batch, **fit_params):
         """Return the negative log-likelihood of the mean of the members' probabilities."""
@@ -203,17 +229,30 @@ def _stacked_ratios(ensemble):
 
 
 def _check_gradients(ensemble):
-    """Raise if the first step gave a layer's ratios, or all weights of a fine-tune, no gradient."""
-    without = [key for key, tensor in ensemble.member(0).items() if tensor.grad is None and is_trained(key)]
-    dead = [key.removeprefix(RATIOS) for key in without if key.startswith(RATIOS)]
+    """Raise if the first step gave what members own of a layer, or all weights of a fine-tune, no gradient."""
+    member = ensemble.member(ensemble.trained[0])
+    without = [key for key, tensor in member.items() if tensor.grad is None and is_trained(key)]
+    dead = [key.partition(".")[2] for key in without if not key.startswith((HEAD, WEIGHTS))]
     if dead:
         raise ValueError(
-            f"no gradient reached the singular values of {', '.join(dead)}: the backbone computes these layers "
-            f"in a way that skve does not see; leave them out with layers="
+            f"no gradient reached what members own of {', '.join(dict.fromkeys(dead))}: the backbone computes these "
+            f"layers in a way that skve does not see; leave them out with layers="
         )
     weights = [key for key in ensemble.keys if key.startswith(WEIGHTS) and is_trained(key)]
     if weights and set(weights) <= set(without):
         raise ValueError("no gradient reached the backbone's weights: its forward detaches its output")
+
+
+class _Snapshots(Callback):
+    """Keep a member at each of the steps `ends`; the last member is the network that trains on."""
+
+    def __init__(self, ends):
+        self.ends, self.n_steps = ends, 0
+
+    def on_batch_end(self, net, training, **kwargs):
+        self.n_steps += training
+        if training and self.n_steps in self.ends:
+            net.module_.keep(self.ends.index(self.n_steps))
 
 
 class _Progress(Callback):
@@ -259,11 +298,19 @@ def train(ensemble, train_batches, valid_batches, settings, *, callbacks=None, v
     """
     history = _History()
     n_steps = settings.max_epochs * len(train_batches)
-    factor = learning_rate_factor(settings.schedule, settings.warmup, n_steps)
+    n_cycles = ensemble.rule.n_cycles(len(ensemble.members))
+    if n_steps < n_cycles:
+        raise ValueError(
+            f"n_members={n_cycles} snapshots of one training want as many steps at least, and there are {n_steps}; "
+            f"lower n_members or batch_size, or raise max_epochs"
+        )
+    factor = learning_rate_factor(settings.schedule, settings.warmup, n_steps, n_cycles)
     own = [
         ("learning_rate", LRScheduler(policy=LambdaLR, lr_lambda=factor, step_every="batch")),
         ("history", history),
     ]
+    if n_cycles > 1:
+        own.append(("snapshots", _Snapshots(cycle_starts(n_steps, n_cycles)[1:-1])))
     if settings.early_stopping:
         stopping = EarlyStopping("valid_loss", patience=settings.n_iter_no_change, threshold=0, load_best=True)
         own.append(("early_stopping", stopping))
@@ -295,6 +342,6 @@ def train(ensemble, train_batches, valid_batches, settings, *, callbacks=None, v
         raise net.step.diverged(f"no gradient of member {min(net.step.still)} was finite")
     arrays = ensemble.arrays()
     for key, value in arrays.items():
-        if not np.isfinite(np.exp(value) if key.startswith(RATIOS) else value).all():
+        if not np.isfinite(np.exp(value) if key.startswith((RATIOS, SCALES)) else value).all():
             raise net.step.diverged(f"{key} is not finite after the last step")
     return Result(arrays, history.to_dict(), history.complete[0], interrupted)

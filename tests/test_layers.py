@@ -154,7 +154,9 @@ def adapted(module, inputs, *, n_samples, training, dtype=torch.float64, scale=0
     parameters = dict(backbone.module.named_parameters())
     for site in sites:
         exact = exact_factors(parameters[site.parameter], site.kind)
-        backbone._factors[site.parameter] = _svd.Factors(exact.U.to(dtype), exact.sigma.to(dtype), exact.Vt.to(dtype))
+        backbone._factors[site.parameter, "singular"] = _svd.Factors(
+            exact.U.to(dtype), exact.sigma.to(dtype), exact.Vt.to(dtype)
+        )
     rule = _ensembles.SingularValues(backbone, sites, init_scale=0.0, train_bias=train_bias)
     traced = _layers.trace(backbone, rule.changed, inputs, len(inputs))
     network = _layers.Network(backbone)
@@ -255,10 +257,10 @@ def test__singular_values__zero_on_a_timm_model__network_bit_for_bit(name, size)
 def test__singular_values__layer_read_and_not_called__never_in_two_factor_form():
     inputs = toy_inputs(dtype=torch.float64)
     rule, network, _, _ = adapted(ReadsWeight(), inputs, n_samples=1, training=True)
-    assert set(rule._two_factor) == {"out"}
-    assert isinstance(network._modules["out"].forward, _ensembles._TwoFactorForward)
+    assert set(rule._called) == {"out"}
+    assert network._modules["out"].forward is rule._called["out"]
 
 
 def test__singular_values__huggingface_conv1d_with_few_positions__two_factor_form():
     rule, _, _, _ = adapted(HuggingFaceStyle(), toy_inputs(dtype=torch.float64), n_samples=1, training=True)
-    assert set(rule._two_factor) == {"c_fc", "c_proj"}
+    assert set(rule._called) == {"c_fc", "c_proj"}

@@ -11,11 +11,11 @@ import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from skve import _backbones
+from skve import _backbones, _ensembles
 from tests.toys import TinyCNN, TinyMLP, same_arrays, toy_classifier
 
 LITE = "bundled:efficientnet_lite0"
-ENSEMBLES = ["sve", "single", "deep", "head"]
+ENSEMBLES = list(_ensembles.RULES)
 
 
 @pytest.fixture(scope="module", params=ENSEMBLES)

@@ -1,0 +1,72 @@
+"""The member rules, one a file: what members own, how they start, and how they enter the network."""
+
+from sklearn.utils._param_validation import validate_parameter_constraints
+
+from .base import BIASES, HEAD, RATIOS, SCALES, WEIGHTS, LinearHeads, MemberRule, is_trained
+from .dropout import Dropout
+from .ensemble import BATCHES_PER_INSTALLATION, Ensemble, Head
+from .fine_tuning import FullFineTuning, SingleFineTuning
+from .hybrid import SingularValuesAndPairs
+from .low_rank import LowRank
+from .scaling import BatchEnsemble, Biases, ChannelScales
+from .singular_values import SingularValues
+from .snapshots import Snapshots
+
+__all__ = [
+    "BATCHES_PER_INSTALLATION",
+    "BIASES",
+    "HEAD",
+    "RATIOS",
+    "RULES",
+    "SCALES",
+    "WEIGHTS",
+    "BatchEnsemble",
+    "Biases",
+    "ChannelScales",
+    "Dropout",
+    "Ensemble",
+    "FullFineTuning",
+    "Head",
+    "LinearHeads",
+    "LowRank",
+    "MemberRule",
+    "SingleFineTuning",
+    "SingularValues",
+    "SingularValuesAndPairs",
+    "Snapshots",
+    "is_trained",
+    "make_rule",
+]
+
+RULES: dict[str, type[MemberRule]] = {
+    "sve": SingularValues,
+    "sve+lora": SingularValuesAndPairs,
+    "scale": ChannelScales,
+    "bias": Biases,
+    "lora": LowRank,
+    "batch": BatchEnsemble,
+    "dropout": Dropout,
+    "snapshot": Snapshots,
+    "single": SingleFineTuning,
+    "deep": FullFineTuning,
+    "head": LinearHeads,
+}
+
+
+def make_rule(ensemble, backbone, sites, *, init_scale, train_bias, ensemble_params):
+    """Make the member rule that `ensemble` names.
+
+    Raises
+    ------
+    ValueError
+        If `ensemble_params` has an option that the rule does not take, or a value that the option does not.
+    """
+    rule = RULES[ensemble]
+    options = dict(ensemble_params or {})
+    unknown = sorted(set(options) - set(rule.takes), key=str)
+    if unknown:
+        takes = f"it takes {sorted(rule.takes)}" if rule.takes else "it takes none"
+        raise ValueError(f"ensemble_params={options!r}: ensemble={ensemble!r} has no option {unknown}; {takes}")
+    constraints = {name: allowed for name, (_, allowed) in rule.takes.items()}
+    validate_parameter_constraints(constraints, options, f"ensemble_params of ensemble={ensemble!r}")
+    return rule(backbone, sites, init_scale=init_scale, train_bias=train_bias, **options)

@@ -1,0 +1,235 @@
+"""What all member rules share: the keys of a member's tensors, options, and how single layers are changed."""
+
+import numbers
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from .. import _svd
+
+# A member is a flat dict of tensors; the prefix of a key says what it is, the rest names the layer or parameter.
+RATIOS, SCALES, BIASES, WEIGHTS, HEAD = "log_ratios.", "log_scales.", "bias_offsets.", "weights.", "head."
+INPUT_OFFSETS, OUTPUT_OFFSETS, DOWN, UP, MASKS = "input_offsets.", "output_offsets.", "down.", "up.", "masks."
+Member = Mapping[str, torch.Tensor]
+Options = dict[str, tuple[object, list]]  # name -> default, constraints as in scikit-learn
+
+# How members come to differ, besides their random start; for every rule that trains several members.
+DIFFERENCES: Options = {
+    "order": ("shared", [StrOptions({"shared", "own"})]),
+    "bootstrap": (False, ["boolean"]),
+    "diversity": (0.0, [Interval(numbers.Real, 0, 1, closed="both")]),
+}
+
+
+def is_trained(key):
+    """Say whether the optimizer moves a member's tensor; running batch statistics move by themselves, masks never."""
+    return not key.startswith(MASKS) and not key.endswith(("running_mean", "running_var"))
+
+
+class MemberRule:
+    """Base of the member rules; a rule serves one network.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        On the device where members live.
+    sites : list of Site
+        The selected weights; none for rules that do not select layers.
+    init_scale : float
+    train_bias : bool
+    **options
+        Entries of `takes`; others have their defaults.
+    """
+
+    takes: Options = DIFFERENCES  # the entries that `ensemble_params` may have
+    mixes_samples = False  # whether a training batch gives other gradients than its parts do in turn
+    selects_layers = False  # whether `layers` says what members own
+    noise: torch.Generator  # what training draws from besides the members' own generators
+
+    def __init__(self, backbone, sites, *, init_scale, train_bias, **options):
+        self.backbone = backbone
+        self.sites = sites
+        self.init_scale = init_scale
+        self.train_bias = train_bias
+        known = {**DIFFERENCES, **self.takes}
+        self.options: dict[str, Any] = {name: default for name, (default, _) in known.items()} | options
+
+    @property
+    def changed(self):
+        """Full names of the parameters of the backbone that differ between members."""
+        return []
+
+    @property
+    def added(self):
+        """Tensors by full name that members give to layers which have no such parameter, as they start."""
+        return {}
+
+    def main_parameter(self, site):
+        """Return the full name of the parameter without which a site has no effect."""
+        return site.parameter
+
+    def fingerprints(self):
+        """Return one number for each layer whose computed basis must be the same where a fitted member is used."""
+        return {}
+
+    def n_members(self, n_members):
+        """Return how many members there are where the estimator asks for `n_members`."""
+        return n_members
+
+    def trained(self, n_members):
+        """Return the range of the members that the optimizer moves; others share the tensors of the first of them."""
+        return range(n_members)
+
+    def n_cycles(self, n_members):
+        """Return how often the learning rate runs through its schedule; a member is kept after each cycle."""
+        return 1
+
+    def member_lr(self, key, member_lr):
+        """Return the learning rate of a tensor of the backbone's part where the estimator's is `member_lr`."""
+        return member_lr
+
+    def check(self, n_members):
+        """Raise ValueError if the options do not fit together, or the members not into memory."""
+        options = self.options
+        if options["diversity"] == 0:
+            return
+        unfit = f"ensemble_params: diversity={options['diversity']} compares members on the same samples, "
+        if n_members < 2:
+            raise ValueError(f"{unfit}and there is one; wanted n_members=2 or more, or diversity=0")
+        wanted = {"order": "shared", "bootstrap": False, "train_batch_norm": False}
+        for name, value in wanted.items():
+            if options.get(name, value) != value:
+                raise ValueError(f"{unfit}which {name}={options[name]!r} does not give; wanted {name}={value!r}")
+
+    def shares(self, key):
+        """Say whether all members have one and the same tensor under `key`."""
+        return False
+
+    def new_member(self, generator):
+        """Return the starting tensors of one member's part of the backbone, drawn from its own generator."""
+        return {}
+
+    def new_copy(self, member, generator):
+        """Return the start of a member that shares the tensors of `member`."""
+        return dict(member)
+
+    def prepare(self, network, traced, size, *, training):
+        """Adjust a fresh network once; `size` samples or tokens pass through it between two installations."""
+
+    def install(self, network, member: Member):
+        """Let the network compute as `member`; gradients flow back into the member's tensors."""
+
+    def set_training(self, network, mode):
+        """Tell the network that a training step (True) or a prediction (False) comes next."""
+
+
+class LinearHeads(MemberRule):
+    """Linear heads on the frozen backbone."""
+
+
+class LayerRule(MemberRule):
+    """Base of the rules by which each member changes the selected layers of the frozen backbone.
+
+    What a member owns of a layer is folded into the weight, and the folded weight takes the place of the
+    parameter, which every architecture honours. A linear layer that is known to be called plainly may compute
+    by `call` instead, where `calls` finds that cheaper.
+    """
+
+    selects_layers = True
+    prefixes: tuple[str, ...] = ()  # of the keys of what a member owns of each layer's weight
+
+    def __init__(self, backbone, sites, **settings):
+        super().__init__(backbone, sites, **settings)
+        self._parameters = dict(backbone.module.named_parameters())
+        self._called: dict[str, _CalledForm] = {}
+
+    def new_layer(self, site, weight, generator):
+        """Return what a member owns of one layer's weight as it starts, by prefix, on the CPU."""
+        return {}
+
+    def fold(self, site, weight, own):
+        """Return `weight` changed by what a member owns of the layer, in the same layout and dtype."""
+        raise NotImplementedError
+
+    def calls(self, shape, n_positions, training):
+        """Say whether `call` is cheaper than folding, for a linear layer of shape (d_out, d_in)."""
+        return False
+
+    def call(self, site, inputs, weight, own, bias):
+        """Apply a member's layer to its inputs; `weight` is the pretrained matrix (d_out, d_in)."""
+        raise NotImplementedError
+
+    def bias_name(self, site):
+        """Return the full name of the bias that members own, or None."""
+        return site.bias if self.train_bias else None
+
+    @property
+    def changed(self):
+        weights = [site.parameter for site in self.sites] if self.prefixes else []
+        return weights + [name for site in self.sites if (name := self.bias_name(site))]
+
+    def new_member(self, generator):
+        member = {}
+        for site in self.sites:
+            weight = self._parameters[site.parameter]
+            for prefix, tensor in self.new_layer(site, weight, generator).items():
+                member[prefix + site.layer] = tensor.to(weight.device)
+            if self.bias_name(site):
+                member[BIASES + site.layer] = self.new_bias(site)
+        return member
+
+    def new_bias(self, site):
+        """Return the offset of a layer's bias as it starts: zeros (d_out,)."""
+        weight = self._parameters[site.parameter]
+        return torch.zeros(_svd.as_matrix(weight, site.kind).shape[0], dtype=torch.float32, device=weight.device)
+
+    def prepare(self, network, traced, size, *, training):
+        if training:
+            network.simplify_batch_norms()
+        for site in self.sites:
+            if site.layer not in traced.positions or not network.calls_plainly(site.layer):
+                continue
+            matrix = _svd.as_matrix(self._parameters[site.parameter], site.kind)
+            if self.calls(matrix.shape, traced.positions[site.layer] * size, training):
+                self._called[site.layer] = _CalledForm(self, site, matrix)
+                network.set_forward(site.layer, self._called[site.layer])
+
+    def install(self, network, member):
+        for site in self.sites:
+            own = {prefix: member[prefix + site.layer] for prefix in self.prefixes}
+            weight, bias = self._parameters[site.parameter], self._parameters.get(site.bias)
+            name = self.bias_name(site)
+            if name:
+                offset = member[BIASES + site.layer]
+                bias = (offset if bias is None else bias + offset).to(weight.dtype)
+                network.set_tensor(name, bias)
+            if site.layer in self._called:
+                self._called[site.layer].hold(own, bias)
+            elif own:
+                network.set_tensor(site.parameter, self.fold(site, weight, own))
+
+
+class _CalledForm:
+    """The forward of a layer that computes by `LayerRule.call` with what the present member owns."""
+
+    def __init__(self, rule, site, weight):
+        self.rule, self.site, self.weight = rule, site, weight
+        self.own, self.bias = {}, None
+
+    def hold(self, own, bias):
+        self.own, self.bias = own, bias
+
+    def __call__(self, inputs):
+        return self.rule.call(self.site, inputs, self.weight, self.own, self.bias)
+
+
+def draw(shape, generator, scale):
+    """Draw float32 values from N(0, scale^2)."""
+    return scale * torch.randn(shape, generator=generator, dtype=torch.float32)
+
+
+def n_inputs(weight, kind):
+    """Return the number of input channels of a weight."""
+    return weight.shape[0 if kind == "transposed" else 1]

@@ -1,0 +1,105 @@
+"""Monte Carlo dropout: one fine-tuned network whose members are passes with fixed masks."""
+
+import numbers
+
+import torch
+from sklearn.utils._param_validation import Interval
+
+from .. import _layers
+from .base import MASKS, WEIGHTS, n_inputs
+from .fine_tuning import FullFineTuning
+
+_COLOURS = 4  # layers with as few input channels read the image itself, of which nothing is dropped
+
+
+class Dropout(FullFineTuning):
+    """Monte Carlo dropout (arXiv 1506.02142): one full fine-tune, `n_members` passes.
+
+    Input channels of the selected layers are dropped, at all positions of a sample alike, and the rest is scaled by
+    1 / (1 - rate). In training each sample and step draws anew (layers that are not plainly called: each step). A
+    member is one draw, `W diag(mask) / (1 - rate)` with a mask of its own that stays: predictions repeat themselves,
+    and depend neither on the batch nor on the number of members. The backbone's own dropout stays off.
+    """
+
+    takes = {"rate": (0.1, [Interval(numbers.Real, 0, 1, closed="neither")])}
+    selects_layers = True
+
+    def __init__(self, backbone, sites, **settings):
+        super().__init__(backbone, sites, **settings)
+        self._training = False
+        self._droppers: dict[str, _Dropper] = {}
+
+    def trained(self, n_members):
+        return range(1)
+
+    def shares(self, key):
+        return not key.startswith(MASKS)
+
+    def new_member(self, generator):
+        return self.new_copy(super().new_member(generator), generator)
+
+    def new_copy(self, member, generator):
+        masks = {}
+        for site in self.sites:
+            weight = member[WEIGHTS + site.parameter]
+            masks[MASKS + site.layer] = self._draw((n_inputs(weight, site.kind),), generator).to(weight.device)
+        return {**member, **masks}
+
+    def _rate(self, n_channels):
+        return self.options["rate"] if n_channels > _COLOURS else 0.0
+
+    def _draw(self, shape, generator):
+        """Draw which channels, the last axis of `shape`, are kept."""
+        return torch.rand(shape, generator=generator, dtype=torch.float32) >= self._rate(shape[-1])
+
+    def prepare(self, network, traced, size, *, training):
+        super().prepare(network, traced, size, training=training)
+        for site in self.sites if training else ():
+            plain = site.kind == "convolution" or network.calls_plainly(site.layer)
+            if site.layer in traced.positions and plain:
+                axis = 1 if site.kind == "convolution" else -1
+                dropper = _Dropper(self, network.forward_of(site.layer), axis)
+                network.set_forward(site.layer, dropper)
+                self._droppers[site.layer] = dropper
+
+    def install(self, network, member):
+        super().install(network, member)
+        for site in self.sites:
+            weight = member[WEIGHTS + site.parameter]
+            if self._training and site.layer in self._droppers:
+                self._droppers[site.layer].factors = None
+                continue
+            mask = member[MASKS + site.layer]
+            if self._training:
+                mask = self._draw(mask.shape, self.noise).to(mask.device)
+            factors = mask / (1 - self._rate(len(mask)))
+            network.set_tensor(site.parameter, _layers.scale_channels(weight, site.kind, inputs=factors))
+
+    def set_training(self, network, mode):
+        super().set_training(network, mode)
+        self._training = mode
+
+    def drop(self, inputs, axis, factors):
+        """Return a layer's inputs with channels dropped while the network trains, and the factors that did it.
+
+        The factors (n_samples, n_channels) are drawn where there are none; a checkpointed block asks twice.
+        """
+        if not self._training:
+            return inputs, factors
+        n, channels = inputs.shape[0], inputs.shape[axis]
+        if factors is None or len(factors) != n:
+            factors = self._draw((n, channels), self.noise).to(inputs.device) / (1 - self._rate(channels))
+        shape = [1] * inputs.dim()
+        shape[0], shape[axis] = n, channels
+        return inputs * factors.reshape(shape).to(inputs.dtype), factors
+
+
+class _Dropper:
+    """The forward of a layer in front of which channels are dropped, the same ones until the next installation."""
+
+    def __init__(self, rule, forward, axis):
+        self.rule, self.forward, self.axis, self.factors = rule, forward, axis, None
+
+    def __call__(self, inputs):
+        inputs, self.factors = self.rule.drop(inputs, self.axis, self.factors)
+        return self.forward(inputs)

@@ -1,0 +1,177 @@
+"""The members of one ensemble and the network that they take turns in; heads."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .. import _layers
+from .._device import autocast
+from .base import HEAD, MemberRule, is_trained
+
+BATCHES_PER_INSTALLATION = 16  # in prediction: batches that are kept while members take turns
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """A linear head for each member, computed in float32.
+
+    Attributes
+    ----------
+    n_features, n_classes : int
+    softcap : float or None
+        Bound of the logits, `softcap * tanh(logits / softcap)`, of language models that have one.
+    """
+
+    n_features: int
+    n_classes: int
+    softcap: float | None = None
+
+    def new_member(self, generator, device, start=None):
+        """Return the starting tensors of one head: `start` = (weight, bias) if given.
+
+        Else the weight is uniform in +-1/sqrt(n_features), as in torch's linear layers, and the bias zero.
+        """
+        if start is None:
+            shape = (self.n_classes, self.n_features)
+            uniform = torch.rand(shape, generator=generator, dtype=torch.float32) * 2 - 1
+            start = (uniform * self.n_features**-0.5, torch.zeros(self.n_classes, dtype=torch.float32))
+        return {HEAD + name: value.clone().to(device) for name, value in zip(("weight", "bias"), start, strict=True)}
+
+    def logits(self, features, member, impossible=None):
+        """Return the logits (n_samples, n_classes); classes that are `impossible` for a sample get none."""
+        logits = F.linear(features.float(), member[HEAD + "weight"], member[HEAD + "bias"])
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        # Finite, so that label smoothing stays so; the probability is exactly zero all the same.
+        return logits if impossible is None else logits.masked_fill(impossible, -1e4)
+
+
+class Ensemble(nn.Module):
+    """The members of one ensemble and the network that they take turns in.
+
+    Only the members' tensors are registered: the state dict, the optimizer and `train()` see nothing of the
+    backbone, which stays frozen and in evaluation mode.
+
+    Parameters
+    ----------
+    rule : MemberRule
+    head : Head
+    members : list of Member
+    traced : Trace
+    size : float
+        Samples (for texts, tokens) between two installations of a member: a batch in training, many batches in
+        prediction.
+    training : bool
+        Whether gradients are wanted.
+    dtype : torch.dtype, default=torch.float32
+        Arithmetic of the backbone; heads and losses are always float32.
+    checkpoints : collection of str, default=()
+        Modules whose activations are computed again in the backward pass instead of being kept.
+    """
+
+    network: _layers.Network
+    rule: MemberRule
+    head: Head
+    dtype: torch.dtype
+    device: torch.device
+    keys: list[str]
+    trained: range
+
+    def __init__(self, rule, head, members, traced, size, *, training, dtype=torch.float32, checkpoints=()):
+        super().__init__()
+        network = _layers.Network(rule.backbone)
+        if training:
+            network.avoid_fast_paths()
+        rule.prepare(network, traced, size, training=training)
+        network.checkpoint(checkpoints)
+        network.share(traced.shareable)
+        # Not as submodules: see above.
+        self.__dict__.update(network=network, rule=rule, head=head, dtype=dtype, keys=list(members[0]))
+        self.trained = rule.trained(len(members)) if training else range(0)
+        self.members = nn.ModuleList(_Tensors(member, i in self.trained) for i, member in enumerate(members))
+        self.device = next(iter(members[0].values())).device
+
+    def train(self, mode=True):
+        self.rule.set_training(self.network, mode)
+        return super().train(mode)
+
+    def member(self, index):
+        """Return the tensors of one member by key."""
+        return self.members[index].by_key()
+
+    def install(self, index):
+        """Let the following `member_logits` be those of member `index`."""
+        self.rule.install(self.network, self.member(index))
+
+    def member_logits(self, inputs, index):
+        """Return the logits (n_samples, n_classes) of the member that is installed."""
+        return self._logits(inputs, self.member(index))
+
+    def _logits(self, inputs, member):
+        with autocast(self.device, self.dtype):
+            features = self.network.features(inputs)
+        impossible = inputs.get("impossible") if isinstance(inputs, Mapping) else None
+        with autocast(self.device, torch.float32):
+            return self.head.logits(features, member, impossible)
+
+    def chunk_logits(self, inputs, indices):
+        """Return the logits (n_chunk, n_samples, n_classes) of several members in one pass."""
+
+        def one(member):
+            with autocast(self.device, self.dtype):
+                self.rule.install(self.network, member)
+            return self._logits(inputs, member)
+
+        members = [self.member(index) for index in indices]
+        if len(members) == 1:
+            return one(members[0])[None]
+        stacked = {key: torch.stack([m[key] for m in members]) for key in self.keys}
+        logits = torch.vmap(one)(stacked)
+        for key in self.keys:
+            if not is_trained(key):  # running statistics, which a training step moves in place
+                for member, moved in zip(members, stacked[key], strict=True):
+                    member[key].copy_(moved)
+        return logits
+
+    def forward(self, inputs):
+        """Return the logits of all members, (n_members, n_samples, n_classes), one member after another."""
+        self.network.new_batch()
+        return torch.cat([self.chunk_logits(inputs, [index]) for index in range(len(self.members))])
+
+    def keep(self, index):
+        """Let member `index`, which shares the tensors of the one that trains, have them as they are now."""
+        for key, tensor in self.member(self.trained[0]).items():
+            self.members[index].put(key, tensor.detach().clone())
+
+    def arrays(self):
+        """Return the members as NumPy arrays: key -> (n_members, ...), or (1, ...) for what all share."""
+        members = [self.member(index) for index in range(len(self.members))]
+        stacked = {
+            key: torch.stack([member[key].detach() for member in (members[:1] if self.rule.shares(key) else members)])
+            for key in self.keys
+        }
+        return {key: value.cpu().numpy() for key, value in stacked.items()}
+
+
+class _Tensors(nn.Module):
+    """One member's tensors: parameters where the optimizer moves them, else buffers."""
+
+    def __init__(self, member, trained):
+        super().__init__()
+        self._names = {key: key.replace(".", "/") for key in member}  # torch allows no dot in a name
+        for key, tensor in member.items():
+            if trained and is_trained(key):
+                self.register_parameter(self._names[key], nn.Parameter(tensor))
+            else:
+                self.register_buffer(self._names[key], tensor)
+
+    def put(self, key, tensor):
+        """Replace a buffer."""
+        self._buffers[self._names[key]] = tensor
+
+    def by_key(self):
+        tensors = {**self._parameters, **self._buffers}
+        return {key: tensors[name] for key, name in self._names.items()}

@@ -1,0 +1,85 @@
+"""Members that own all weights: independent full fine-tunes, and one alone."""
+
+import torch
+from torch import nn
+
+from .._device import available_memory
+from .base import DIFFERENCES, WEIGHTS, MemberRule, Options
+
+COPIES = 5  # of a weight in training: itself, gradient, two moments of AdamW, the last complete epoch
+BATCH_NORM: Options = {"train_batch_norm": (False, ["boolean"])}
+
+
+class FullFineTuning(MemberRule):
+    """Independent full fine-tunes: every member owns all weights of the backbone (a deep ensemble).
+
+    With `train_batch_norm` the batch statistics are those of the training batches and the running ones move;
+    by default batch normalisation stays in evaluation mode.
+    """
+
+    takes = {**DIFFERENCES, **BATCH_NORM}
+
+    def __init__(self, backbone, sites, **settings):
+        super().__init__(backbone, sites, **settings)
+        self.train_batch_norm = self.mixes_samples = self.options.get("train_batch_norm", False)
+        self._names = [name for name, p in backbone.module.named_parameters() if p.is_floating_point()]
+        owners: dict[int, list[str]] = {}
+        for name, parameter in backbone.module.named_parameters(remove_duplicate=False):
+            owners.setdefault(id(parameter), []).append(name)
+        self._aliases = {names[0]: names for names in owners.values()}  # tied weights have several names
+        self._statistics = [
+            f"{path}.{name}" if path else name
+            for path, module in backbone.module.named_modules()
+            if self.train_batch_norm and isinstance(module, nn.modules.batchnorm._BatchNorm)
+            for name in ("running_mean", "running_var")
+        ]
+
+    @property
+    def changed(self):
+        return self._names
+
+    def check(self, n_members):
+        super().check(n_members)
+        n_trained = len(self.trained(n_members))
+        n_kept = 0 if self.shares(WEIGHTS) else n_members - n_trained
+        n_weights = sum(self.backbone.module.get_parameter(name).numel() for name in self._names)
+        needed = 4 * n_weights * (COPIES * n_trained + 2 * n_kept)  # kept members are in the last epoch's copy, too
+        free = available_memory(self.backbone.device)
+        if free is not None and needed > free:
+            raise ValueError(
+                f"n_members={n_members} fine-tunes of {n_weights:,} weights need {needed / 1e9:.2f} GB in training "
+                f"(float32 weights, gradients, two moments of AdamW, the last epoch's copy) and {free / 1e9:.2f} GB "
+                f"are free on {self.backbone.device}; lower n_members, or take an ensemble whose members own less, "
+                f"such as 'sve' or 'lora'"
+            )
+
+    def new_member(self, generator):
+        tensors = {
+            **dict(self.backbone.module.named_parameters()),
+            **dict(self.backbone.module.named_buffers()),
+        }
+        names = self._names + self._statistics  # in float32, in which small steps do not get lost
+        return {WEIGHTS + name: tensors[name].detach().to(torch.float32, copy=True) for name in names}
+
+    def prepare(self, network, traced, size, *, training):
+        for name, _ in self.backbone.module.named_buffers():
+            if name.endswith("num_batches_tracked"):  # a counter that training mode would advance for all
+                network.set_tensor(name, None)
+
+    def install(self, network, member):
+        for name in self._names + self._statistics:
+            for alias in self._aliases.get(name, [name]):
+                network.set_tensor(alias, member[WEIGHTS + name])
+
+    def set_training(self, network, mode):
+        if self.train_batch_norm:
+            network.train_batch_norms(mode)
+
+
+class SingleFineTuning(FullFineTuning):
+    """One full fine-tune, whatever `n_members` says."""
+
+    takes = BATCH_NORM
+
+    def n_members(self, n_members):
+        return 1

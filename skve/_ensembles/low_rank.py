@@ -1,0 +1,51 @@
+"""Members that add low-rank pairs to the adapted weights, alone or beside singular values."""
+
+import math
+import numbers
+
+import torch
+import torch.nn.functional as F
+from sklearn.utils._param_validation import Interval
+
+from .. import _layers, _svd
+from .base import DIFFERENCES, DOWN, UP, LayerRule
+
+POSITIVE = Interval(numbers.Real, 0, None, closed="neither")
+
+
+class LowRank(LayerRule):
+    """LoRA-Ensemble (arXiv 2405.14438): a low-rank pair for each layer, `W + scale * B A`.
+
+    A (rank, d_in) starts uniform as Xavier's, widened by `gain`; B (d_out, rank) starts at zero, so that the network
+    starts pretrained. `scale` is LoRA's alpha / rank. A fused query-key-value weight is one matrix and gets one pair,
+    a convolution's kernel is flattened to (out, in * kh * kw). The rank is at most min(d_out, d_in).
+    """
+
+    prefixes: tuple[str, ...] = (DOWN, UP)
+    takes = {
+        **DIFFERENCES,
+        "rank": (8, [Interval(numbers.Integral, 1, None, closed="left")]),
+        "scale": (1.0, [POSITIVE]),
+        "gain": (10.0, [POSITIVE]),
+    }
+
+    def new_layer(self, site, weight, generator):
+        d_out, d_in = _svd.as_matrix(weight, site.kind).shape
+        rank = min(self.options["rank"], d_out, d_in)
+        bound = self.options["gain"] * math.sqrt(6 / (rank + d_in))
+        uniform = 2 * torch.rand((rank, d_in), generator=generator, dtype=torch.float32) - 1
+        return {DOWN: bound * uniform, UP: torch.zeros((d_out, rank), dtype=torch.float32)}
+
+    def fold(self, site, weight, own):
+        return _layers.add_change(weight, site.kind, self.options["scale"] * (own[UP] @ own[DOWN]))
+
+    def calls(self, shape, n_positions, training):
+        return training
+
+    def call(self, site, inputs, weight, own, bias):
+        return F.linear(inputs, weight, bias) + self.change(inputs, weight, own)
+
+    def change(self, inputs, weight, own):
+        """Return what the pair adds to the layer's output."""
+        inner = F.linear(inputs, own[DOWN].to(weight.dtype))
+        return self.options["scale"] * F.linear(inner, own[UP].to(weight.dtype))

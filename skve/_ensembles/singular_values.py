@@ -1,0 +1,47 @@
+"""Singular value ensembles: members own the singular values of the adapted weights."""
+
+from sklearn.utils._param_validation import StrOptions
+
+from .. import _layers
+from .._svd import Factors
+from .base import DIFFERENCES, RATIOS, LayerRule, draw
+
+
+class SingularValues(LayerRule):
+    """Singular value ensemble (arXiv 2601.22068): log ratios of the singular values, optionally biases.
+
+    With `basis="random"` the same number r = min(d_out, d_in) of log ratios scales random directions Q (d_in, r),
+    orthonormal and fixed for each layer, in place of the right singular vectors V: `W + W Q diag(expm1(delta)) Q^T`,
+    which with Q = V is the singular value ensemble, since W V = U diag(sigma).
+    """
+
+    prefixes: tuple[str, ...] = (RATIOS,)
+    takes = {**DIFFERENCES, "basis": ("singular", [StrOptions({"singular", "random"})])}
+
+    def __init__(self, backbone, sites, **settings):
+        super().__init__(backbone, sites, **settings)
+        self._cast: dict[str, Factors] = {}
+
+    def factors(self, site):
+        """Return the factors in which the layer's ratios are diagonal."""
+        return self.backbone.factors(site, self.options["basis"])
+
+    def fingerprints(self):
+        return {site.layer: self.backbone.fingerprint(site, self.options["basis"]) for site in self.sites}
+
+    def new_layer(self, site, weight, generator):
+        return {RATIOS: draw(len(self.factors(site).sigma), generator, self.init_scale)}
+
+    def calls(self, shape, n_positions, training):
+        return _layers.choose_form("linear", shape[0], shape[1], n_positions, training=training) == "two_factor"
+
+    def fold(self, site, weight, own):
+        return _layers.fold(weight, site.kind, self.factors(site), own[RATIOS])
+
+    def call(self, site, inputs, weight, own, bias):
+        if site.layer not in self._cast:
+            self._cast[site.layer] = self.factors(site).to(weight.dtype)
+        factors = self._cast[site.layer]
+        if self.options["basis"] == "singular":
+            return _layers.two_factor(inputs, factors, own[RATIOS], bias)
+        return _layers.one_sided(inputs, weight, factors, own[RATIOS], bias)
