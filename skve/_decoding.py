@@ -96,7 +96,8 @@ def _check_size(image, where):
     limit, n_pixels = Image.MAX_IMAGE_PIXELS, image.width * image.height
     if limit is not None and n_pixels > limit:
         raise RefusedError(
-            f"{where} exceeds the limit of {limit} pixels: it has {image.width} x {image.height} = {n_pixels}. {_BOMB}"
+            f"{where} exceeds the limit of {limit} pixels: it has {image.width} x {image.height} = {n_pixels}. "
+            f"{_BOMB}"
         )
 
 
@@ -120,8 +121,8 @@ def to_rgb(image, where):
         rgb = Image.fromarray(from_16_bits(np.asarray(image)))
     elif mode in ("I", "F") or mode.startswith("I;"):  # Pillow would cut off what exceeds 255
         raise RefusedError(
-            f"{where} has 32 bits a pixel (mode {mode!r}), of which nothing says what is white; scale it to 0 to 255, "
-            f"as in Image.fromarray(np.uint8(np.asarray(image) / white * 255))"
+            f"{where} has 32 bits a pixel (mode {mode!r}), of which nothing says what is white; scale it to 0 to "
+            f"255, as in Image.fromarray(np.uint8(np.asarray(image) / white * 255))"
         )
     else:
         # Palettes with transparency go by way of RGBA: the same colours without a warning.

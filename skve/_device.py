@@ -1,10 +1,12 @@
 """Where and how precisely a fit runs, and the random generators that make it repeatable."""
 
 import contextlib
+import multiprocessing
 import numbers
 import random
 import threading
 
+import joblib
 import numpy as np
 import torch
 
@@ -78,6 +80,17 @@ def autocast(device, dtype):
     # Without the cache: it is emptied when the outermost autocast ends, and that outlives the steps of a fit, which
     # would go on with the weights of the first one.
     return torch.autocast(device.type, dtype=dtype, cache_enabled=False)
+
+
+def reader_threads(device):
+    """Return how many threads may read files while the network computes on `device`.
+
+    As many as the cores hold networks of torch's threads. None in a worker of joblib or multiprocessing, nor in any
+    thread but the main one: there, others work beside this one.
+    """
+    if multiprocessing.parent_process() is not None or threading.current_thread() is not threading.main_thread():
+        return 0
+    return joblib.cpu_count() // (torch.get_num_threads() if device.type == "cpu" else 1)
 
 
 _global_generators = threading.RLock()

@@ -135,8 +135,8 @@ def _unwrap(X, image_shape):
     if isinstance(X, str | bytes | bytearray | memoryview | os.PathLike | Image.Image) or hasattr(X, "read"):
         if isinstance(X, str | os.PathLike) and pathlib.Path(X).is_dir():
             raise TypeError(
-                f"X is the folder {str(X)!r}; wanted a list of its files: X, y = skve.datasets.load_image_folder(folder) "
-                f"lists those of class folders"
+                f"X is the folder {str(X)!r}; wanted a list of its files: X, y = "
+                f"skve.datasets.load_image_folder(folder) lists those of class folders"
             )
         raise TypeError(f"X is one {kind}; wanted a list of images, as in [X]")
     if _is_torch_dataset(X):
@@ -228,8 +228,8 @@ def _check_layout(shape, where):
     if first in CHANNELS and last in CHANNELS:
         raise ValueError(
             f"{where} has shape {tuple(shape)}, which may be {first} x {middle} pixels with {last} channels last, or "
-            f"{middle} x {last} pixels with {first} channels first; pass PIL images, or rows with image_shape=(height, "
-            f"width, channels)"
+            f"{middle} x {last} pixels with {first} channels first; pass PIL images, or rows with "
+            f"image_shape=(height, width, channels)"
         )
 
 
@@ -285,8 +285,8 @@ def _check_pixels(item, where, batch=False):
     elif item.dtype != np.uint16 and (item.dtype.kind not in "iub" or item.min() < 0 or item.max() > 255):
         values = f" from {item.min()} to {item.max()}" if item.dtype.kind in "iu" else ""
         raise ValueError(
-            f"{where} has pixels of type {item.dtype}{values}; wanted integers from 0 to 255, uint16 from 0 to 65535, "
-            f"or floats from 0 to 1 or 0 to 255"
+            f"{where} has pixels of type {item.dtype}{values}; wanted integers from 0 to 255, uint16 from 0 to "
+            f"65535, or floats from 0 to 1 or 0 to 255"
         )
 
 
@@ -295,8 +295,8 @@ def _check_16_bits(arrays, learn):
     largest = max((int(array.max()) for array in arrays if array.dtype == np.uint16), default=0)
     if 0 < largest <= 255:
         raise ValueError(
-            f"X has pixels of type uint16 up to {largest} only, which may be images from 0 to 255 or black ones from 0 to "
-            f"65535; pass X.astype(np.uint8) for the first, (X // 257).astype(np.uint8) for the second"
+            f"X has pixels of type uint16 up to {largest} only, which may be images from 0 to 255 or black ones from "
+            f"0 to 65535; pass X.astype(np.uint8) for the first, (X // 257).astype(np.uint8) for the second"
         )
     if learn and 0 < largest < 2**14:
         warn(

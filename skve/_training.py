@@ -1,7 +1,9 @@
 """The training loop: skorch's, with a loss over members, clipping member by member, and restored states."""
 
+import contextlib
 import copy
 import dataclasses
+import itertools
 import math
 import warnings
 
@@ -14,6 +16,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 
 from ._ensembles import BATCHES_PER_INSTALLATION, HEAD, RATIOS, WEIGHTS, is_trained
+
+_AHEAD = 2  # batches that are read while the network computes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +44,9 @@ class Batches:
     Parameters
     ----------
     pipeline : object
-        `pipeline.load(indices)` reads samples, `pipeline.prepare(raw, generator)` makes them the network's
-        input, augmented where a generator is given.
+        `pipeline.load_each(batches, ahead)` reads the samples of one batch after another, those of the next ones
+        ahead; `pipeline.prepare(raw, generator)` makes them the network's input, augmented where a generator is
+        given.
     targets : numpy.ndarray of int, shape (n_samples,)
     weights : numpy.ndarray of float, shape (n_samples,)
     batch_size : int
@@ -55,14 +60,22 @@ class Batches:
         self.targets = torch.as_tensor(targets)
         self.weights = torch.as_tensor(weights, dtype=torch.float32)
         self.order, self.augment = order, augment
+        self._reading = None
 
     def __len__(self):
         return math.ceil(len(self.targets) / self.batch_size)
 
     def __iter__(self):
-        for indices in self.pipeline.batches(self.batch_size, self.order):
-            inputs = self.pipeline.prepare(self.pipeline.load(indices), self.augment)
+        batches = list(self.pipeline.batches(self.batch_size, self.order))
+        self._reading = self.pipeline.load_each(batches, _AHEAD)
+        for indices, raw in zip(batches, self._reading, strict=True):
+            inputs = self.pipeline.prepare(raw, self.augment)
             yield inputs, (self.targets[indices].to(self.device), self.weights[indices].to(self.device))
+
+    def close(self):
+        """End the reading, and its threads, where an iteration stopped half-way."""
+        if self._reading is not None:
+            self._reading.close()
 
 
 def learning_rate_factor(schedule, warmup, n_steps):
@@ -340,6 +353,9 @@ def train(ensemble, train_batches, valid_batches, settings, *, callbacks=None, v
             ensemble.load_state_dict(history.last_state)
             interrupted = True
         finally:
+            for batches in (train_batches, valid_batches):
+                if batches is not None:
+                    batches.close()
             if progress:
                 progress.close()
         net.notify("on_train_end", X=train_batches, y=valid_batches)
@@ -358,10 +374,10 @@ def predict_members(ensemble, pipeline, batch_size, n_classes, n_batches=BATCHES
     n_members, network = len(ensemble.members), ensemble.network
     proba = np.empty((n_members, len(pipeline), n_classes))
     batches = list(pipeline.batches(batch_size, None))
-    with torch.no_grad():
+    with torch.no_grad(), contextlib.closing(pipeline.load_each(batches, n_batches)) as reading:
         for start in range(0, len(batches), n_batches):
             block = batches[start : start + n_batches]
-            raw = [pipeline.load(indices) for indices in block]
+            raw = list(itertools.islice(reading, len(block)))
             shared: list[dict] = [{} for _ in block]
             for index in range(n_members):
                 ensemble.install(index)

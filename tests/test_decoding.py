@@ -194,7 +194,10 @@ def test__decode_opened__later_frame_of_an_animation__that_frame():
 
 def test__decode_file__mixed_sizes_and_formats__each_its_own():
     sizes = [(40, 32), (7, 3), (1, 1), (300, 2)]
-    files = [encoded(Image.new("RGB", size), format) for size, format in zip(sizes, ["JPEG", "PNG", "GIF", "BMP"])]
+    files = [
+        encoded(Image.new("RGB", size), format)
+        for size, format in zip(sizes, ["JPEG", "PNG", "GIF", "BMP"], strict=True)
+    ]
     sequence = check_images(files)
     assert [sequence[index].size for index in range(4)] == sizes
 

@@ -296,7 +296,7 @@ VALUE_ERRORS = {
     "32 bits": (GREY.astype(np.int32) * 200, "pixels of type int32 from 0 to 47800; wanted integers from 0 to 255"),
     "both layouts": (
         np.zeros((2, 3, 9, 3), np.uint8),
-        r"X has shape \(2, 3, 9, 3\), which may be 3 x 9 pixels with 3 channels last, or 9 x 3 pixels with 3 channels",
+        r"X has shape \(2, 3, 9, 3\), which may be 3 x 9 pixels with 3 channels last.* 9 x 3 pixels with 3",
     ),
     "both layouts in a tensor": (
         torch.zeros(2, 1, 28, 1),
