@@ -219,9 +219,7 @@ def cpu_readers():
     return _device.reader_threads(torch.device("cuda"))
 
 
-@pytest.mark.parametrize(
-    "backend", [pytest.param("loky", marks=pytest.mark.slow), "threading", "multiprocessing"]
-)
+@pytest.mark.parametrize("backend", [pytest.param("loky", marks=pytest.mark.slow), "threading", "multiprocessing"])
 def test__reader_threads__in_a_worker_of_joblib__none(backend):
     assert cpu_readers() > 0
     assert joblib.Parallel(2, backend=backend)(joblib.delayed(cpu_readers)() for _ in range(3)) == [0, 0, 0]

@@ -1,10 +1,10 @@
 """How long training and prediction wait for JPEG files, with threads that read ahead and without.
 
     python examples/benchmarks/decoding.py
-    python examples/benchmarks/decoding.py --data flowers.npz
+    python examples/benchmarks/decoding.py --data flowers17_160px.npz
 
-The files are 500 x 375 pixels: the images of an npz (`jpeg_train`, `off_train`, `y_train`, see `_common.load_jpegs`), or
-without one the bundled clothes, enlarged and with the noise of a photograph, so that they take as long to decode.
+The files are 500 x 375 pixels: the images of an npz (see `_common.load_jpegs`), enlarged, or without one the bundled
+clothes, enlarged and with the noise of a photograph, so that they take as long to decode.
 EfficientNet-Lite0 at 128 pixels, four members. Waiting is the time in which the loop asks for a batch and has none;
 decoded images are kept, so that the first epoch is the one that waits. Both ways run in turn; shares are medians.
 """
@@ -39,7 +39,7 @@ def images(data, n):
         return [found[i].resize(SIZE) for i in chosen], classes[labels[chosen]]
     fashion, rng = load_fashion(), np.random.default_rng(0)
     enlarged = [Image.fromarray(image).convert("RGB").resize(SIZE) for image in fashion.images[:n]]
-    noisy = [np.asarray(image) + rng.normal(0, 8, (SIZE[1], SIZE[0], 3)) for image in enlarged]
+    noisy = [np.asarray(image) + rng.normal(0, 16, (SIZE[1], SIZE[0], 3)) for image in enlarged]
     return [Image.fromarray(np.uint8(image.clip(0, 255))) for image in noisy], fashion.target[:n]
 
 
