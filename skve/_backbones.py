@@ -123,6 +123,19 @@ class EmbeddedBackbone:
         return self  # nothing changes it; scikit-learn's clone copies parameters
 
 
+def check_embedded(backbone, spec):
+    """Return a backbone that was rebuilt if it has the weights that its description promises, and its cache's key."""
+    wrong = [
+        name for name in ("sha256", "head_sha256") if backbone.description.get(name) != spec.description.get(name)
+    ]
+    if wrong:
+        raise ValueError(
+            f"the embedded backbone {spec.description['name']!r} does not have the weights that its description "
+            f"names; take a whole copy of the saved model, or pass the weights: skve.load(folder, backbone=...)"
+        )
+    return backbone
+
+
 def cached(key, build):
     """Return the backbone under `key`, building it at most once; drop the least recently used beyond 2 GiB.
 

@@ -31,6 +31,8 @@ def resolve_device(device):
         raise ValueError(
             f"device={device!r} is not a torch device; use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'"
         ) from error
+    if resolved.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device={device!r}: skve computes on 'cpu', 'cuda' and 'mps'; use one of them, or 'auto'")
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={device!r}: this machine has no usable CUDA device; use device='auto'")
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():

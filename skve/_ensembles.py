@@ -45,6 +45,10 @@ class MemberRule:
         """Return the starting tensors of one member's part of the backbone, drawn from its own generator."""
         return {}
 
+    def shapes(self):
+        """Return the shape of each tensor of one member's part of the backbone."""
+        return {}
+
     def prepare(self, network, traced, size, *, training):
         """Adjust a fresh network once; `size` samples or tokens pass through it between two installations."""
 
@@ -81,6 +85,11 @@ class SingularValues(MemberRule):
             if self.train_bias and site.bias:
                 member[BIASES + site.layer] = torch.zeros_like(self._parameters[site.bias], dtype=torch.float32)
         return member
+
+    def shapes(self):
+        ranks = {s.layer: min(_svd.as_matrix(self._parameters[s.parameter], s.kind).shape) for s in self.sites}
+        biases = {s.layer: self._parameters[s.bias].shape for s in self.sites if self.train_bias and s.bias}
+        return {RATIOS + k: (rank,) for k, rank in ranks.items()} | {BIASES + k: tuple(v) for k, v in biases.items()}
 
     def prepare(self, network, traced, size, *, training):
         if training:
@@ -152,13 +161,17 @@ class FullFineTuning(MemberRule):
     def changed(self):
         return self._names
 
+    def _tensors(self):
+        module = self.backbone.module
+        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        return {WEIGHTS + name: tensors[name].detach() for name in self._names + self._statistics}
+
     def new_member(self, generator):
-        tensors = {
-            **dict(self.backbone.module.named_parameters()),
-            **dict(self.backbone.module.named_buffers()),
-        }
-        names = self._names + self._statistics  # in float32, in which small steps do not get lost
-        return {WEIGHTS + name: tensors[name].detach().to(torch.float32, copy=True) for name in names}
+        # In float32, in which small steps do not get lost.
+        return {key: tensor.to(torch.float32, copy=True) for key, tensor in self._tensors().items()}
+
+    def shapes(self):
+        return {key: tuple(tensor.shape) for key, tensor in self._tensors().items()}
 
     def prepare(self, network, traced, size, *, training):
         for name, _ in self.backbone.module.named_buffers():
@@ -215,8 +228,17 @@ class Head:
             start = (uniform * self.n_features**-0.5, torch.zeros(self.n_classes, dtype=torch.float32))
         return {HEAD + name: value.clone().to(device) for name, value in zip(("weight", "bias"), start, strict=True)}
 
+    def shapes(self):
+        """Return the shape of each tensor of one head."""
+        return {HEAD + "weight": (self.n_classes, self.n_features), HEAD + "bias": (self.n_classes,)}
+
     def logits(self, features, member, impossible=None):
         """Return the logits (n_samples, n_classes); classes that are `impossible` for a sample get none."""
+        if features.shape[-1] != self.n_features:
+            raise ValueError(
+                f"the backbone gives {features.shape[-1]} features, the members' heads take {self.n_features}; "
+                f"fit again, or load the model from a whole copy"
+            )
         logits = F.linear(features.float(), member[HEAD + "weight"], member[HEAD + "bias"])
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)

@@ -12,6 +12,7 @@ from ._backbones import (
     EmbeddedBackbone,
     bundled_file,
     cached,
+    check_embedded,
     check_output,
     file_state,
     folder_state,
@@ -227,16 +228,26 @@ def _load_file(spec, architecture, file, image_size):
 
 def _build_embedded(spec, size):
     """Rebuild a backbone from weights that were saved with a model, without a hub, for images of side `size`."""
+    import timm
+
     channels, _, fitted_size = spec.preprocess["input_size"]
-    module = _create(spec.description["architecture"], size, pretrained=False)
+    architecture = spec.description["architecture"]
+    if not timm.is_model(architecture):  # nothing else than a name of timm's: no hub, no folder
+        raise ValueError(
+            f"the embedded backbone's architecture {architecture!r} is unknown to this timm; upgrade timm"
+        )
+    module = _create(architecture, size, pretrained=False)
     try:
         module.load_state_dict({name: torch.tensor(value) for name, value in spec.arrays.items()})
     except RuntimeError as error:
         if size == fitted_size:
-            raise
+            raise ValueError(
+                f"the embedded weights do not fit {architecture!r} as this timm builds it: {error}; pass the "
+                f"backbone: skve.load(folder, backbone=...)"
+            ) from error
         raise ValueError(
             f"image_size={size}: the embedded weights are for images of {fitted_size} pixels; set "
             f"image_size={fitted_size}, or backbone to where the original weights are"
         ) from error
     preprocess = {**spec.preprocess, "input_size": [channels, size, size]}
-    return freeze(module, spec.description, preprocess, image_features)
+    return check_embedded(freeze(module, spec.description, preprocess, image_features), spec)

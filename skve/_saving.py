@@ -11,12 +11,14 @@ import numpy as np
 
 from ._backbones import EmbeddedBackbone
 from ._device import resolve_device
+from ._document import FITTED, check_document
 from ._state import FittedState
 from ._warnings import warn
 
 FORMAT_VERSION = 1
 GIVE = "pass it to skve.load(folder, backbone=module), for texts as backbone=(model, tokenizer)"
 PAIRS = "pairs"  # marks a dict in the parameters, as a list of its items
+_LARGEST_DOCUMENT = 256 * 1024**2  # bytes
 
 
 def save(estimator, folder, *, include_backbone):
@@ -64,11 +66,7 @@ def save(estimator, folder, *, include_backbone):
         "history": estimator.history_,
         "n_iter": estimator.n_iter_,
         "temperature": estimator.temperature_,
-        "fitted": {
-            name: value
-            for name, value in vars(estimator).items()
-            if name in ("n_features_in_", "_float_scale", "_paired")
-        },
+        "fitted": {name: value for name, value in vars(estimator).items() if name in FITTED},
         "state": {
             field.name: getattr(state, field.name)
             for field in dataclasses.fields(state)
@@ -76,10 +74,10 @@ def save(estimator, folder, *, include_backbone):
         },
     }
     try:
-        text = json.dumps(document, indent=1, allow_nan=True)
+        document["sha256"] = document_hash(document)
     except TypeError as error:
         raise ValueError(f"the estimator cannot be saved as JSON: {error}") from error
-    _replace(folder / "skve.json", text.encode())
+    _replace(folder / "skve.json", json.dumps(document, indent=1).encode())
     kept = {entry["file"] for entry in files.values()}
     for old in folder.glob("*.safetensors"):
         if old.name.startswith(("members-", "backbone-", "tokenizer-")) and old.name not in kept:
@@ -106,8 +104,9 @@ def load(folder, *, backbone=None):
     Raises
     ------
     ValueError
-        If the folder holds no model, a file is missing, truncated or altered, the format is newer than this
-        version of skve reads, or (at the first prediction) the backbone's weights are others.
+        If the folder holds no model, a file is missing, truncated or altered, a value in it is not what `save`
+        writes, the format is newer than this version of skve reads, or (at the first prediction) the backbone's
+        weights are others.
 
     Examples
     --------
@@ -129,25 +128,47 @@ def load(folder, *, backbone=None):
     path = folder / "skve.json"
     if not path.is_file():
         raise ValueError(f"{folder} holds no skve model: there is no file {path}")
-    try:
-        document = json.loads(path.read_text("utf-8"))
-        version = document["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has format version {version}; this skve reads up to {FORMAT_VERSION}: upgrade skve "
-            f"(the model was saved by skve {document.get('versions', {}).get('skve')})"
-        )
+    document = _read_document(path)
     try:
         tensors = {
             name: from_bytes(_read_checked(folder, entry["file"], entry["sha256"]))
             for name, entry in document["files"].items()
         }
         estimator = _rebuild(document, tensors, backbone)
-    except (KeyError, TypeError, AttributeError, IndexError, SafetensorError) as error:
-        raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError, SafetensorError) as error:
+        raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}; save the model again") from error
     return estimator
+
+
+def document_hash(document):
+    """Return the SHA-256 of what skve.json says, without its own field "sha256" and however it is laid out."""
+    content = json.loads(json.dumps({name: value for name, value in document.items() if name != "sha256"}))
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _read_document(path):
+    """Return what a skve.json says, if it is whole and of a format that is known."""
+    if path.stat().st_size > _LARGEST_DOCUMENT:
+        raise ValueError(
+            f"{path} has {path.stat().st_size} bytes, more than the limit of {_LARGEST_DOCUMENT}; it is no skve.json"
+        )
+    try:
+        document = json.loads(path.read_text("utf-8"))
+        version = document["format_version"]
+        digest = document_hash(document)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}; save the model again") from error
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {version}; this skve reads up to {FORMAT_VERSION}: upgrade skve "
+            f"(the model was saved with {document.get('versions')!r:.200})"
+        )
+    if document.get("sha256") != digest:
+        raise ValueError(
+            f"{path} is damaged or altered: its content does not have the SHA-256 that it names; take a whole copy. "
+            f"(Parameters are changed by set_params on the loaded estimator)"
+        )
+    return document
 
 
 def _rebuild(document, tensors, backbone):
@@ -161,6 +182,7 @@ def _rebuild(document, tensors, backbone):
         for name, value in document["parameters"].items()
     }
     estimator = classes[document["class"]](**parameters)
+    check_document(document, estimator, tensors)
     if backbone is not None:
         estimator.set_params(backbone=backbone)
         found = estimator._load_backbone(backbone, document["preprocess"]).description["sha256"]
@@ -188,18 +210,11 @@ def _rebuild(document, tensors, backbone):
         warn(f"device={estimator.device!r} of the fit is not on this machine: 'auto' is used")
         estimator.set_params(device="auto")
     estimator._state = FittedState(arrays=tensors["members"], spec=spec, **described)
-    labels = document["classes"]
-    if len(labels["values"]) != described["n_classes"]:
-        raise ValueError(
-            f"skve.json is damaged: it has {len(labels['values'])} labels for {described['n_classes']} classes"
-        )
-    estimator.classes_ = np.array(labels["values"], dtype=labels["dtype"])
+    estimator.classes_ = np.array(document["classes"]["values"], dtype=document["classes"]["dtype"])
     estimator.preprocess_ = document["preprocess"]
     estimator.history_ = document["history"]
     estimator.n_iter_ = document["n_iter"]
     estimator.temperature_ = document["temperature"]
-    if not (isinstance(estimator.temperature_, float) and 0 < estimator.temperature_ < float("inf")):
-        raise ValueError(f"skve.json is damaged: its temperature is {estimator.temperature_!r}")
     vars(estimator).update(document["fitted"])
     return estimator
 
@@ -267,7 +282,8 @@ def _write_named(folder, stem, data):
 def _replace(path, data):
     temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as stream:
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as stream:  # never through a link that somebody has put there
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import dataclasses
-import itertools
 import math
 import warnings
 
@@ -377,11 +376,13 @@ def predict_members(ensemble, pipeline, batch_size, n_classes, n_batches=BATCHES
     with torch.no_grad(), contextlib.closing(pipeline.load_each(batches, n_batches)) as reading:
         for start in range(0, len(batches), n_batches):
             block = batches[start : start + n_batches]
-            raw = list(itertools.islice(reading, len(block)))
+            raw: list = []
             shared: list[dict] = [{} for _ in block]
             for index in range(n_members):
                 ensemble.install(index)
                 for position, indices in enumerate(block):
+                    if index == 0:  # the first member computes while the next batches are read
+                        raw.append(next(reading))
                     network.shared_outputs = shared[position]
                     logits = ensemble.member_logits(pipeline.prepare(raw[position], None), index)
                     shared[position] = network.shared_outputs
