@@ -286,7 +286,7 @@ def bundled_file(spec, table):
     """
     name = spec.removeprefix("bundled:")
     if name not in table:
-        raise ValueError(f"backbone={spec!r}: the bundled backbones are {sorted(table)}")
+        raise ValueError(f"backbone={spec!r}: choose from the bundled backbones {sorted(table)}")
     package, import_name, file, sha256, architecture = table[name]
     found = importlib.util.find_spec(import_name)
     if found is None or not found.submodule_search_locations:
@@ -308,6 +308,6 @@ def file_state(file):
     """Return what changes when a file does; missing files are told by name."""
     path = pathlib.Path(file)
     if not path.exists():
-        raise ValueError(f"backbone: there is no file {path}")
+        raise ValueError(f"backbone: there is no file {path}; check the path")
     state = path.stat()
     return (str(path), state.st_mtime_ns, state.st_size)

@@ -133,5 +133,6 @@ def _check_images(preprocess):
 def _check_members(arrays):
     """Check that all arrays belong to the same number of members and hold numbers; shapes wait for the backbone."""
     _check("members", HEAD + "weight" in arrays and all(value.ndim > 0 for value in arrays.values()))
-    _check("members", len({len(value) for value in arrays.values()} - {0}) == 1)
+    lengths = {len(value) for value in arrays.values()}
+    _check("members", len(lengths) == 1 and 0 not in lengths)
     _check("members", all(value.dtype == np.float32 and np.isfinite(value).all() for value in arrays.values()))

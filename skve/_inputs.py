@@ -2,7 +2,6 @@
 
 import numbers
 import os
-import pathlib
 
 import numpy as np
 import torch
@@ -133,7 +132,7 @@ def _unwrap(X, image_shape):
     """Reduce containers to a numeric array (n, height, width[, channels]) or a list of single images."""
     kind = type(X).__name__
     if isinstance(X, str | bytes | bytearray | memoryview | os.PathLike | Image.Image) or hasattr(X, "read"):
-        if isinstance(X, str | os.PathLike) and pathlib.Path(X).is_dir():
+        if isinstance(X, str | os.PathLike) and os.path.isdir(X):
             raise TypeError(
                 f"X is the folder {str(X)!r}; wanted a list of its files: X, y = "
                 f"skve.datasets.load_image_folder(folder) lists those of class folders"
@@ -251,11 +250,13 @@ def _from_tensor(tensor, where):
 def _check_pixels(item, where, batch=False):
     if not isinstance(item, np.ndarray):
         if isinstance(item, numbers.Number | type(None) | dict):
-            raise TypeError(f"{where} is {item!r}, a {type(item).__name__}; wanted a path, PIL image or array")
+            raise TypeError(f"{where} is {item!r:.60}, a {type(item).__name__}; wanted a path, PIL image or array")
         try:
             item = np.asarray(item)
         except ValueError as error:
-            raise TypeError(f"{where} is a {type(item).__name__} that is no array: {error}") from error
+            raise TypeError(
+                f"{where} is a {type(item).__name__} that is no array: {error}; wanted rows of equal length"
+            ) from error
     n_batch = int(batch)
     shape = item.shape[n_batch:]
     if batch and item.ndim == 3 and item.shape[-1] in (3, 4):
@@ -273,7 +274,7 @@ def _check_pixels(item, where, batch=False):
             f"{where} has {shape[-1]} channels (shape {item.shape}); wanted 1, 3 or 4 as last axis{hint}"
         )
     if 0 in shape:
-        raise ValueError(f"{where} has shape {item.shape}: there is no pixel in it")
+        raise ValueError(f"{where} has shape {item.shape}: there is no pixel in it; at least 1 is wanted")
     if item.dtype.kind == "f":
         if not np.isfinite(item).all():
             at = f"{where}[{int(np.argwhere(~np.isfinite(item))[0][0])}]" if batch else where
@@ -306,9 +307,8 @@ def _check_16_bits(arrays, learn):
 
 
 def _check_path(item, where):
-    path = pathlib.Path(item)
-    if path.is_dir():
+    if os.path.isdir(item):
         raise ValueError(f"{where} is a folder; pass the files in it, as skve.datasets.load_image_folder lists them")
-    if not path.is_file():
-        hint = "; '~' is not expanded" if str(item).startswith("~") else "; check the path"
+    if not os.path.isfile(item):
+        hint = "; '~' is not expanded, use Path.expanduser()" if str(item).startswith("~") else "; check the path"
         raise ValueError(f"{where}: there is no such file{hint}")

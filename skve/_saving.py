@@ -31,7 +31,7 @@ def save(estimator, folder, *, include_backbone):
 
     folder = pathlib.Path(folder)
     if folder.is_file():
-        raise ValueError(f"{folder} is a file; a model is saved as a folder")
+        raise ValueError(f"{folder} is a file; a model is saved as a folder: pass one")
     folder.mkdir(parents=True, exist_ok=True)
     state = estimator._state
     include_backbone = include_backbone or isinstance(state.spec, EmbeddedBackbone)  # it has no other place
@@ -127,7 +127,7 @@ def load(folder, *, backbone=None):
     folder = pathlib.Path(folder)
     path = folder / "skve.json"
     if not path.is_file():
-        raise ValueError(f"{folder} holds no skve model: there is no file {path}")
+        raise ValueError(f"{folder} holds no skve model: there is no file {path}; pass the folder that save wrote")
     document = _read_document(path)
     try:
         tensors = {
@@ -136,6 +136,8 @@ def load(folder, *, backbone=None):
         }
         estimator = _rebuild(document, tensors, backbone)
     except (KeyError, TypeError, AttributeError, IndexError, OverflowError, SafetensorError) as error:
+        if str(error).startswith("backbone="):
+            raise
         raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}; save the model again") from error
     return estimator
 
@@ -150,7 +152,7 @@ def _read_document(path):
     """Return what a skve.json says, if it is whole and of a format that is known."""
     if path.stat().st_size > _LARGEST_DOCUMENT:
         raise ValueError(
-            f"{path} has {path.stat().st_size} bytes, more than the limit of {_LARGEST_DOCUMENT}; it is no skve.json"
+            f"{path} has {path.stat().st_size} bytes, more than the limit of {_LARGEST_DOCUMENT}; take a whole copy"
         )
     try:
         document = json.loads(path.read_text("utf-8"))
@@ -189,7 +191,7 @@ def _rebuild(document, tensors, backbone):
         if found != document["state"]["backbone"]["sha256"]:
             raise ValueError(
                 f"backbone={type(backbone).__name__}: its weights are not those that the model was fitted on "
-                f"(SHA-256 {found[:12]}..., wanted {document['state']['backbone']['sha256'][:12]}...)"
+                f"(SHA-256 {found[:12]}..., wanted {document['state']['backbone']['sha256'][:12]}...); pass those"
             )
     described = dict(document["state"])
     described["layers"] = tuple(described["layers"])
@@ -294,11 +296,15 @@ def _replace(path, data):
 
 def _read_checked(folder, file, sha256):
     if pathlib.PurePath(file).name != file:
-        raise ValueError(f"{folder}/skve.json refers to {file!r} outside the folder")
+        raise ValueError(
+            f"{folder}/skve.json refers to {file!r} outside the folder; do not trust the model, or save it again"
+        )
     path = folder / file
     if not path.is_file():
-        raise ValueError(f"{path} is missing")
+        raise ValueError(f"{path} is missing; take a whole copy of the model")
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise ValueError(f"{path} is truncated or altered: its SHA-256 is not the one in skve.json")
+        raise ValueError(
+            f"{path} is truncated or altered: its SHA-256 is not the one in skve.json; take a whole copy"
+        )
     return data

@@ -193,7 +193,7 @@ def new_ensemble(
     except (RuntimeError, AssertionError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(
             f"the backbone {backbone.description['name']!r} cannot compute features of a batch ({_shape(example)}): "
-            f"{error}"
+            f"{error}; it must take such a batch and return features"
         ) from error
     if ensemble == "sve":
         unused = [site.layer for site in sites if site.parameter not in traced.used]

@@ -322,6 +322,12 @@ def train(ensemble, train_batches, valid_batches, settings, *, callbacks=None, v
     ValueError
         If the loss is not finite or a layer's ratios get no gradient.
     """
+    for index, callback in enumerate(callbacks or []):
+        own_part = callback[-1] if isinstance(callback, tuple) else callback
+        if not (isinstance(own_part, Callback) or (isinstance(own_part, type) and issubclass(own_part, Callback))):
+            raise ValueError(
+                f"callbacks[{index}] is {callback!r}; wanted a callback of skorch, or a pair (name, callback)"
+            )
     history = _History()
     n_steps = settings.max_epochs * len(train_batches)
     factor = learning_rate_factor(settings.schedule, settings.warmup, n_steps)

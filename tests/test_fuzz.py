@@ -54,13 +54,13 @@ try:
     open("/folder_of_nobody/file", "w")
 except OSError:
     pass
-print(len(events))
+print(sorted({event.split()[0] for event in events}))
 """
 
 
 def test__fuzz_watch__forbidden_events__are_seen():
     done = subprocess.run([sys.executable, "-c", WATCHED], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "3"
+    assert done.stdout.strip() == "['open', 'pickle.find_class', 'subprocess.Popen']"
 
 
 def test__mutate__bytes__same_for_the_same_seed_and_mostly_changed():
