@@ -8,9 +8,9 @@ import pytest
 from tests import hostile
 
 REMEDY = re.compile(
-    r"\b(wanted|wants|must|should|pass|use|set|give|bring|scale it|stretch|multiply|lower|raise|install|needs?|did you mean|"
-    r"replace|check|takes?|fit again|fit anew|makes?|choose|save|upgrade|requires?|required|reads|knows|belongs?|"
-    r"move|open it|expected|at least|at most|call 'fit' with|decode it|filled in|finite|join|near ones|say which|"
+    r"\b(wanted|wants|must|should|pass|use|set|give|bring|scale it|stretch|multiply|lower|raise|install|needs?|"
+    r"did you mean|replace|check|takes?|fit again|fit anew|makes?|choose|save|upgrade|requires?|required|reads|knows|"
+    r"belongs?|move|open it|expected|at least|at most|call 'fit' with|decode it|filled in|finite|join|near ones|say which|"
     r"inconsistent numbers of samples|fitted on single texts|same number|has 2|trust)\b",
     re.IGNORECASE,
 )
@@ -44,4 +44,6 @@ def test__hostile_inputs__list__at_least_200_of_all_kinds_each_once(table):
     assert len(names) == len(set(names)) >= 200
     assert [(row["group"], row["case"]) for row in table[:-1]] == names
     groups = {"images", "files", "labels", "sample_weight", "parameters", "backbones", "saved folders", "texts"}
+    guide = hostile.TABLE.parents[1] / "guide" / "images.md"
+    assert f"[{len(names)} hostile inputs" in guide.read_text("utf-8")
     assert {case.group for case in hostile.CASES} == groups
