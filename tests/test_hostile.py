@@ -10,8 +10,8 @@ from tests import hostile
 REMEDY = re.compile(
     r"\b(wanted|wants|must|should|pass|use|set|give|bring|scale it|stretch|multiply|lower|raise|install|needs?|"
     r"did you mean|replace|check|takes?|fit again|fit anew|makes?|choose|save|upgrade|requires?|required|reads|knows|"
-    r"belongs?|move|open it|expected|at least|at most|call 'fit' with|decode it|filled in|finite|join|near ones|say which|"
-    r"inconsistent numbers of samples|fitted on single texts|same number|has 2|trust)\b",
+    r"belongs?|move|open it|expected|at least|at most|call 'fit' with|decode it|filled in|finite|join|near ones|"
+    r"say which|inconsistent numbers of samples|fitted on single texts|same number|has 2|trust)\b",
     re.IGNORECASE,
 )
 
