@@ -128,6 +128,19 @@ class EmbeddedBackbone:
         return self  # nothing changes it; scikit-learn's clone copies parameters
 
 
+def check_embedded(backbone, spec):
+    """Return a backbone that was rebuilt if it has the weights that its description promises, and its cache's key."""
+    wrong = [
+        name for name in ("sha256", "head_sha256") if backbone.description.get(name) != spec.description.get(name)
+    ]
+    if wrong:
+        raise ValueError(
+            f"the embedded backbone {spec.description['name']!r} does not have the weights that its description "
+            f"names; take a whole copy of the saved model, or pass the weights: skve.load(folder, backbone=...)"
+        )
+    return backbone
+
+
 def cached(key, build):
     """Return the backbone under `key`, building it at most once; drop the least recently used beyond 2 GiB.
 
@@ -278,7 +291,7 @@ def bundled_file(spec, table):
     """
     name = spec.removeprefix("bundled:")
     if name not in table:
-        raise ValueError(f"backbone={spec!r}: the bundled backbones are {sorted(table)}")
+        raise ValueError(f"backbone={spec!r}: choose from the bundled backbones {sorted(table)}")
     package, import_name, file, sha256, architecture = table[name]
     found = importlib.util.find_spec(import_name)
     if found is None or not found.submodule_search_locations:
@@ -300,6 +313,6 @@ def file_state(file):
     """Return what changes when a file does; missing files are told by name."""
     path = pathlib.Path(file)
     if not path.exists():
-        raise ValueError(f"backbone: there is no file {path}")
+        raise ValueError(f"backbone: there is no file {path}; check the path")
     state = path.stat()
     return (str(path), state.st_mtime_ns, state.st_size)

@@ -8,10 +8,10 @@ from abc import abstractmethod
 import numpy as np
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import _check_sample_weight, check_consistent_length
+from sklearn.utils.validation import check_consistent_length
 
 from ._ensembles import RULES
-from ._labels import check_labels, class_weights, encode_labels, stratified_part, to_mean_one
+from ._labels import check_labels, check_weights, class_weights, encode_labels, stratified_part, to_mean_one
 from ._predictor import EnsemblePredictor
 
 POSITIVE = Interval(numbers.Real, 0, None, closed="neither")
@@ -147,7 +147,9 @@ class BaseSVEClassifier(EnsemblePredictor):
             raise ValueError("classes must be passed on the first call to partial_fit")
         if start is not None:
             if classes is not None and not np.array_equal(np.unique(classes), self.classes_):
-                raise ValueError(f"classes={classes!r} differs from those of the first call: {self.classes_!r}")
+                raise ValueError(
+                    f"classes={classes!r} differs from those of the first call: {self.classes_!r}; pass none"
+                )
             classes = self.classes_
         return self._fit_or_stay(X, y, sample_weight, start=start, classes=classes)
 
@@ -177,7 +179,7 @@ class BaseSVEClassifier(EnsemblePredictor):
         classes_, codes = encode_labels(y, known, "y")
         if len(classes_) < 2:
             raise ValueError(f"y has one class only, {classes_.tolist()[0]!r}; a classifier needs at least 2 classes")
-        weights = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
+        weights = check_weights(sample_weight, y)
         seeds = Seeds(
             self.random_state
             if self.random_state is None or isinstance(self.random_state, numbers.Integral)

@@ -1,6 +1,7 @@
 """Where and how precisely a fit runs, and the random generators that make it repeatable."""
 
 import contextlib
+import multiprocessing
 import numbers
 import os
 import pathlib
@@ -9,6 +10,7 @@ import re
 import threading
 import weakref
 
+import joblib
 import numpy as np
 import torch
 
@@ -33,6 +35,8 @@ def resolve_device(device):
         raise ValueError(
             f"device={device!r} is not a torch device; use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'"
         ) from error
+    if resolved.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device={device!r}: skve computes on 'cpu', 'cuda' and 'mps'; use one of them, or 'auto'")
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={device!r}: this machine has no usable CUDA device; use device='auto'")
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
@@ -95,6 +99,17 @@ def autocast(device, dtype):
     # Without the cache: it is emptied when the outermost autocast ends, and that outlives the steps of a fit, which
     # would go on with the weights of the first one.
     return torch.autocast(device.type, dtype=dtype, cache_enabled=False)
+
+
+def reader_threads(device):
+    """Return how many threads may read files while the network computes on `device`.
+
+    As many as the cores hold networks of torch's threads. None in a worker of joblib or multiprocessing, nor in any
+    thread but the main one: there, others work beside this one.
+    """
+    if multiprocessing.parent_process() is not None or threading.current_thread() is not threading.main_thread():
+        return 0
+    return joblib.cpu_count() // (torch.get_num_threads() if device.type == "cpu" else 1)
 
 
 _NO_MEMORY = re.compile(

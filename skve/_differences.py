@@ -43,3 +43,8 @@ class OwnOrders:
 
     def __iter__(self):
         return map(list, zip(*self.members, strict=True))
+
+    def close(self):
+        """End what reads ahead; see `Batches.close`."""
+        for batches in self.members:
+            batches.close()

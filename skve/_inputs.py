@@ -2,20 +2,21 @@
 
 import numbers
 import os
-import pathlib
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from ._decoding import ONE, decode_file, decode_opened, from_array
 from ._warnings import warn
 
-ONE = 1.001  # the largest float pixel of images from 0 to 1: resizing overshoots a little
 WANTED = (
-    "paths, PIL images, uint8 or float arrays of shape (n, height, width[, channels]), a list of such images, "
-    "a torch tensor of shape (n, channels, height, width), a one-column DataFrame or Series of paths or images, "
-    "or rows of pixels together with image_shape="
+    "paths, bytes or open files of images, PIL images, uint8, uint16 or float arrays of shape (n, height, width[, "
+    "channels]), a list of such images, a torch tensor of shape (n, channels, height, width), a one-column DataFrame "
+    "or Series of paths or images, or rows of pixels together with image_shape="
 )
+CHANNELS = (1, 3, 4)
+ENCODED = (str, os.PathLike, bytes)  # what has to be decoded
 
 
 def index_batches(n_samples, batch_size, generator):
@@ -46,49 +47,24 @@ class ImageSequence:
 
     def __getitem__(self, index):
         """Return image `index` as an RGB PIL image."""
-        item, number = self.items[index], self.numbers[index]
-        if isinstance(item, str | os.PathLike):
-            return _open(item, number)
+        item, where = self.items[index], f"X[{self.numbers[index]}]"
+        if isinstance(item, bytes):
+            return decode_file(item, f"{where} ({len(item)} bytes)")
+        if isinstance(item, ENCODED):
+            return decode_file(item, f"{where} = {str(item)!r}")
         if isinstance(item, Image.Image):
-            return _to_rgb(item, f"X[{number}]")
-        pixels = np.asarray(item)
-        if pixels.dtype.kind == "f":
-            _check_range(pixels, self.float_scale, number)
-            scale = self.float_scale or (1 if pixels.max() <= ONE else 255)
-            pixels = np.rint(np.clip(pixels / scale, 0, 1) * 255).astype(np.uint8)
-        elif pixels.dtype.kind == "b":
-            pixels = pixels * np.uint8(255)
-        if pixels.ndim == 3 and pixels.shape[-1] == 1:
-            pixels = pixels[..., 0]
-        return Image.fromarray(np.ascontiguousarray(pixels, np.uint8)).convert("RGB")
+            return decode_opened(item, where)
+        return from_array(np.asarray(item), self.float_scale, where)
+
+    def is_encoded(self, index):
+        """Say whether image `index` is a file, which takes long to decode."""
+        return isinstance(self.items[index], ENCODED)
 
     def take(self, indices):
         """Return the images at `indices` as a sequence of their own."""
         items = self.items
         chosen = items[indices] if isinstance(items, np.ndarray) else [items[i] for i in indices]
         return ImageSequence(chosen, self.float_scale, [self.numbers[i] for i in indices])
-
-
-def _open(path, index):
-    try:
-        with Image.open(path) as image:
-            return _to_rgb(image, f"X[{index}] = {str(path)!r}")
-    except FileNotFoundError:
-        raise ValueError(f"X[{index}] = {str(path)!r}: there is no such file") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"X[{index}] = {str(path)!r} cannot be read as an image: {error}") from error
-
-
-def _to_rgb(image, where):
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):  # Pillow would cut off what exceeds 255
-        raise ValueError(
-            f"{where} has more than 8 bits a pixel (mode {image.mode!r}); scale it to 0 to 255, for instance as an "
-            f"array of uint8"
-        )
-    try:
-        return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{where} cannot be decoded: {error}") from error
 
 
 def check_images(X, *, image_shape=None, float_scale=None, learn=True):
@@ -122,19 +98,17 @@ def check_images(X, *, image_shape=None, float_scale=None, learn=True):
         raise ValueError("X is empty: 0 sample(s) while a minimum of 1 is required")
     for index, item in enumerate(X if not _is_pixels(X) else ()):
         if isinstance(item, str | os.PathLike):
-            path = pathlib.Path(item)
-            if path.is_dir():
-                raise ValueError(f"X[{index}] = {str(item)!r} is a folder; pass the files in it")
-            if not path.is_file():
-                hint = "; '~' is not expanded" if str(item).startswith("~") else ""
-                raise ValueError(f"X[{index}] = {str(item)!r}: there is no such file{hint}")
-        elif not isinstance(item, Image.Image):
+            _check_path(item, f"X[{index}] = {str(item)!r}")
+        elif not isinstance(item, bytes | Image.Image):
             _check_pixels(item, f"X[{index}]")
     if _is_pixels(X):
         _check_pixels(X, "X", batch=True)
+    arrays = [X] if _is_pixels(X) else [np.asarray(x) for x in X if not isinstance(x, (*ENCODED, Image.Image))]
+    _check_16_bits(arrays, learn)
     if float_scale is None and not learn:
         return ImageSequence(X)
-    largest = max([_float_max(X)] if _is_pixels(X) else [_float_max(item) for item in X])
+    floats = [array for array in arrays if array.dtype.kind == "f"]
+    largest = max((float(array.max()) for array in floats), default=-1.0)
     if float_scale is None and largest >= 0:
         float_scale = 1 if largest <= ONE else 255
         if ONE < largest < 64:
@@ -142,7 +116,7 @@ def check_images(X, *, image_shape=None, float_scale=None, learn=True):
                 f"the float pixels of X reach only {largest:g} and are taken as 0 to 255: nearly black; "
                 f"bring them to 0 to 1 if that is not meant"
             )
-    elif float_scale == 255 and 0 < largest <= ONE and _has_fractions(X):
+    elif float_scale == 255 and 0 < largest <= ONE and any((array != np.rint(array)).any() for array in floats):
         raise ValueError(
             f"X has float pixels up to {largest:g} only, but the estimator was fitted on float pixels from 0 to 255; "
             f"multiply them by 255"
@@ -157,9 +131,12 @@ def _is_pixels(X):
 def _unwrap(X, image_shape):
     """Reduce containers to a numeric array (n, height, width[, channels]) or a list of single images."""
     kind = type(X).__name__
-    if isinstance(X, str | bytes | os.PathLike | Image.Image):
-        if isinstance(X, str | os.PathLike) and pathlib.Path(X).is_dir():
-            raise TypeError(f"X is the folder {str(X)!r}; wanted a list of its files, as sorted(Path(X).glob('*/*'))")
+    if isinstance(X, str | bytes | bytearray | memoryview | os.PathLike | Image.Image) or hasattr(X, "read"):
+        if isinstance(X, str | os.PathLike) and os.path.isdir(X):
+            raise TypeError(
+                f"X is the folder {str(X)!r}; wanted a list of its files: X, y = "
+                f"skve.datasets.load_image_folder(folder) lists those of class folders"
+            )
         raise TypeError(f"X is one {kind}; wanted a list of images, as in [X]")
     if _is_torch_dataset(X):
         raise TypeError(
@@ -170,29 +147,35 @@ def _unwrap(X, image_shape):
         if X.shape[1] != 1 and image_shape is None:
             raise ValueError(f"X has {X.shape[1]} columns; wanted one column of paths or images")
         X = X.iloc[:, 0] if hasattr(X, "iloc") and image_shape is None else X.to_numpy()
-    if hasattr(X, "detach") and hasattr(X, "numpy"):
+    if isinstance(X, torch.Tensor):
         if X.dim() == 3:
             raise ValueError(
                 f"X is a tensor of shape {tuple(X.shape)}; wanted (n, channels, height, width): X[:, None] makes "
                 f"grey images of it, X[None] one image"
             )
-        X = _from_tensor(X)
+        X = _from_tensor(X, "X")
+    elif isinstance(X, np.ndarray) and X.ndim == 4 and image_shape is None:
+        _check_layout(X.shape, "X")
     if hasattr(X, "to_numpy"):
         X = X.to_numpy()
     if isinstance(X, list | tuple):
-        X = [_from_tensor(item) if hasattr(item, "detach") else item for item in X]
+        X = [_unwrap_item(item, f"X[{index}]") for index, item in enumerate(X)]
         if image_shape is not None:
             X = np.asarray(X)
     if not isinstance(X, np.ndarray | list):
         raise TypeError(f"X is a {kind}; wanted {WANTED}")
     if isinstance(X, np.ndarray) and X.dtype == object and X.ndim in (3, 4):
         X = np.array(X.tolist())  # what NumPy makes of equally large images in np.array(images, dtype=object)
-    if isinstance(X, np.ndarray) and X.dtype.kind in "OUST":
+    if isinstance(X, np.ndarray) and X.dtype.kind == "S":
+        raise TypeError(
+            f"X is an array of {X.dtype}, which cuts zeros off the end of bytes; wanted a list of bytes or str"
+        )
+    if isinstance(X, np.ndarray) and X.dtype.kind in "OUT":
         if X.ndim == 2 and X.shape[1] == 1:
             X = X[:, 0]
         if X.ndim != 1:
             raise ValueError(f"X has shape {X.shape}; wanted one column of paths or images")
-        X = [str(item) if isinstance(item, np.str_) else item for item in X]
+        X = [_unwrap_item(item, f"X[{index}]") for index, item in enumerate(X)]
     if isinstance(X, np.ndarray) and image_shape is not None:
         X = _rows_to_images(X, image_shape)
     return X
@@ -213,15 +196,52 @@ def _is_torch_dataset(X):
     return any(base.__module__.startswith("torch.utils.data") for base in type(X).__mro__)
 
 
-def _from_tensor(tensor):
+def _unwrap_item(item, where):
+    """Bring tensors into the order of arrays, and read open files at once: they would not survive a pickle."""
+    if isinstance(item, torch.Tensor):
+        return _from_tensor(item, where)
+    if isinstance(item, np.str_):
+        return str(item)
+    if isinstance(item, bytearray | memoryview):
+        return bytes(item)
+    if isinstance(item, np.ndarray) and item.ndim == 3:
+        _check_layout(item.shape, where)
+    if not hasattr(item, "read") or isinstance(item, os.PathLike):
+        return item
+    try:
+        if hasattr(item, "seek") and item.seekable():
+            item.seek(0)
+        content = item.read()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{where}: the open file cannot be read: {error}; pass its path or its bytes") from error
+    if not isinstance(content, bytes):
+        raise TypeError(
+            f"{where} is a file that gives {type(content).__name__}; open it in binary mode, open(path, 'rb')"
+        )
+    return content
+
+
+def _check_layout(shape, where):
+    """Refuse images that could have their channels first as well as last."""
+    first, middle, last = shape[-3:]
+    if first in CHANNELS and last in CHANNELS:
+        raise ValueError(
+            f"{where} has shape {tuple(shape)}, which may be {first} x {middle} pixels with {last} channels last, or "
+            f"{middle} x {last} pixels with {first} channels first; pass PIL images, or rows with "
+            f"image_shape=(height, width, channels)"
+        )
+
+
+def _from_tensor(tensor, where):
     """Bring a tensor (n, channels, height, width) or (channels, height, width) into the order of arrays."""
     tensor = tensor.detach().cpu()
     array = (tensor.float() if tensor.is_floating_point() else tensor).numpy()  # NumPy has no bfloat16
-    if array.ndim >= 3 and array.shape[-3] in (1, 3, 4):
+    if array.ndim >= 3 and array.shape[-3] in CHANNELS:
+        _check_layout(array.shape, where)
         return np.moveaxis(array, -3, -1)
     if array.ndim == 4:
         raise ValueError(
-            f"X is a tensor of shape {tuple(array.shape)}; wanted (n, channels, height, width) "
+            f"{where} is a tensor of shape {tuple(array.shape)}; wanted (n, channels, height, width) "
             f"with 1, 3 or 4 channels"
         )
     return array
@@ -229,12 +249,14 @@ def _from_tensor(tensor):
 
 def _check_pixels(item, where, batch=False):
     if not isinstance(item, np.ndarray):
-        if isinstance(item, numbers.Number | bytes | type(None) | dict):
-            raise TypeError(f"{where} is {item!r}, a {type(item).__name__}; wanted a path, PIL image or array")
+        if isinstance(item, numbers.Number | type(None) | dict):
+            raise TypeError(f"{where} is {item!r:.60}, a {type(item).__name__}; wanted a path, PIL image or array")
         try:
             item = np.asarray(item)
         except ValueError as error:
-            raise TypeError(f"{where} is a {type(item).__name__} that is no array: {error}") from error
+            raise TypeError(
+                f"{where} is a {type(item).__name__} that is no array: {error}; wanted rows of equal length"
+            ) from error
     n_batch = int(batch)
     shape = item.shape[n_batch:]
     if batch and item.ndim == 3 and item.shape[-1] in (3, 4):
@@ -244,15 +266,15 @@ def _check_pixels(item, where, batch=False):
         raise ValueError(
             f"{where} has shape {item.shape}; wanted {'(n, ' if batch else '('}height, width[, channels]){hint}"
         )
-    if len(shape) == 3 and shape[-1] not in (1, 3, 4):
+    if len(shape) == 3 and shape[-1] not in CHANNELS:
         hint = ""
-        if shape[0] in (1, 3, 4):
+        if shape[0] in CHANNELS:
             hint = "; it looks channels-first: turn it by np.moveaxis(X, -3, -1), or pass a tensor"
         raise ValueError(
             f"{where} has {shape[-1]} channels (shape {item.shape}); wanted 1, 3 or 4 as last axis{hint}"
         )
     if 0 in shape:
-        raise ValueError(f"{where} has shape {item.shape}: there is no pixel in it")
+        raise ValueError(f"{where} has shape {item.shape}: there is no pixel in it; at least 1 is wanted")
     if item.dtype.kind == "f":
         if not np.isfinite(item).all():
             at = f"{where}[{int(np.argwhere(~np.isfinite(item))[0][0])}]" if batch else where
@@ -261,30 +283,32 @@ def _check_pixels(item, where, batch=False):
             raise ValueError(
                 f"{where} has float pixels from {item.min():g} to {item.max():g}; wanted 0 to 1 or 0 to 255"
             )
-    elif item.dtype.kind not in "iub" or item.min() < 0 or item.max() > 255:
+    elif item.dtype != np.uint16 and (item.dtype.kind not in "iub" or item.min() < 0 or item.max() > 255):
         values = f" from {item.min()} to {item.max()}" if item.dtype.kind in "iu" else ""
         raise ValueError(
-            f"{where} has pixels of type {item.dtype}{values}; wanted integers from 0 to 255, "
-            f"or floats from 0 to 1 or 0 to 255"
+            f"{where} has pixels of type {item.dtype}{values}; wanted integers from 0 to 255, uint16 from 0 to "
+            f"65535, or floats from 0 to 1 or 0 to 255"
         )
 
 
-def _float_max(item):
-    """Return the largest float pixel, -1 where there is none."""
-    if isinstance(item, str | os.PathLike | Image.Image):
-        return -1.0
-    item = np.asarray(item)
-    return float(item.max()) if item.dtype.kind == "f" else -1.0
-
-
-def _has_fractions(X):
-    arrays = [X] if _is_pixels(X) else [np.asarray(item) for item in X if not isinstance(item, str | Image.Image)]
-    return any(array.dtype.kind == "f" and bool((array != np.rint(array)).any()) for array in arrays)
-
-
-def _check_range(pixels, scale, index):
-    if scale == 1 and pixels.max() > ONE:
+def _check_16_bits(arrays, learn):
+    """Check that uint16 arrays use their range, so that 8-bit values in them are never taken for black images."""
+    largest = max((int(array.max()) for array in arrays if array.dtype == np.uint16), default=0)
+    if 0 < largest <= 255:
         raise ValueError(
-            f"X[{index}] has float pixels up to {pixels.max():g}, but the estimator was fitted on float pixels from "
-            f"0 to 1; bring all images to one scale, or to uint8"
+            f"X has pixels of type uint16 up to {largest} only, which may be images from 0 to 255 or black ones from "
+            f"0 to 65535; pass X.astype(np.uint8) for the first, (X // 257).astype(np.uint8) for the second"
         )
+    if learn and 0 < largest < 2**14:
+        warn(
+            f"the uint16 pixels of X reach only {largest} and are taken as 0 to 65535: nearly black; "
+            f"stretch them, as in X * (65535 // {largest}), if that is not meant"
+        )
+
+
+def _check_path(item, where):
+    if os.path.isdir(item):
+        raise ValueError(f"{where} is a folder; pass the files in it, as skve.datasets.load_image_folder lists them")
+    if not os.path.isfile(item):
+        hint = "; '~' is not expanded, use Path.expanduser()" if str(item).startswith("~") else "; check the path"
+        raise ValueError(f"{where}: there is no such file{hint}")

@@ -4,14 +4,19 @@ import numpy as np
 import torch
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import column_or_1d
+from sklearn.utils.validation import _check_sample_weight, column_or_1d
+
+_KINDS = "strings, integers, booleans or other objects that can be sorted"
 
 
 def check_labels(y, name):
     """Return labels as a 1-D array without missing ones."""
     if y is None:
         raise ValueError(f"requires {name} to be passed, but the target {name} is None")
-    y = column_or_1d(y, warn=True)
+    try:
+        y = column_or_1d(y, warn=True)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}; wanted one label for each sample: {_KINDS}") from error
     if (y.dtype.kind == "f" and not np.isfinite(y).all()) or (y.dtype.kind in "mM" and np.isnat(y).any()):
         raise ValueError(f"Input {name} contains NaN or infinity; every sample needs a label")
     if y.dtype == object:
@@ -21,8 +26,17 @@ def check_labels(y, name):
     try:
         check_classification_targets(y)
     except TypeError as error:
-        raise ValueError(f"{name} mixes labels that cannot be sorted together: {error}") from error
+        raise _mixed(name, error) from error
+    except ValueError as error:
+        raise ValueError(f"{name}: {error} Wanted are {_KINDS}") from error
     return y
+
+
+def _mixed(name, error):
+    return ValueError(
+        f"{name} mixes labels that cannot be sorted together: {error}; bring them to one type, "
+        f"as by list(map(str, {name}))"
+    )
 
 
 def _is_missing(label):
@@ -37,12 +51,15 @@ def encode_labels(y, known, name):
     try:
         found, codes = np.unique(y, return_inverse=True)
     except TypeError as error:
-        raise ValueError(f"{name} mixes labels that cannot be sorted together: {error}") from error
+        raise _mixed(name, error) from error
     if known is None:
         return found, codes
     unknown = np.setdiff1d(found, known)
     if len(unknown):
-        raise ValueError(f"{name} has labels that are not among the classes {known.tolist()}: {unknown.tolist()}")
+        raise ValueError(
+            f"{name} has labels that are not among the classes {known.tolist()}: {unknown.tolist()}; leave their "
+            f"samples out, or fit anew (partial_fit: list all in classes= of the first call)"
+        )
     return known, np.searchsorted(known, found)[codes]
 
 
@@ -79,6 +96,16 @@ def stratified_part(codes, fraction, generator):
     return chosen
 
 
+def check_weights(sample_weight, y):
+    """Return the weights of the samples as an array, ones for None."""
+    try:
+        return _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
+    except (ValueError, TypeError) as error:
+        raise type(error)(
+            f"sample_weight: {error}; wanted None or a finite number of at least 0 for each sample, not all 0"
+        ) from error
+
+
 def to_mean_one(weights, part):
     """Scale weights to mean 1.
 
@@ -98,5 +125,8 @@ def class_weights(class_weight, codes, classes):
         return np.ones(len(codes))
     present = np.unique(codes)
     per_class = np.ones(len(classes))
-    per_class[present] = compute_class_weight(class_weight, classes=classes[present], y=classes[codes])
+    try:
+        per_class[present] = compute_class_weight(class_weight, classes=classes[present], y=classes[codes])
+    except ValueError as error:
+        raise ValueError(f"class_weight={class_weight!r}: {error}; its keys must be labels of y") from error
     return per_class[codes]

@@ -108,7 +108,14 @@ class EnsemblePredictor(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
             backbone = self._load_backbone(self._state.spec, self.preprocess_).on(device)
             pipeline = self._make_pipeline(items, backbone, device, training=False)
             ensemble = self._state.ensemble_on(backbone, pipeline)
-            return predict_members(ensemble, pipeline, self.batch_size, len(self.classes_))
+            proba = predict_members(ensemble, pipeline, self.batch_size, len(self.classes_))
+        if not np.isfinite(proba).all():
+            member, sample = np.argwhere(~np.isfinite(proba))[0][:2]
+            raise ValueError(
+                f"member {member} predicts NaN for X[{sample}]: numbers overflow in the backbone or in the member; "
+                f"fit again with lower member_lr and head_lr, or take a whole copy of the saved model"
+            )
+        return proba
 
     def predict_proba(self, X):
         """Predict class probabilities: the mean of the members' probabilities, calibrated with `calibrate`.

@@ -12,6 +12,7 @@ import numpy as np
 
 from ._backbones import EmbeddedBackbone
 from ._device import resolve_device
+from ._document import FITTED, check_document
 from ._state import FittedState
 from ._warnings import warn
 
@@ -20,6 +21,7 @@ GIVE = "pass it to skve.load(folder, backbone=module), for texts as backbone=(mo
 LOCK = ".skve.lock"
 _OURS = re.compile(r"(members|backbone|tokenizer)-\w+\.safetensors(\.tmp)?|skve\.json\.tmp")  # all but skve.json
 PAIRS = "pairs"  # marks a dict in the parameters, as a list of its items
+_LARGEST_DOCUMENT = 256 * 1024**2  # bytes
 
 
 def save(estimator, folder, *, include_backbone):
@@ -33,7 +35,7 @@ def save(estimator, folder, *, include_backbone):
 
     folder = pathlib.Path(folder)
     if folder.is_file():
-        raise ValueError(f"{folder} is a file; a model is saved as a folder")
+        raise ValueError(f"{folder} is a file; a model is saved as a folder: pass one")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder / LOCK):
@@ -82,11 +84,7 @@ def _save(estimator, folder, include_backbone):
         "history": estimator.history_,
         "n_iter": estimator.n_iter_,
         "temperature": estimator.temperature_,
-        "fitted": {
-            name: value
-            for name, value in vars(estimator).items()
-            if name in ("n_features_in_", "_float_scale", "_paired")
-        },
+        "fitted": {name: value for name, value in vars(estimator).items() if name in FITTED},
         "state": {
             field.name: getattr(state, field.name)
             for field in dataclasses.fields(state)
@@ -94,10 +92,10 @@ def _save(estimator, folder, include_backbone):
         },
     }
     try:
-        text = json.dumps(document, indent=1, allow_nan=True)
+        document["sha256"] = document_hash(document)
     except TypeError as error:
         raise ValueError(f"the estimator cannot be saved as JSON: {error}") from error
-    _replace(folder / "skve.json", text.encode())
+    _replace(folder / "skve.json", json.dumps(document, indent=1).encode())
     kept = {entry["file"] for entry in files.values()}
     for old in list(folder.iterdir()):
         if _OURS.fullmatch(old.name) and old.name not in kept:
@@ -125,8 +123,9 @@ def load(folder, *, backbone=None):
     Raises
     ------
     ValueError
-        If the folder holds no model, a file is missing, truncated or altered, the format is newer than this
-        version of skve reads, or (at the first prediction) the backbone's weights are others.
+        If the folder holds no model, a file is missing, truncated or altered, a value in it is not what `save`
+        writes, the format is newer than this version of skve reads, or (at the first prediction) the backbone's
+        weights are others.
 
     Examples
     --------
@@ -147,18 +146,8 @@ def load(folder, *, backbone=None):
     folder = pathlib.Path(folder)
     path = folder / "skve.json"
     if not path.is_file():
-        raise ValueError(f"{folder} holds no skve model: there is no file {path}")
-    try:
-        text = path.read_text("utf-8")
-        document = json.loads(text)
-        version = document["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has format version {version}; this skve reads up to {FORMAT_VERSION}: upgrade skve "
-            f"(the model was saved by skve {document.get('versions', {}).get('skve')})"
-        )
+        raise ValueError(f"{folder} holds no skve model: there is no file {path}; pass the folder that save wrote")
+    document = _read_document(path)
     try:
         try:
             files = {
@@ -166,14 +155,47 @@ def load(folder, *, backbone=None):
                 for name, entry in document["files"].items()
             }
         except ValueError:
-            if path.read_text("utf-8") != text:  # somebody saved another model meanwhile
+            if _read_document(path) != document:  # somebody saved another model meanwhile
                 return load(folder, backbone=backbone)
             raise
         tensors = {name: from_bytes(content) for name, content in files.items()}
         estimator = _rebuild(document, tensors, backbone)
-    except (KeyError, TypeError, AttributeError, IndexError, SafetensorError) as error:
-        raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError, SafetensorError) as error:
+        if str(error).startswith("backbone="):
+            raise
+        raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}; save the model again") from error
     return estimator
+
+
+def document_hash(document):
+    """Return the SHA-256 of what skve.json says, without its own field "sha256" and however it is laid out."""
+    content = json.loads(json.dumps({name: value for name, value in document.items() if name != "sha256"}))
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _read_document(path):
+    """Return what a skve.json says, if it is whole and of a format that is known."""
+    if path.stat().st_size > _LARGEST_DOCUMENT:
+        raise ValueError(
+            f"{path} has {path.stat().st_size} bytes, more than the limit of {_LARGEST_DOCUMENT}; take a whole copy"
+        )
+    try:
+        document = json.loads(path.read_text("utf-8"))
+        version = document["format_version"]
+        digest = document_hash(document)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}; save the model again") from error
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {version}; this skve reads up to {FORMAT_VERSION}: upgrade skve "
+            f"(the model was saved with {document.get('versions')!r:.200})"
+        )
+    if document.get("sha256") != digest:
+        raise ValueError(
+            f"{path} is damaged or altered: its content does not have the SHA-256 that it names; take a whole copy. "
+            f"(Parameters are changed by set_params on the loaded estimator)"
+        )
+    return document
 
 
 def _rebuild(document, tensors, backbone):
@@ -187,13 +209,14 @@ def _rebuild(document, tensors, backbone):
         for name, value in document["parameters"].items()
     }
     estimator = classes[document["class"]](**parameters)
+    check_document(document, estimator, tensors)
     if backbone is not None:
         estimator.set_params(backbone=backbone)
         found = estimator._load_backbone(backbone, document["preprocess"]).description["sha256"]
         if found != document["state"]["backbone"]["sha256"]:
             raise ValueError(
                 f"backbone={type(backbone).__name__}: its weights are not those that the model was fitted on "
-                f"(SHA-256 {found[:12]}..., wanted {document['state']['backbone']['sha256'][:12]}...)"
+                f"(SHA-256 {found[:12]}..., wanted {document['state']['backbone']['sha256'][:12]}...); pass those"
             )
     described = dict(document["state"])
     described["layers"] = tuple(described["layers"])
@@ -214,18 +237,11 @@ def _rebuild(document, tensors, backbone):
         warn(f"device={estimator.device!r} of the fit is not on this machine: 'auto' is used")
         estimator.set_params(device="auto")
     estimator._state = FittedState(arrays=tensors["members"], spec=spec, **described)
-    labels = document["classes"]
-    if len(labels["values"]) != described["n_classes"]:
-        raise ValueError(
-            f"skve.json is damaged: it has {len(labels['values'])} labels for {described['n_classes']} classes"
-        )
-    estimator.classes_ = np.array(labels["values"], dtype=labels["dtype"])
+    estimator.classes_ = np.array(document["classes"]["values"], dtype=document["classes"]["dtype"])
     estimator.preprocess_ = document["preprocess"]
     estimator.history_ = document["history"]
     estimator.n_iter_ = document["n_iter"]
     estimator.temperature_ = document["temperature"]
-    if not (isinstance(estimator.temperature_, float) and 0 < estimator.temperature_ < float("inf")):
-        raise ValueError(f"skve.json is damaged: its temperature is {estimator.temperature_!r}")
     vars(estimator).update(document["fitted"])
     return estimator
 
@@ -293,7 +309,8 @@ def _write_named(folder, stem, data):
 def _replace(path, data):
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with open(temporary, "wb") as stream:
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as stream:  # never through a link that somebody has put there
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
@@ -305,11 +322,15 @@ def _replace(path, data):
 
 def _read_checked(folder, file, sha256):
     if pathlib.PurePath(file).name != file:
-        raise ValueError(f"{folder}/skve.json refers to {file!r} outside the folder")
+        raise ValueError(
+            f"{folder}/skve.json refers to {file!r} outside the folder; do not trust the model, or save it again"
+        )
     path = folder / file
     if not path.is_file():
-        raise ValueError(f"{path} is missing")
+        raise ValueError(f"{path} is missing; take a whole copy of the model")
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise ValueError(f"{path} is truncated or altered: its SHA-256 is not the one in skve.json")
+        raise ValueError(
+            f"{path} is truncated or altered: its SHA-256 is not the one in skve.json; take a whole copy"
+        )
     return data

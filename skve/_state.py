@@ -124,6 +124,19 @@ class FittedState:
         size = min(len(pipeline), self.batch_size * BATCHES_PER_INSTALLATION) * pipeline.mean_size
         traced = Trace(frozenset(), self.positions, list(self.shareable), self.n_features)
         head = Head(self.n_features, self.n_classes, backbone.preprocess.get("softcap"))
+        wanted, found = {**head.shapes(), **rule.shapes()}, {key: v.shape[1:] for key, v in self.arrays.items()}
+        if wanted != found:
+            wrong = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+            raise ValueError(
+                f"the members do not fit the backbone {self.backbone['name']!r}: {wrong[0]} has shape "
+                f"{found.get(wrong[0])}, wanted {wanted.get(wrong[0])}; fit again, or take a whole copy"
+            )
+        unknown = set(self.shareable) - {name for name, _ in backbone.module.named_modules(remove_duplicate=False)}
+        if unknown:
+            raise ValueError(
+                f"the backbone {self.backbone['name']!r} has no {sorted(unknown)[0]!r}, which the members share; fit "
+                f"again, or take a whole copy"
+            )
         return Ensemble(rule, head, self.members(device), traced, size, training=False)
 
 
@@ -191,7 +204,7 @@ def new_ensemble(
             raise
         raise ValueError(
             f"the backbone {backbone.description['name']!r} cannot compute features of a batch "
-            f"({shape_of(example)}): {error}"
+            f"({shape_of(example)}): {error}; it must take such a batch and return features"
         ) from error
     if selects:
         unused = [site.layer for site in sites if rule.main_parameter(site) not in traced.used]

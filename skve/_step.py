@@ -1,5 +1,6 @@
 """One step of a training and one prediction, for all members, in parts that fit the memory."""
 
+import contextlib
 import dataclasses
 import math
 import types
@@ -247,32 +248,39 @@ def predict_members(ensemble, pipeline, batch_size, n_classes, n_batches=BATCHES
     proba = np.empty((len(ensemble.members), len(pipeline), n_classes))
     batches = list(pipeline.batches(batch_size, None))
     while batches:
+        n_done, failed = 0, False
         try:
-            _predict_block(ensemble, pipeline, batches[:n_batches], proba)
+            with contextlib.closing(pipeline.load_each(batches, n_batches)) as reading:
+                while n_done < len(batches):
+                    block = batches[n_done : n_done + n_batches]
+                    _predict_block(ensemble, pipeline, block, reading, proba)
+                    n_done += len(block)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             if max(map(len, batches)) == 1:
                 raise torch.OutOfMemoryError(f"one member and one sample: {error}") from error
-            batches = [half for batch in batches for half in np.array_split(batch, 2) if len(half)]
             failed = True
-        else:
-            batches, failed = batches[n_batches:], False
+        batches = batches[n_done:]
         ensemble.network.new_batch()
         if failed:
+            batches = [half for batch in batches for half in np.array_split(batch, 2) if len(half)]
             release_memory(ensemble.device)
     return proba
 
 
-def _predict_block(ensemble, pipeline, batches, proba):
+def _predict_block(ensemble, pipeline, batches, reading, proba):
     network = ensemble.network
-    raw = [pipeline.load(indices) for indices in batches]
+    raw: list = []
     shared: list[dict] = [{} for _ in batches]
     with torch.no_grad():
         for index in range(len(ensemble.members)):
             ensemble.install(index)
             for position, indices in enumerate(batches):
+                if index == 0:  # the first member computes while the next batches are read
+                    raw.append(next(reading))
                 network.shared_outputs = shared[position]
                 logits = ensemble.member_logits(pipeline.prepare(raw[position], None), index)
                 shared[position] = network.shared_outputs
                 proba[index, indices] = torch.softmax(logits.cpu().double(), -1).numpy()
+    network.new_batch()

@@ -306,4 +306,4 @@ def _candidates(names):
     if not names:
         return "it has no linear layer or ungrouped convolution that can be adapted"
     shown = ", ".join(names[:40]) + (f", ... ({len(names)} in all)" if len(names) > 40 else "")
-    return f"the candidates are: {shown}"
+    return f"choose from the candidates: {shown}"

@@ -97,7 +97,7 @@ def load_text_backbone(spec, *, head="linear", dtype="float32"):
     if path.is_file():
         raise ValueError(f"backbone={spec!r} is a file; wanted the folder that holds config.json and the weights")
     if is_path:
-        raise ValueError(f"backbone={spec!r}: there is no folder {path}")
+        raise ValueError(f"backbone={spec!r}: there is no folder {path}; check the path")
     return cached(key, lambda: pretrained(spec, "hub", spec, head, dtype))
 
 

@@ -74,7 +74,10 @@ def check_texts(X, *, paired=None):
     first, second = [], []
     for index, item in enumerate(items):
         if isinstance(item, tuple) != is_pairs and isinstance(item, str | tuple):
-            raise TypeError(f"X mixes single texts and pairs: X[0] is {_show(items[0])}, X[{index}] is {_show(item)}")
+            raise TypeError(
+                f"X mixes single texts and pairs: X[0] is {_show(items[0])}, X[{index}] is {_show(item)}; "
+                f"make all of one kind"
+            )
         if not is_pairs:
             first.append(_check_text(item, f"X[{index}]"))
             continue
@@ -121,7 +124,9 @@ def _check_text(item, where):
         try:
             item.encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"{where} = {_show(item)} is no valid Unicode: {error}") from None
+            raise ValueError(
+                f"{where} = {_show(item)} is no valid Unicode: {error}; take such characters out"
+            ) from None
         return str(item)  # numpy's string scalars are subclasses
     if _is_missing(item):
         raise ValueError(f"{where} is {item!r}: missing texts must be filled in or dropped")

@@ -13,11 +13,13 @@ import torch
 from torch import nn
 
 from . import _tokens
-from ._backbones import Backbone, check_output, freeze, hub_unreachable, tensors_hash
+from ._backbones import Backbone, check_embedded, check_output, freeze, hub_unreachable, tensors_hash
 from ._device import new_lock
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _quiet_lock = new_lock()
+_ARCHITECTURES = ("AutoModel", "AutoModelForTextEncoding", "AutoModelForCausalLM", "AutoModelForMaskedLM")
+_CODE = ("auto_map", "attn_implementation", "_attn_implementation")  # of a configuration: names code of others
 
 
 @dataclasses.dataclass(eq=False)
@@ -141,6 +143,7 @@ def _quiet():
 
 def pretrained(spec, kind, source, head, dtype, **options):
     transformers = _transformers()
+    options["trust_remote_code"] = False  # the default would ask at the keyboard
     try:
         with _quiet():
             config = transformers.AutoConfig.from_pretrained(source, **options)
@@ -282,18 +285,44 @@ def _n_embedded(module):
 def build_embedded(spec, head, dtype):
     transformers = _transformers()
     config, architecture = spec.description["config"], spec.description["architecture"]
+    if architecture not in _ARCHITECTURES:
+        raise ValueError(f"the embedded backbone's architecture {architecture!r} is none of {_ARCHITECTURES}")
+    config = _without_code(config)
     if head == "linear" and architecture.endswith("LM"):
         raise ValueError(
             f"head='linear': the backbone {spec.description['name']!r} was embedded for head='lm'; keep that, or set "
             f"backbone to where the original weights are"
         )
+    try:
+        return check_embedded(_rebuild(spec, head, dtype, transformers, architecture, config), spec)
+    except (ValueError, ImportError):
+        raise
+    except Exception as error:  # whatever a broken configuration, tokenizer or weight provokes in transformers
+        raise ValueError(
+            f"the embedded backbone {spec.description['name']!r} cannot be rebuilt: {type(error).__name__}: {error}; "
+            f"take a whole copy of the saved model, or pass the backbone: skve.load(folder, backbone=...)"
+        ) from error
+
+
+def _rebuild(spec, head, dtype, transformers, architecture, config):
     with _quiet(), tempfile.TemporaryDirectory() as folder:
-        module = getattr(transformers, architecture).from_config(transformers.AutoConfig.for_model(**config))
+        factory = getattr(transformers, architecture)
+        module = factory.from_config(transformers.AutoConfig.for_model(**config), trust_remote_code=False)
         for name, content in spec.files.items():
-            (pathlib.Path(folder) / pathlib.PurePath(name).name).write_bytes(content)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+            if pathlib.PurePath(name).name != name or name == "..":
+                raise ValueError(
+                    f"the embedded tokenizer has a file {name!r} outside its folder; do not trust the model"
+                )
+            (pathlib.Path(folder) / name).write_bytes(content)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     state = {name: torch.tensor(value) for name, value in spec.arrays.items()}
     return _finish(module, tokenizer, head, dtype, dict(spec.description), state)
+
+
+def _without_code(config):
+    """Return a configuration, and those in it, without the entries that name code to be loaded."""
+    kept = {name: value for name, value in config.items() if name not in _CODE}
+    return {name: _without_code(value) if isinstance(value, dict) else value for name, value in kept.items()}
 
 
 def arguments(module):

@@ -364,6 +364,10 @@ class TextPipeline:
             batch["impossible"] = torch.from_numpy(~self._listed[self.rows[indices]])
         return batch
 
+    def load_each(self, batches, ahead):
+        """Yield what `load` returns for each batch."""
+        yield from map(self.load, batches)
+
     def prepare(self, raw, generator):
         """Return the network's input on its device; texts are not augmented."""
         return {name: values.to(self.device) for name, values in raw.items()}

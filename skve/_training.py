@@ -4,6 +4,7 @@ import bisect
 import copy
 import dataclasses
 import dis
+import itertools
 import math
 import warnings
 
@@ -18,6 +19,8 @@ from tqdm.auto import tqdm
 from ._ensembles import HEAD, RATIOS, SCALES, WEIGHTS, is_trained
 from ._step import Step
 
+_AHEAD = 2  # batches that are read while the network computes
+
 
 class Batches:
     """Samples with targets and weights, in batches; each iteration draws a new order.
@@ -25,8 +28,9 @@ class Batches:
     Parameters
     ----------
     pipeline : object
-        `pipeline.load(indices)` reads samples, `pipeline.prepare(raw, generator)` makes them the network's
-        input, augmented where a generator is given.
+        `pipeline.load_each(batches, ahead)` reads the samples of one batch after another, those of the next ones
+        ahead; `pipeline.prepare(raw, generator)` makes them the network's input, augmented where a generator is
+        given.
     targets : numpy.ndarray of int, shape (n_samples,)
     weights : numpy.ndarray of float, shape (n_samples,) or (n_members, n_samples)
     batch_size : int
@@ -40,6 +44,7 @@ class Batches:
         self.targets = torch.as_tensor(targets)
         self.weights = torch.as_tensor(weights, dtype=torch.float32)
         self.order, self.augment = order, augment
+        self._reading = None
 
     def copy(self, **changes):
         """Return these batches with other attributes."""
@@ -51,9 +56,16 @@ class Batches:
         return math.ceil(len(self.targets) / self.batch_size)
 
     def __iter__(self):
-        for indices in self.pipeline.batches(self.batch_size, self.order):
-            inputs = self.pipeline.prepare(self.pipeline.load(indices), self.augment)
+        batches = list(self.pipeline.batches(self.batch_size, self.order))
+        self._reading = self.pipeline.load_each(batches, _AHEAD)
+        for indices, raw in zip(batches, self._reading, strict=True):
+            inputs = self.pipeline.prepare(raw, self.augment)
             yield inputs, (self.targets[indices].to(self.device), self.weights[..., indices].to(self.device))
+
+    def close(self):
+        """End the reading, and its threads, where an iteration stopped half-way."""
+        if self._reading is not None:
+            self._reading.close()
 
 
 def cycle_starts(n_steps, n_cycles):
@@ -296,6 +308,12 @@ def train(ensemble, train_batches, valid_batches, settings, *, callbacks=None, v
     ValueError
         If the loss is not finite or a layer's ratios get no gradient.
     """
+    for index, callback in enumerate(callbacks or []):
+        own_part = callback[-1] if isinstance(callback, tuple) else callback
+        if not (isinstance(own_part, Callback) or (isinstance(own_part, type) and issubclass(own_part, Callback))):
+            raise ValueError(
+                f"callbacks[{index}] is {callback!r}; wanted a callback of skorch, or a pair (name, callback)"
+            )
     history = _History()
     n_steps = settings.max_epochs * len(train_batches)
     n_cycles = ensemble.rule.n_cycles(len(ensemble.members))
@@ -335,6 +353,9 @@ def train(ensemble, train_batches, valid_batches, settings, *, callbacks=None, v
             ensemble.load_state_dict(state)
             interrupted = True
         finally:
+            for batches in (train_batches, valid_batches):
+                if batches is not None:
+                    batches.close()
             if progress:
                 progress.close()
         net.notify("on_train_end", X=train_batches, y=valid_batches)

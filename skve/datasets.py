@@ -1,11 +1,19 @@
-"""Small real data that ships with the package."""
+"""Small real data that ships with the package, and images from folders."""
 
 import csv
 import importlib.resources
+import os
+import pathlib
 
 import numpy as np
+from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.utils import Bunch
+
+from ._decoding import readable_formats
+from ._warnings import warn
+
+_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
 def load_fashion():
@@ -88,3 +96,97 @@ def load_intents():
         target_names=np.unique(target),
         DESCR=(folder / "DESCR.rst").read_text("utf-8"),
     )
+
+
+def load_image_folder(path, *, extensions=None):
+    """List the images of a folder that has a folder for each class, as in `path/cat/1.jpg`; none is opened.
+
+    Parameters
+    ----------
+    path : str or path
+        Its folders are the classes; images lie in them, or in folders within. Links are followed. Hidden files
+        and folders, whose names begin with a dot, and files with other extensions are skipped.
+    extensions : list of str, default=None
+        Extensions of images, as in `[".jpg", ".png"]`; capitals do not matter. None: those of all formats that
+        are read.
+
+    Returns
+    -------
+    paths : ndarray of shape (n_samples,), str
+        Paths of the images that begin with `path`, sorted by class and name.
+    labels : ndarray of shape (n_samples,), str
+        The name of the class folder of each.
+
+    Raises
+    ------
+    ValueError
+        If `path` is no folder, or has no class folder with an image in it.
+    TypeError
+        If `extensions` is no list of strings.
+
+    Warns
+    -----
+    UserWarning
+        If a class folder has no image, images lie beside the class folders, or these are called as parts of a data
+        set, such as "train" and "test".
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> from PIL import Image
+    >>> from skve.datasets import load_image_folder
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("cat/1.png", "cat/2.png", "dog/1.png"):
+    ...         file = pathlib.Path(folder, name)
+    ...         file.parent.mkdir(exist_ok=True)
+    ...         Image.new("RGB", (8, 8)).save(file)
+    ...     paths, labels = load_image_folder(folder)
+    >>> len(paths), labels.tolist()
+    (3, ['cat', 'cat', 'dog'])
+    """
+    root = pathlib.Path(path)
+    if not root.is_dir():
+        what = "is a file" if root.exists() else "does not exist"
+        raise ValueError(f"path={str(path)!r} {what}; wanted a folder that has a folder of images for each class")
+    wanted = _extensions(extensions)
+    entries = sorted(entry for entry in os.listdir(root) if not entry.startswith("."))
+    found = {entry: _files(root / entry, wanted) for entry in entries if (root / entry).is_dir()}
+    beside = [entry for entry in entries if entry not in found and entry.lower().endswith(wanted)]
+    if not any(found.values()):
+        hint = f"; images that lie in it, as {beside[0]!r}, belong to no class" if beside else ""
+        raise ValueError(
+            f"path={str(path)!r} has {len(found)} folders and no image in any of them{hint}; wanted files as in "
+            f"path/CLASS/image.jpg, with one of the extensions {', '.join(wanted)}"
+        )
+    empty = [name for name, files in found.items() if not files]
+    if empty:
+        warn(f"the folders {empty} have no image and are no classes; remove them, or see to their files' extensions")
+    if beside:
+        warn(f"{len(beside)} images, as {beside[0]!r}, lie beside the class folders and are left out; move them")
+    if {name.lower() for name in found} <= _SPLITS:
+        warn(f"the class folders are called {list(found)}; pass one of them as path if the classes lie within")
+    pairs = [(file, name) for name, files in found.items() for file in files]
+    return np.array([file for file, _ in pairs]), np.array([name for _, name in pairs])
+
+
+def _extensions(extensions):
+    """Return the extensions as a tuple of lower-case strings with a dot."""
+    if extensions is None:
+        readable = readable_formats()
+        return tuple(sorted(name for name, kind in Image.registered_extensions().items() if kind in readable))
+    if isinstance(extensions, str) or not all(isinstance(name, str) and name.strip(".") for name in extensions):
+        raise TypeError(f"extensions={extensions!r}: wanted a list of strings, as in ['.jpg', '.png']")
+    return tuple("." + name.lower().lstrip(".") for name in extensions)
+
+
+def _files(folder, extensions):
+    """List the files of a folder and of those within, sorted; a link back into a folder above ends there."""
+    found, seen = [], set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        if real not in seen:
+            seen.add(real)
+            chosen = [name for name in files if name.lower().endswith(extensions) and not name.startswith(".")]
+            found += [pathlib.Path(parent, name) for name in chosen]
+    return [str(file) for file in sorted(found, key=lambda file: file.parts) if file.is_file()]

@@ -154,5 +154,8 @@ class _RowPipeline:
     def load(self, indices):
         return torch.from_numpy(np.arcsinh(self.rows[indices])).float()
 
+    def load_each(self, batches, ahead):
+        yield from map(self.load, batches)
+
     def prepare(self, raw, generator):
         return raw.to(self.device)

@@ -309,7 +309,9 @@ class SVETextClassifier(BaseSVEClassifier):
                 raise ValueError(f"label_words has no word for {missing}")
             words = [words[label] for label in classes.tolist()]
         if len(words) != len(classes):
-            raise ValueError(f"label_words has {len(words)} words for {len(classes)} classes: {classes.tolist()}")
+            raise ValueError(
+                f"label_words has {len(words)} words for {len(classes)} classes: {classes.tolist()}; wanted 1 each"
+            )
         if not all(isinstance(word, str) for word in words):
             raise TypeError(f"label_words={list(words)!r}: wanted one string for each class")
         return [str(word) for word in words]

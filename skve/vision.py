@@ -1,5 +1,7 @@
 """SVEClassifier: singular value ensembles of pretrained image models."""
 
+import collections
+import concurrent.futures
 import numbers
 
 import numpy as np
@@ -9,7 +11,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from . import _image_backbones, _inputs
 from ._base import BaseSVEClassifier
-from ._device import own_global_generators
+from ._device import own_global_generators, reader_threads
 
 _KEPT_BYTES = 1024**3
 
@@ -314,6 +316,34 @@ class ImagePipeline:
         """Return the images at `indices`, decoded and resized, as uint8 of shape (n, channels, side, side)."""
         return torch.stack([self._read(int(index)) for index in indices])
 
+    def load_each(self, batches, ahead):
+        """Yield what `load` returns for each batch; threads read the files of the next `ahead` batches meanwhile."""
+        n_threads = reader_threads(self.device)
+        if n_threads == 0:
+            yield from map(self.load, batches)
+            return
+        pool = concurrent.futures.ThreadPoolExecutor(n_threads, "skve-reader")
+        try:
+            begun: collections.deque[list] = collections.deque()
+            for indices in batches:
+                begun.append([(int(index), self._begin(int(index), pool)) for index in indices])
+                if len(begun) > ahead:
+                    yield self._finish(begun.popleft())
+            yield from map(self._finish, begun)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _begin(self, index, pool):
+        slow = index not in self._kept and self.images.is_encoded(index)
+        return pool.submit(self._read, index) if slow else None
+
+    def _finish(self, begun):
+        """Return a batch; what no thread has taken up yet is read here. Errors come in the order of the images."""
+        done = [
+            _completed(self._read, index) if future is None or future.cancel() else future for index, future in begun
+        ]
+        return torch.stack([future.result() for future in done])
+
     def _read(self, index):
         pixels = self._kept.get(index)
         if pixels is None:
@@ -329,6 +359,15 @@ class ImagePipeline:
         if generator is not None and self.augment is not None:
             images = augment(images, self.augment, generator)
         return ((images - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
+
+
+def _completed(function, argument):
+    future: concurrent.futures.Future = concurrent.futures.Future()
+    try:
+        future.set_result(function(argument))
+    except Exception as error:
+        future.set_exception(error)
+    return future
 
 
 def augment(images, kind, generator):

@@ -117,7 +117,7 @@ def test__bundled__altered_file__refused(monkeypatch, tmp_path):
 
 
 def test__bundled__unknown_name__lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"the bundled backbones are \['efficientnet_lite0'\]"):
+    with pytest.raises(ValueError, match=r"choose from the bundled backbones \['efficientnet_lite0'\]"):
         load_image_backbone("bundled:resnet18")
 
 

@@ -1,5 +1,6 @@
 """Folders of safetensors and JSON: round trips, damage, hostility, and crashes half-way."""
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -7,6 +8,7 @@ import pathlib
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -43,10 +45,11 @@ def folder(fitted, tmp_path):
 
 
 def edit(folder, change):
-    """Change the parsed `skve.json` of a saved model."""
+    """Change the parsed `skve.json` of a saved model, and let its hash fit, as somebody with bad intent would."""
     path = folder / "skve.json"
     document = json.loads(path.read_text())
     change(document)
+    document["sha256"] = _saving.document_hash(document)
     path.write_text(json.dumps(document))
 
 
@@ -300,6 +303,12 @@ def test__load__newer_or_unknown_format__value_error_says_upgrade(folder, versio
         skve.load(folder)
 
 
+def test__load__newer_format_of_any_shape__value_error_says_upgrade(folder):
+    (folder / "skve.json").write_text('{"format_version": 99, "versions": "many"}')
+    with pytest.raises(ValueError, match=r"upgrade skve .the model was saved with 'many'"):
+        skve.load(folder)
+
+
 def test__load__unknown_class__value_error_lists_the_known_ones(folder):
     edit(folder, lambda document: document.update({"class": "os.system"}))
     with pytest.raises(ValueError, match=r"the model is a 'os\.system'; this skve knows \['SVEClassifier'"):
@@ -312,6 +321,179 @@ def test__load__file_outside_the_folder__refused(folder, path):
     edit(folder, lambda document: document["files"]["members"].update(file=path))
     with pytest.raises(ValueError, match=r"outside the folder|is missing"):
         skve.load(folder)
+
+
+DISHONEST = {
+    "state.fingerprints": {},
+    "state.layers": ["conv_stem"],
+    "state.shareable": ["os.system"],
+    "state.batch_size": "1",
+    "state.n_features": 7,
+    "state.n_classes": 10**9,
+    "state.ensemble": "pickle",
+    "state.positions": {"a": None},
+    "state.backbone": {"kind": "bundled"},
+    "state.ensemble_params": {"train_batch_norm": True},
+    "fitted": {},
+    "fitted.predict": 1,
+    "fitted._float_scale": 16,
+    "preprocess.input_size": [3, 10**9, 10**9],
+    "preprocess.interpolation": "fastest",
+    "preprocess.std": [0.0, 1.0, 1.0],
+    "preprocess.mean": [0.5],
+    "classes.dtype": "U99999999",
+    "classes.values": [2, 1, 0],
+    "parameters.n_members": "four",
+    "parameters.backbone": {"pairs": []},
+    "temperature": 1e400,
+    "n_iter": -1,
+}
+
+
+@pytest.mark.parametrize("entry", DISHONEST)
+@pytest.mark.filterwarnings("ignore:device=")
+def test__load__value_that_save_never_writes__named_error_at_load_or_first_prediction(folder, images, entry):
+    *parts, last = entry.split(".")
+
+    def change(document):
+        for part in parts:
+            document = document[part]
+        document[last] = DISHONEST[entry]
+
+    edit(folder, change)
+    names = {"layers": "fingerprints", "predict": "fitted", "_float_scale": "fitted", "dtype": "classes"}
+    name = {**names, "values": "classes", "n_classes": "classes", "shareable": "no 'os.system'"}.get(last, last)
+    with pytest.raises((ValueError, TypeError), match=rf"{name}|members do not fit"):
+        skve.load(folder).predict(images[0])
+
+
+@pytest.mark.parametrize("entry", ["labels", "temperature", "mean", "weights' name", "whitespace"])
+def test__load__json_altered_without_its_hash__refused_unless_it_says_the_same(folder, fitted, images, entry):
+    path = folder / "skve.json"
+    document = json.loads(path.read_text())
+    if entry == "labels":
+        document["classes"]["values"] = [0, 1, 7]
+    elif entry == "temperature":
+        document["temperature"] = 3.0
+    elif entry == "mean":
+        document["preprocess"]["mean"][0] += 0.1
+    elif entry == "weights' name":
+        document["hash"] = document.pop("sha256")
+    path.write_text(json.dumps(document, indent=3))
+    if entry == "whitespace":
+        assert np.array_equal(skve.load(folder).predict_proba(images[0]), fitted.predict_proba(images[0]))
+    else:
+        with pytest.raises(ValueError, match=r"skve\.json is damaged or altered: .*; take a whole copy"):
+            skve.load(folder)
+
+
+def rewrite(folder, change):
+    """Change the members' arrays, and let all hashes fit."""
+    path = next(folder.glob("members-*"))
+    arrays = safetensors.numpy.load_file(path)
+    changed = change(arrays)
+    data = safetensors.numpy.save(arrays if changed is None else changed)
+    path.write_bytes(data)
+    edit(folder, lambda document: document["files"]["members"].update(sha256=hashlib.sha256(data).hexdigest()))
+
+
+ARRAYS = {
+    "NaN": lambda arrays: arrays["head.bias"].fill(np.nan),
+    "float64": lambda arrays: {key: value.astype(np.float64) for key, value in arrays.items()},
+    "no member": lambda arrays: {key: value[:0] for key, value in arrays.items()},
+    "members of different number": lambda arrays: arrays | {"head.bias": arrays["head.bias"][:1]},
+    "other features": lambda arrays: arrays | {"head.weight": arrays["head.weight"][..., :-1].copy()},
+    "another layer": lambda arrays: arrays | {"log_ratios.x": arrays["head.bias"]},
+    "no head": lambda arrays: {key: value for key, value in arrays.items() if "head" not in key},
+    "scalars": lambda arrays: arrays | {"head.bias": np.float32(0)[None].reshape(())},
+    "nothing": lambda arrays: {},
+    "overflow": lambda arrays: [value.fill(3e38) for key, value in arrays.items() if "log" in key][:0] or None,
+}
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+def test__load__arrays_that_save_never_writes__named_error_at_load_or_first_prediction(folder, images, kind):
+    rewrite(folder, ARRAYS[kind])
+    with pytest.raises(ValueError, match=r"'members' is not what save writes|members do not fit|predicts NaN for X"):
+        skve.load(folder).predict(images[0])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 200_000,
+        b'{"a":' * 200_000,
+        b"9" * 10_000,
+        b'{"format_version": 1' + b"0" * 5000 + b"}",
+        b"1e999",
+        b"NaN",
+    ],
+    ids=["nested lists", "nested dicts", "huge number", "huge version", "infinity", "NaN"],
+)
+def test__load__hostile_json__refused(folder, content):
+    (folder / "skve.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"skve\.json is damaged"):
+        skve.load(folder)
+
+
+def test__load__json_beyond_the_limit__refused_before_it_is_read(folder):
+    with open(folder / "skve.json", "wb") as stream:
+        stream.truncate(2**40)  # a file with a hole, which takes no place on the disk
+    with pytest.raises(ValueError, match="more than the limit of 268435456"):
+        skve.load(folder)
+
+
+@pytest.mark.parametrize("size", [2**62, 2**40, 10**8 + 1])
+def test__load__tensors_with_a_huge_header__refused(folder, size):
+    path = next(folder.glob("members-*"))
+    data = size.to_bytes(8, "little") + path.read_bytes()[8:]
+    path.write_bytes(data)
+    edit(folder, lambda document: document["files"]["members"].update(sha256=hashlib.sha256(data).hexdigest()))
+    with pytest.raises(ValueError, match=r"skve\.json is damaged: SafetensorError"):
+        skve.load(folder)
+
+
+def test__load__links__as_a_hubs_cache_makes_them_or_refused(folder, fitted, images, tmp_path):
+    """A link shows only what skve.json knows the hash of."""
+    path = next(folder.glob("members-*"))
+    path.rename(tmp_path / "blob")
+    path.symlink_to(tmp_path / "blob")
+    assert np.array_equal(skve.load(folder).predict_proba(images[0]), fitted.predict_proba(images[0]))
+    path.unlink()
+    (tmp_path / "secret").write_text("password")
+    path.symlink_to(tmp_path / "secret")
+    with pytest.raises(ValueError, match="is truncated or altered"):
+        skve.load(folder)
+
+
+def test__save__link_in_the_way__file_behind_it_untouched(fitted, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "mine").write_text("mine")
+    names = [f"skve.json{suffix}" for suffix in ("", f".{os.getpid()}.tmp")]
+    for name in names:
+        (tmp_path / "model" / name).symlink_to(tmp_path / "mine")
+    fitted.save(tmp_path / "model")
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert same_arrays(skve.load(tmp_path / "model"), fitted)
+
+
+def test__load__embedded_architecture_of_a_hub_or_folder__refused(fitted, images, tmp_path):
+    fitted.save(tmp_path, include_backbone=True)
+    for name in ("hf-hub:somebody/model", "local-dir:/etc", "os.system"):
+        edit(tmp_path, lambda document, name=name: document["state"]["backbone"].update(architecture=name))
+        _backbones.clear_cache()
+        with pytest.raises(ValueError, match=r"architecture .* is unknown to this timm"):
+            skve.load(tmp_path).predict(images[0])
+
+
+def test__load__embedded_weights_of_another_hash__refused_and_not_cached(fitted, images, tmp_path):
+    """Otherwise the weights would be found in the cache by whoever asks for those with that hash."""
+    fitted.save(tmp_path, include_backbone=True)
+    edit(tmp_path, lambda document: document["state"]["backbone"].update(sha256="0" * 64))
+    _backbones.clear_cache()
+    with pytest.raises(ValueError, match="does not have the weights that its description names"):
+        skve.load(tmp_path).predict(images[0])
+    assert len(_backbones._cache) == 0
 
 
 def test__load__classes_that_do_not_fit_the_heads__value_error(folder):
@@ -380,9 +562,7 @@ def test__format_version__constant__first():
 def test__load__device_of_the_fit_is_missing__predicts_on_what_there_is(tmp_path, images, monkeypatch):
     clf = toy_classifier().fit(*images)
     clf.save(tmp_path)
-    document = json.loads((tmp_path / "skve.json").read_text())
-    document["parameters"]["device"] = "cuda"
-    (tmp_path / "skve.json").write_text(json.dumps(document))
+    edit(tmp_path, lambda document: document["parameters"].update(device="cuda"))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.warns(UserWarning, match="cuda"):
         loaded = skve.load(tmp_path, backbone=clf.backbone)

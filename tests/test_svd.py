@@ -263,7 +263,7 @@ def test__select_sites__list_of_names__in_the_order_of_the_model():
 
 @pytest.mark.parametrize("layers", ["nothing_like_it", ["fc1", "fc7"], [], "attention", "mlp"])
 def test__select_sites__nothing_matches__lists_the_candidates(layers):
-    with pytest.raises(ValueError, match="the candidates are: fc1, fc2"):
+    with pytest.raises(ValueError, match="choose from the candidates: fc1, fc2"):
         selected(TinyMLP(), layers)
 
 

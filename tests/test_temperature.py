@@ -11,6 +11,7 @@ from sklearn.metrics import log_loss
 
 import skve
 from skve import SVETextClassifier
+from skve._saving import document_hash
 from skve._temperature import apply_temperature, fit_temperature
 from skve.testing import make_toy_text_backbone
 from tests.toys import pooled_nll, same_arrays, toy_classifier, toy_images
@@ -180,9 +181,9 @@ def test__load__temperature_of_another_kind__value_error(fits, tmp_path, tempera
     with pytest.warns(UserWarning, match="not saved"):
         fits[1].save(tmp_path)
     path = tmp_path / "skve.json"
-    document = json.loads(path.read_text())
-    path.write_text(json.dumps({**document, "temperature": temperature}))
-    with pytest.raises(ValueError, match="its temperature is"):
+    document = {**json.loads(path.read_text()), "temperature": temperature}
+    path.write_text(json.dumps({**document, "sha256": document_hash(document)}))
+    with pytest.raises(ValueError, match=r"'temperature' parameter of skve\.json must be"):
         skve.load(tmp_path, backbone=fits[1].backbone)
 
 

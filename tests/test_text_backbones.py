@@ -356,7 +356,7 @@ def test__lm_head__model_without_one__value_error(pair, message):
         (lambda: (torch.nn.Linear(2, 2), "tokenizer"), TypeError, "wanted a pair"),
         (lambda: (torch.nn.Linear(2, 2), make_toy_tokenizer()), TypeError, "takes no input_ids"),
         (lambda: 3, TypeError, "is a int"),
-        (lambda: "bundled:nothing", ValueError, "bundled backbones are"),
+        (lambda: "bundled:nothing", ValueError, "choose from the bundled backbones"),
         (lambda: __file__, ValueError, "is a file"),
     ],
 )

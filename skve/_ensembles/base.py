@@ -111,6 +111,10 @@ class MemberRule:
         """Return the starting tensors of one member's part of the backbone, drawn from its own generator."""
         return {}
 
+    def shapes(self):
+        """Return the shape of each tensor of one member's part of the backbone."""
+        return {key: tuple(tensor.shape) for key, tensor in self.new_member(torch.Generator()).items()}
+
     def new_copy(self, member, generator):
         """Return the start of a member that shares the tensors of `member`."""
         return dict(member)

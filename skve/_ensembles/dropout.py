@@ -38,6 +38,14 @@ class Dropout(FullFineTuning):
     def new_member(self, generator):
         return self.new_copy(super().new_member(generator), generator)
 
+    def shapes(self):
+        weights = super().shapes()
+        masks = {}
+        for site in self.sites:
+            axis = 0 if site.kind == "transposed" else 1
+            masks[MASKS + site.layer] = (weights[WEIGHTS + site.parameter][axis],)
+        return {**weights, **masks}
+
     def new_copy(self, member, generator):
         masks = {}
         for site in self.sites:

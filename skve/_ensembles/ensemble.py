@@ -40,8 +40,17 @@ class Head:
             start = (uniform * self.n_features**-0.5, torch.zeros(self.n_classes, dtype=torch.float32))
         return {HEAD + name: value.clone().to(device) for name, value in zip(("weight", "bias"), start, strict=True)}
 
+    def shapes(self):
+        """Return the shape of each tensor of one head."""
+        return {HEAD + "weight": (self.n_classes, self.n_features), HEAD + "bias": (self.n_classes,)}
+
     def logits(self, features, member, impossible=None):
         """Return the logits (n_samples, n_classes); classes that are `impossible` for a sample get none."""
+        if features.shape[-1] != self.n_features:
+            raise ValueError(
+                f"the backbone gives {features.shape[-1]} features, the members' heads take {self.n_features}; "
+                f"fit again, or load the model from a whole copy"
+            )
         logits = F.linear(features.float(), member[HEAD + "weight"], member[HEAD + "bias"])
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)

@@ -54,12 +54,16 @@ class FullFineTuning(MemberRule):
             )
 
     def new_member(self, generator):
-        tensors = {
-            **dict(self.backbone.module.named_parameters()),
-            **dict(self.backbone.module.named_buffers()),
-        }
-        names = self._names + self._statistics  # in float32, in which small steps do not get lost
-        return {WEIGHTS + name: tensors[name].detach().to(torch.float32, copy=True) for name in names}
+        # In float32, in which small steps do not get lost.
+        return {key: tensor.to(torch.float32, copy=True) for key, tensor in self._tensors().items()}
+
+    def shapes(self):
+        return {key: tuple(tensor.shape) for key, tensor in self._tensors().items()}
+
+    def _tensors(self):
+        module = self.backbone.module
+        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        return {WEIGHTS + name: tensors[name].detach() for name in self._names + self._statistics}
 
     def prepare(self, network, traced, size, *, training):
         for name, _ in self.backbone.module.named_buffers():
