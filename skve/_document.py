@@ -6,7 +6,7 @@ import numbers
 import numpy as np
 from sklearn.utils._param_validation import Interval, StrOptions, validate_parameter_constraints
 
-from ._ensembles import HEAD, RULES
+from ._ensembles import HEAD, MASKS, RULES
 
 FITTED = ("_float_scale", "_paired")  # learned attributes beside those of the state
 LARGEST_SIDE = 16384  # pixels of a network's input

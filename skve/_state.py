@@ -115,7 +115,7 @@ class FittedState:
             ensemble_params=self.ensemble_params,
         )
         for layer, fingerprint in rule.fingerprints().items():
-            if abs(fingerprint - self.fingerprints[layer]) > 1e-4:
+            if abs(fingerprint - self.fingerprints.get(layer, np.inf)) > 1e-4:
                 raise ValueError(
                     f"the singular vectors of layer {layer!r} computed on this machine differ from those of "
                     f"the fit; the linear-algebra library of one of the two is at fault: fit again here"
