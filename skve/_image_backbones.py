@@ -125,8 +125,8 @@ def image_preprocess(module, image_size=None):
     size = [int(side) for side in config["input_size"]]
     if _is_of_timm(module):  # timm's configuration does not say which size a module was built for
         parts = (module, getattr(module, "patch_embed", None), getattr(module, "stem", None))
-        built_for = [part.img_size for part in parts if isinstance(getattr(part, "img_size", None), tuple)]
-        size[1:] = [int(side) for side in built_for[0]] if built_for else size[1:]
+        built_for = (getattr(part, "img_size", None) for part in parts)
+        size[1:] = next(([int(side) for side in pair] for pair in built_for if isinstance(pair, tuple)), size[1:])
     grey = next((part.in_channels for part in module.modules() if isinstance(part, nn.Conv2d)), 3) == 1
     if grey:
         size[0] = 1

@@ -382,7 +382,9 @@ def test__find_sites__reads_weight_module__both_layers_found():
     assert [site.layer for site in _svd.find_sites(ReadsWeight())[0]] == ["lin", "out"]
 
 
-@pytest.mark.parametrize("module", [nn.LSTM(4, 4), nn.Conv1d(4, 4, 3), nn.Conv3d(4, 4, 1), nn.ConvTranspose2d(4, 4, 2)])
+@pytest.mark.parametrize(
+    "module", [nn.LSTM(4, 4), nn.Conv1d(4, 4, 3), nn.Conv3d(4, 4, 1), nn.ConvTranspose2d(4, 4, 2)]
+)
 def test__find_sites__layer_of_another_kind__skipped_with_its_class(module):
     sites, skipped = _svd.find_sites(nn.ModuleDict({"other": module, "linear": nn.Linear(3, 3)}))
     assert [site.layer for site in sites] == ["linear"]
