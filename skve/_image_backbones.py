@@ -75,7 +75,7 @@ def load_image_backbone(spec, image_size=None):
         return from_module(
             spec,
             image_features,
-            lambda own: image_preprocess(_drop_classifier(own), image_size),
+            lambda own: image_preprocess(_prepare(own, image_size), image_size),
             options=(image_size,),
         )
     if not isinstance(spec, str | pathlib.Path):
@@ -127,6 +127,10 @@ def image_preprocess(module, image_size=None):
 
     config = timm.data.resolve_data_config({}, model=module)
     size = [int(side) for side in config["input_size"]]
+    if _is_of_timm(module):  # timm's configuration does not say which size a module was built for
+        parts = (module, getattr(module, "patch_embed", None), getattr(module, "stem", None))
+        built_for = (getattr(part, "img_size", None) for part in parts)
+        size[1:] = next(([int(side) for side in pair] for pair in built_for if isinstance(pair, tuple)), size[1:])
     grey = next((part.in_channels for part in module.modules() if isinstance(part, nn.Conv2d)), 3) == 1
     if grey:
         size[0] = 1
@@ -142,10 +146,16 @@ def image_preprocess(module, image_size=None):
     }
 
 
-def _drop_classifier(module):
-    """Let a timm model return features instead of ImageNet's logits; other modules stay as they are."""
+def _is_of_timm(module):
+    return type(module).__module__.startswith("timm.")
+
+
+def _prepare(module, image_size):
+    """Let a timm model return features instead of ImageNet's logits, and take images of a size that it fixes."""
     if hasattr(module, "reset_classifier") and getattr(module, "num_classes", False):
         module.reset_classifier(0)
+    if image_size is not None and _is_of_timm(module) and hasattr(module, "set_input_size"):
+        module.set_input_size(img_size=(int(image_size), int(image_size)))
     return module
 
 

@@ -35,7 +35,12 @@ def fold(weight, kind, factors, log_ratios):
 def add_change(weight, kind, change):
     """Return a weight plus a (d_out, d_in) matrix, in the weight's shape, dtype and memory layout."""
     # The sum takes the memory layout of its first term.
-    return (weight + from_matrix(change, kind, weight.shape)).to(weight.dtype)
+    folded = (weight + from_matrix(change, kind, weight.shape)).to(weight.dtype)
+    if kind == "convolution" and weight.shape[2:] == (1, 1):
+        # Memory cannot tell the layouts of a pointwise kernel apart, strides do, and the sum forgets them. Those of
+        # channels_last, in which backbones are kept: others make torch take another kernel, with another rounding.
+        return folded.flatten(1)[:, None, None, :].permute(0, 3, 1, 2)
+    return folded
 
 
 def scale_channels(weight, kind, *, inputs=None, outputs=None):
@@ -139,6 +144,9 @@ class Network:
         module._parameters.pop(attribute, None)
         module._buffers.pop(attribute, None)
         module.__dict__[attribute] = tensor
+        for name, value in vars(module).items():  # LeViT and its kin keep what they compute of their weights
+            if name.endswith("_cache") and isinstance(value, dict):
+                value.clear()
 
     def calls_plainly(self, layer):
         """Say whether a layer's own forward is all that it does, so that another form may take its place."""

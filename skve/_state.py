@@ -216,7 +216,10 @@ def new_ensemble(
             rule = rule_for(sites)
             traced = trace(backbone, rule.changed, example, size, rule.added)
         if skipped and (layers == "all" or unused):
-            reasons = "; ".join(f"{name} ({reason})" for name, reason in skipped.items())
+            reasons = "; ".join(
+                f"{', '.join(name for name in skipped if skipped[name] == reason)} ({reason})"
+                for reason in dict.fromkeys(skipped.values())
+            )
             warn(f"these layers are left as they are: {reasons}")
     head = Head(traced.n_features, n_classes, backbone.preprocess.get("softcap"))
     device = backbone.device

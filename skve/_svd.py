@@ -11,7 +11,7 @@ from torch import nn
 # A module of such a name or class embeds the input, pools, or is a language-model head: never adapted.
 _EMBED = re.compile(r"embed", re.IGNORECASE)
 _NEVER = re.compile(r"pooler|attn_pool|attention_pool|lm_head|^vocab_|^wte$|^wpe$", re.IGNORECASE)
-_NEVER_CLASS = re.compile(r"(Prediction|LM)Head$")
+_NEVER_CLASS = re.compile(r"(Prediction|LM)Head$|AttentionPool|AttnPool")
 _ATTENTION = re.compile(r"attn|attention|qkv", re.IGNORECASE)
 _MLP = re.compile(r"mlp|ffn|feed_?forward|intermediate|densereludense", re.IGNORECASE)
 
@@ -130,6 +130,15 @@ def _weight_of(module):
     return ("weight", "bias", "transposed") if is_huggingface_conv1d(module) else None
 
 
+def _multiplies_otherwise(module):
+    """Say whether a module of another kind multiplies by matrices: recurrent layers, Conv1d, CondConv2d, ..."""
+    if isinstance(module, nn.Conv2d | nn.Embedding | nn.EmbeddingBag) or "Norm" in type(module).__name__:
+        return False
+    weights = [p for name, p in module._parameters.items() if p is not None and name.startswith("weight")]
+    # A weight of one row or column (a convolution along the channels) has one singular value: little is lost.
+    return getattr(module, "groups", 1) == 1 and any(p.dim() >= 2 and min(p.flatten(1).shape) > 1 for p in weights)
+
+
 def find_sites(model):
     """Find every weight that may be adapted, and the layers that look like it but cannot be.
 
@@ -142,7 +151,8 @@ def find_sites(model):
     sites : list of Site
         In the order of `named_modules()`.
     skipped : dict of str to str
-        Layer name to the reason why it cannot be adapted (a parametrised, quantised or tied weight).
+        Layer name to the reason why it cannot be adapted (a parametrised, quantised or tied weight, a recurrent
+        layer, ...).
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     owners: dict[int, list[str]] = {}
@@ -153,7 +163,11 @@ def find_sites(model):
     sites, skipped = [], {}
     for name, module in modules.items():
         found = _weight_of(module)
-        if found is None or _is_never_adapted(name, modules):
+        if found is None:
+            if _multiplies_otherwise(module) and not _is_never_adapted(name, modules):
+                skipped[name] = f"a {type(module).__name__}: only linear layers and 2-D convolutions are adapted"
+            continue
+        if _is_never_adapted(name, modules):
             continue
         weight_name, bias_name, kind = found
         weight = module._parameters.get(weight_name)

@@ -6,11 +6,13 @@ from sklearn.utils.validation import validate_data
 from torch import nn
 
 from . import _backbones, _inputs
+from ._testing_image import check_image_estimator
 from ._testing_text import check_text_estimator, make_toy_text_backbone, make_toy_tokenizer
 from .vision import SVEClassifier
 
 __all__ = [
     "ToyClassifier",
+    "check_image_estimator",
     "check_text_estimator",
     "make_toy_backbone",
     "make_toy_image_backbone",

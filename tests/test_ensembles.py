@@ -304,7 +304,7 @@ def test__ensemble__unknown__value_error_lists_the_known(images):
 
 
 def test__fit__layers_that_cannot_be_adapted__one_warning_with_names_and_reasons(images):
-    with pytest.warns(UserWarning, match=r"first \(its weight is tied: first, second share it\)") as caught:
+    with pytest.warns(UserWarning, match=r"first, second \(its weight is tied: first, second share it\)") as caught:
         classifier = toy_classifier(Tied(), max_epochs=1).fit(*images)
     assert len(caught) == 1
     assert set(classifier.ratios_) == {"free"}

@@ -83,7 +83,7 @@ def test__docstrings__examples__run_and_show_what_they_say(name):
     if name == "skve.vision":
         modules.append(importlib.import_module("skve._base"))  # the methods that it inherits
     if name == "skve.testing":
-        modules.append(importlib.import_module("skve._testing_text"))  # what it passes on
+        modules += [importlib.import_module(f"skve._testing_{kind}") for kind in ("image", "text")]  # passed on
     if hasattr(module, "__path__") and name != "skve":
         modules += [
             importlib.import_module(f"{name}.{found.name}") for found in pkgutil.iter_modules(module.__path__)

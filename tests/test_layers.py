@@ -264,3 +264,10 @@ def test__singular_values__layer_read_and_not_called__never_in_two_factor_form()
 def test__singular_values__huggingface_conv1d_with_few_positions__two_factor_form():
     rule, _, _, _ = adapted(HuggingFaceStyle(), toy_inputs(dtype=torch.float64), n_samples=1, training=True)
     assert set(rule._called) == {"c_fc", "c_proj"}
+
+
+def test__fold__pointwise_convolution__strides_of_channels_last():
+    weight = nn.Conv2d(6, 4, 1).to(memory_format=torch.channels_last).weight.detach()
+    folded = _layers.fold(weight, "convolution", _svd.decompose(weight, "convolution"), torch.zeros(4))
+    assert torch.equal(folded, weight)
+    assert folded.stride() == weight.stride() == (6, 1, 6, 6)

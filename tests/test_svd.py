@@ -380,3 +380,17 @@ def test__fingerprint__zero_weight__finite():
 
 def test__find_sites__reads_weight_module__both_layers_found():
     assert [site.layer for site in _svd.find_sites(ReadsWeight())[0]] == ["lin", "out"]
+
+
+@pytest.mark.parametrize(
+    "module", [nn.LSTM(4, 4), nn.Conv1d(4, 4, 3), nn.Conv3d(4, 4, 1), nn.ConvTranspose2d(4, 4, 2)]
+)
+def test__find_sites__layer_of_another_kind__skipped_with_its_class(module):
+    sites, skipped = _svd.find_sites(nn.ModuleDict({"other": module, "linear": nn.Linear(3, 3)}))
+    assert [site.layer for site in sites] == ["linear"]
+    assert skipped == {"other": f"a {type(module).__name__}: only linear layers and 2-D convolutions are adapted"}
+
+
+def test__find_sites__embeddings_norms_and_single_rows__not_worth_a_warning():
+    parts = [nn.Embedding(9, 4), nn.LayerNorm((3, 4)), nn.Conv1d(1, 1, 3), nn.Conv1d(4, 4, 3, groups=4), nn.PReLU()]
+    assert _svd.find_sites(nn.ModuleList(parts)) == ([], {})

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from skve import SVETextClassifier, _ensembles, _layers, _svd, _text_backbones
+from skve import SVETextClassifier, _ensembles, _svd, _text_backbones
 from skve._testing_text import _ENCODERS, FAMILIES
 from skve._text_backbones import configure, load_text_backbone
 from skve._text_inputs import check_texts
 from skve._tokens import TextPipeline
 from skve.testing import make_toy_text_backbone, make_toy_tokenizer
+from tests import sweeps
 from tests.toys import PlainTextModel
 
 transformers = pytest.importorskip("transformers")
@@ -32,31 +33,13 @@ def prepared(family, *, lm=False, dtype="float32", pooling="auto"):
     return backbone, pipeline.prepare(pipeline.load(indices), None), pipeline.size(indices)
 
 
-def ensemble_of(backbone, batch, size, *, n_members=1, training, n_positions, init_scale=0.2):
-    sites, _ = _svd.find_sites(backbone.module)
-    rule = _ensembles.SingularValues(backbone, sites, init_scale=init_scale, train_bias=False)
-    traced = _layers.trace(backbone, rule.changed, batch, size)
-    sites = [site for site in sites if site.parameter in traced.used]
-    rule = _ensembles.SingularValues(backbone, sites, init_scale=init_scale, train_bias=False)
-    traced = _layers.trace(backbone, rule.changed, batch, size)
-    head = _ensembles.Head(traced.n_features, 2)
-    members = []
-    for index in range(n_members):
-        generator = torch.Generator().manual_seed(index)
-        members.append({**head.new_member(generator, "cpu"), **rule.new_member(generator)})
-    return _ensembles.Ensemble(rule, head, members, traced, n_positions, training=training)
-
-
 # ------------------------------------------------------------------------------------ every family
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test__family__zero_log_ratios_folded__output_bit_for_bit(family):
     backbone, batch, size = prepared(family)
-    ensemble = ensemble_of(backbone, batch, size, training=False, n_positions=10**6, init_scale=0.0)
-    with torch.no_grad():
-        ensemble.install(0)
-        assert torch.equal(ensemble.network.features(batch), backbone.features(backbone.module, batch))
+    sweeps.check_zero_log_ratios_give_the_plain_output(backbone, batch, size)
 
 
 @pytest.mark.parametrize("n_positions", [1, 10**6])
@@ -64,19 +47,9 @@ def test__family__zero_log_ratios_folded__output_bit_for_bit(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test__family__changed_ratios__equal_rebuilt_weights(family, training, n_positions):
     backbone, batch, size = prepared(family)
-    ensemble = ensemble_of(backbone, batch, size, training=training, n_positions=n_positions)
-    rebuilt = copy.deepcopy(backbone.module)
-    with torch.no_grad():
-        for site in ensemble.rule.sites:
-            weight = rebuilt.get_parameter(site.parameter)
-            factors = backbone.factors(site)
-            ratios = torch.exp(ensemble.member(0)["log_ratios." + site.layer])
-            matrix = (factors.U * (factors.sigma * ratios)) @ factors.Vt
-            weight.copy_(_svd.from_matrix(matrix, site.kind, weight.shape))
-        ensemble.install(0)
-        got, wanted = ensemble.network.features(batch), backbone.features(rebuilt, batch)
-    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(got, backbone.features(backbone.module, batch), atol=1e-3)
+    sweeps.check_changed_ratios_give_the_rebuilt_weights(
+        backbone, batch, size, training=training, n_positions=n_positions
+    )
 
 
 @pytest.mark.parametrize("lm", [False, True])
@@ -85,25 +58,17 @@ def test__family__one_step__every_ratio_gets_a_gradient(family, lm):
     if lm and family == "t5":
         pytest.skip("an encoder only")
     backbone, batch, size = prepared(family, lm=lm)
-    ensemble = ensemble_of(backbone, batch, size, training=True, n_positions=size)
+    ensemble = sweeps.ensemble_of(backbone, batch, size, training=True, n_positions=size)
     n_layers = sum("attn" in s.layer or "attention" in s.layer.lower() for s in ensemble.rule.sites)
     assert n_layers >= 4  # two blocks, two weights of attention at least
-    ensemble(batch).square().sum().backward()
-    for key, log_ratios in ensemble.member(0).items():
-        if key.startswith("log_ratios."):
-            assert (log_ratios.grad != 0).float().mean() > 0.9, key
+    sweeps.check_every_ratio_gets_a_gradient(ensemble, batch)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test__family__members_in_one_pass__as_one_by_one(family):
     """What a GPU does; where torch.vmap cannot, training falls back to one member after another."""
     backbone, batch, size = prepared(family)
-    ensemble = ensemble_of(backbone, batch, size, n_members=3, training=True, n_positions=size)
-    with torch.no_grad():
-        alone = ensemble(batch)
-        ensemble.network.new_batch()
-        together = ensemble.chunk_logits(batch, range(3))
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    sweeps.check_members_in_one_pass_are_as_one_by_one(backbone, batch, size)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -140,7 +105,7 @@ def test__family__bfloat16_weights__trains_and_stays_near(family):
     half, _, _ = prepared(family, dtype="bfloat16")
     assert half.nbytes < 0.6 * full.nbytes
     for n_positions in (1, 10**6):
-        ensemble = ensemble_of(half, batch, size, training=True, n_positions=n_positions)
+        ensemble = sweeps.ensemble_of(half, batch, size, training=True, n_positions=n_positions)
         ensemble(batch).square().sum().backward()
         keys = [key for key in ensemble.keys if key.startswith("log_ratios.")]
         assert all(torch.isfinite(ensemble.member(0)[key].grad).all() for key in keys)
@@ -151,7 +116,8 @@ def test__family__bfloat16_weights__trains_and_stays_near(family):
 
 def test__gpt2__small_configuration__only_blocks_are_adapted():
     backbone, batch, size = prepared("gpt2")
-    layers = [site.layer for site in ensemble_of(backbone, batch, size, training=True, n_positions=1).rule.sites]
+    ensemble = sweeps.ensemble_of(backbone, batch, size, training=True, n_positions=1)
+    layers = [site.layer for site in ensemble.rule.sites]
     assert layers == [
         f"h.{i}.{part}" for i in (0, 1) for part in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
     ]
