@@ -165,7 +165,9 @@ def own_global_generators(seed):
     with _global_generators, torch.random.fork_rng(devices=cuda):
         of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002
         try:
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
+            if torch.cuda.is_initialized():  # else the seed would wait there and replace the caller's
+                torch.cuda.manual_seed_all(seed)
             np.random.seed(seed % 2**32)  # noqa: NPY002
             random.seed(seed)
             yield

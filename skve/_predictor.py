@@ -286,6 +286,9 @@ class EnsemblePredictor(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         ValueError
             If `include_backbone` is set and weights alone do not rebuild the backbone, as those of a module of
             your own; if `folder` is a file, or the labels are of a kind that cannot be saved.
+        OSError
+            If the disk is full or cannot be written. An older model in the folder is whole then, as it is when the
+            process ends at any moment of a save.
 
         Examples
         --------

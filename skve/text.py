@@ -109,10 +109,11 @@ class SVETextClassifier(BaseSVEClassifier):
     activation_checkpointing : bool, default=False
         Whether training computes the activations of each block twice instead of keeping them: less memory, about
         a third more time.
-    precision : {"auto", "float32", "bfloat16"}, default="auto"
+    precision : {"auto", "float32", "bfloat16", "float16"}, default="auto"
         Arithmetic of the backbone in training. `"auto"` takes bfloat16 where the processor has it and it is
-        faster. Heads and losses are always float32 or better; predictions too, but for a backbone that
-        `backbone_dtype` makes bfloat16.
+        faster, else float32. `"float16"`, for GPUs without bfloat16, scales each member's loss, and leaves out a
+        member's steps whose gradient overflows. Heads and losses are always float32 or better; predictions too,
+        but for a backbone that `backbone_dtype` makes bfloat16.
     device : str or torch.device, default="auto"
         `"auto"` takes a GPU if there is one.
     warm_start : bool, default=False

@@ -96,9 +96,10 @@ class SVEClassifier(BaseSVEClassifier):
         Random changes of training images. `"light"`: flips and small shifts; `"strong"`: also zoom and
         colour; a callable gets and returns a float tensor (n, channels, height, width) with values 0 to 1.
         None changes nothing.
-    precision : {"auto", "float32", "bfloat16"}, default="auto"
+    precision : {"auto", "float32", "bfloat16", "float16"}, default="auto"
         Arithmetic of the backbone in training. `"auto"` takes bfloat16 where the processor has it and it is
-        faster. Heads, losses and predictions are always float32 or better.
+        faster, else float32. `"float16"`, for GPUs without bfloat16, scales each member's loss, and leaves out a
+        member's steps whose gradient overflows. Heads, losses and predictions are always float32 or better.
     device : str or torch.device, default="auto"
         `"auto"` takes a GPU if there is one.
     warm_start : bool, default=False

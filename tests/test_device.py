@@ -58,6 +58,17 @@ def test__seeds__none__fresh_each_time_whatever_the_global_state():
     assert streams[0] != streams[1]
 
 
+def test__own_global_generators__cuda_not_yet_initialised__no_seed_waits_there(monkeypatch, global_state):
+    seeds, before = [], global_state()
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    with _device.own_global_generators(3):
+        drawn = torch.rand(4)
+    assert torch.equal(drawn, torch.rand(4, generator=torch.Generator().manual_seed(3)))
+    assert seeds == []
+    assert global_state() == before
+
+
 @pytest.mark.parametrize("seed", [0, None])
 @pytest.mark.parametrize("ensemble", ["sve", "deep"])
 def test__fit_and_predict__global_generators__untouched(images, global_state, empty_cache, ensemble, seed):
