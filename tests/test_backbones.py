@@ -159,7 +159,7 @@ def test__hub_name__failed__estimator_stays_usable(monkeypatch, images):
 def test__unknown_name__near_ones_are_suggested():
     with pytest.raises(ValueError, match=r"'resnet1888' is not a timm model; did you mean .*'resnet18"):
         load_image_backbone("resnet1888")
-    with pytest.raises(ValueError, match=r"is not a timm model; timm.list_models\(pretrained=True\)"):
+    with pytest.raises(ValueError, match=r"is not a timm model; choose from timm.list_models\(pretrained=True\)"):
         load_image_backbone("qqqqqqqqqq")
 
 
