@@ -126,13 +126,14 @@ def column_transformer(clf, X, y):
     is_right(Pipeline([("columns", columns), ("clf", clf)]).fit(X, y).predict(X), y)
 
 
+PROCESSES = "GridSearchCV, n_jobs=2"
 OPERATIONS = {
     "fit, predict": fit_and_predict,
     "predict_proba": predict_proba,
     "predict_uncertainty": predict_uncertainty,
     "clone": cloned,
     "pickle": pickled,
-    "GridSearchCV, n_jobs=2": grid_search,
+    PROCESSES: grid_search,
     "cross_validate": cross_validated,
     "CalibratedClassifierCV": calibrated,
     "FrozenEstimator": frozen,
@@ -144,14 +145,18 @@ OPERATIONS = {
 
 TABLES = ("pandas DataFrame of paths", "polars DataFrame of paths", "rows of pixels")
 NO_TABLE = "scikit-learn selects columns of tables only: put paths into a data frame"
-# In the default run: these containers with every operation, and these operations with every container.
-FULL = ("pandas DataFrame of paths", "float tensor, 0 to 1")
+# In the default run: one container with every operation in this process, and these operations with every container.
+FULL = "pandas DataFrame of paths"
 QUICK = ("fit, predict", "cross_validate", "ColumnTransformer")
 
 
 def impossible(container, operation):
     """Return why a cell cannot work, None where it does."""
     return NO_TABLE if operation == "ColumnTransformer" and container not in TABLES else None
+
+
+def is_quick(container, operation):
+    return operation in QUICK or (container == FULL and operation != PROCESSES)
 
 
 def make_classifier(parameters):
@@ -172,9 +177,7 @@ def make_classifier(parameters):
 @pytest.mark.parametrize(
     ("container", "operation"),
     [
-        pytest.param(
-            container, operation, marks=[] if container in FULL or operation in QUICK else [pytest.mark.slow]
-        )
+        pytest.param(container, operation, marks=[] if is_quick(container, operation) else [pytest.mark.slow])
         for container in CONTAINERS
         for operation in OPERATIONS
     ],
@@ -225,9 +228,8 @@ LABELS = {
 @pytest.mark.parametrize(
     "operation",
     [
-        "fit, predict",
         "CalibratedClassifierCV",
-        pytest.param("GridSearchCV, n_jobs=2", marks=pytest.mark.slow),
+        pytest.param(PROCESSES, marks=pytest.mark.slow),
         pytest.param("cross_validate", marks=pytest.mark.slow),
         pytest.param("FrozenEstimator", marks=pytest.mark.slow),
         pytest.param("VotingClassifier", marks=pytest.mark.slow),
