@@ -287,7 +287,7 @@ def test__save__disk_full_at_any_write__named_error_old_model_whole_and_nothing_
 
     def full(path, mode="r", *args, **kwargs):
         stream = open(path, mode, *args, **kwargs)  # noqa: SIM115 - the caller closes it
-        if "w" in mode:
+        if set("wx") & set(mode):
             opened.append(path)
             if len(opened) == full_at:
                 return FullDisk(stream, 100)
