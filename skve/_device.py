@@ -48,9 +48,9 @@ def resolve_device(device):
 
 def available_memory(device):
     """Return the free memory of a device in bytes, or None where the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
     if device.type != "cpu":
+        with contextlib.suppress(RuntimeError):
+            return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
         return None
     with contextlib.suppress(OSError, StopIteration):  # what Linux could free is free, too
         lines = pathlib.Path("/proc/meminfo").read_text().splitlines()

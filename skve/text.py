@@ -37,7 +37,8 @@ class SVETextClassifier(BaseSVEClassifier):
         Options of the ensemble. `"sve"` and `"sve+lora"`: `basis` (`"singular"`; `"random"` puts random orthonormal
         directions in the place of the right singular vectors). `"lora"` and `"sve+lora"`: `rank` (8), `scale` (1.0)
         of the product, `gain` (10.0) of Xavier's start; `"sve+lora"` also `lora_lr` (1e-4), the learning rate of the
-        pairs. `"batch"`: `init` (`"normal"`, from N(1, init_scale^2); `"signs"`, -1 or 1). `"dropout"`: `rate` (0.1).
+        pairs. `"batch"`: `init` (`"normal"`, from N(1, init_scale^2); `"signs"`, -1 or 1). `"dropout"`: `rate` (None:
+        0.1 for linear layers, 0.01 for convolutions).
         `"single"` and `"deep"`: `train_batch_norm` (False), batch statistics in training. All that train several
         members: `order` (`"shared"`; `"own"`, each member draws its batches), `bootstrap` (False; each draws samples
         with replacement), `diversity` (0.0 to 1.0: the share of the pooled prediction's loss in the members' loss).

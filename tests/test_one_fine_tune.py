@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from skorch.callbacks import Callback
+from torch import nn
 
 import skve
-from skve import _training
+from skve import _ensembles, _svd, _training
 from tests.test_member_rules import CLOSE, along, network_of
 from tests.toys import (
     TOYS,
@@ -16,6 +17,7 @@ from tests.toys import (
     TinyMLP,
     TinyTransformer,
     arrays_of,
+    make_backbone,
     pooled_nll,
     same_arrays,
     toy_classifier,
@@ -85,9 +87,19 @@ def test__dropout__training__every_layer_random(toy):
     assert torch.equal(network.features(toy_inputs()), fixed)
 
 
+def test__dropout__no_rate__less_in_convolutions():
+    module = nn.Sequential(nn.Conv2d(4000, 6, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4000))
+    module.append(nn.Linear(4000, 5))
+    backbone = make_backbone(module)
+    rule = _ensembles.Dropout(backbone, _svd.find_sites(module)[0], init_scale=0, train_bias=False)
+    member = rule.new_member(torch.Generator().manual_seed(0))
+    assert float((~member["masks.0"]).float().mean()) == pytest.approx(0.01, abs=0.005)
+    assert float((~member["masks.4"]).float().mean()) == pytest.approx(0.1, abs=0.02)
+
+
 def test__dropout__fit__one_network_and_members_by_masks(images):
-    two = toy_classifier(TinyCNN(), ensemble="dropout", n_members=2).fit(*images)
-    five = toy_classifier(TinyCNN(), ensemble="dropout", n_members=5).fit(*images)
+    settings = {"ensemble": "dropout", "ensemble_params": {"rate": 0.2}}
+    two, five = (toy_classifier(TinyCNN(), n_members=n, **settings).fit(*images) for n in (2, 5))
     for key, value in arrays_of(five).items():
         assert len(value) == (5 if key.startswith("masks.") else 1)
         assert np.array_equal(value[:2], arrays_of(two)[key]), key
