@@ -124,7 +124,9 @@ class FittedState:
         size = min(len(pipeline), self.batch_size * BATCHES_PER_INSTALLATION) * pipeline.mean_size
         traced = Trace(frozenset(), self.positions, list(self.shareable), self.n_features)
         head = Head(self.n_features, self.n_classes, backbone.preprocess.get("softcap"))
-        wanted, found = {**head.shapes(), **rule.shapes()}, {key: v.shape[1:] for key, v in self.arrays.items()}
+        shapes = {**head.shapes(), **rule.shapes()}
+        wanted = {key: (1 if rule.shares(key) else self.n_members, *shape) for key, shape in shapes.items()}
+        found = {key: value.shape for key, value in self.arrays.items()}
         if wanted != found:
             wrong = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
             raise ValueError(

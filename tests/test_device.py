@@ -250,4 +250,4 @@ def test__fit__device_not_there__estimator_as_it_was(images, monkeypatch):
 
 def test__purposes__order__fixed():
     """The streams of a seed hang on it: new purposes come at the end."""
-    assert _device.PURPOSES == ("split", "order", "augment", "member")
+    assert _device.PURPOSES == ("split", "order", "augment", "member", "noise", "bootstrap")

@@ -114,7 +114,7 @@ def test__validation_nll__unequal_weights_and_ragged_batches__is_the_weighted_me
     expected = float((-pooled[torch.arange(7), targets] * torch.from_numpy(weights)).mean())
 
     class Fixed(nn.Module):
-        members, dtype = nn.ModuleList(), torch.float32
+        members, trained, dtype = nn.ModuleList(), range(0), torch.float32
 
         def forward(self, inputs):
             return logits[:, inputs]

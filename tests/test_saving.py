@@ -324,7 +324,7 @@ def test__load__file_outside_the_folder__refused(folder, path):
 
 
 DISHONEST = {
-    "state.fingerprints": {},
+    "state.fingerprints": {"nowhere": 0.0},
     "state.layers": ["conv_stem"],
     "state.shareable": ["os.system"],
     "state.batch_size": "1",
