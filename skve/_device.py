@@ -79,6 +79,8 @@ def resolve_training_dtype(precision, device, linear_share):
     torch.dtype
     """
     if precision != "auto":
+        if device.type == "mps" and precision != "float32":
+            raise ValueError(f"precision={precision!r}: on MPS all is float32; set precision='float32' or 'auto'")
         return getattr(torch, precision)
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float32

@@ -80,7 +80,13 @@ class Step:
         )
         groups = list(own)
         inputs, (targets, _) = groups[0][0]
-        return self._in_fitting_parts(lambda: self._accumulate(groups), inputs, len(targets))
+        return self._in_fitting_parts(
+            lambda: self._accumulate(groups),
+            inputs,
+            len(targets),
+            chunked=not isinstance(batch, list),
+            whole=self.ensemble.rule.mixes_samples,
+        )
 
     def log_proba(self, inputs, n_samples):
         """Return the logarithm of the mean of the members' probabilities, on the CPU in float64."""
@@ -97,40 +103,45 @@ class Step:
         largest = self.largest or n_samples
         return [slice(start, min(start + largest, n_samples)) for start in range(0, n_samples, largest)]
 
-    def _in_fitting_parts(self, compute, inputs, n_samples):
-        """Return `compute()`, after as many attempts with smaller parts as it takes."""
+    def _in_fitting_parts(self, compute, inputs, n_samples, *, chunked=False, whole=False):
+        """Return `compute()`, after as many attempts with smaller parts as it takes.
+
+        `chunked` says whether it passes members in chunks, `whole` whether it wants all samples at once.
+        """
+        drawn = self.ensemble.rule.noise.get_state()
         while True:
             statistics = [(moved, moved.clone()) for moved in self._moved_in_place()]
             try:
                 return compute()
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
-                    if self.chunk == 1:
+                    if self.chunk == 1 or not chunked:
                         raise
                     # What torch.vmap cannot batch fails with all kinds of messages; one member needs no vmap.
                     self.chunk = 1
-                elif not self._shrink(n_samples):
-                    raise torch.OutOfMemoryError(f"{self._least(inputs, n_samples)}: {error}") from error
+                elif not self._shrink(n_samples, chunked, whole):
+                    raise torch.OutOfMemoryError(f"{self._least(inputs, n_samples, whole)}: {error}") from error
             # What the failed attempt has left behind.
             self.ensemble.members.zero_grad()
             self.ensemble.network.new_batch()
             for moved, before in statistics:
                 moved.copy_(before)
+            self.ensemble.rule.noise.set_state(drawn)
             release_memory(self.ensemble.device)
 
-    def _shrink(self, n_samples):
+    def _shrink(self, n_samples, chunked, whole):
         """Choose smaller parts for the next attempt; say whether there are any."""
         size = min(self.largest or n_samples, n_samples)
-        if self.chunk > 1:
+        if chunked and self.chunk > 1:
             self.chunk //= 2
-        elif size > 1 and not self.ensemble.rule.mixes_samples:
+        elif size > 1 and not whole:
             self.largest = (size + 1) // 2
         else:
             return False
         return True
 
-    def _least(self, inputs, n_samples):
-        if self.ensemble.rule.mixes_samples:
+    def _least(self, inputs, n_samples, whole):
+        if whole:
             return f"one member and a batch of {n_samples}, whose statistics train_batch_norm=True keeps from a split"
         return f"one member and one sample of {shape_of(_slice(inputs, slice(0, 1)))}"
 

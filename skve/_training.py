@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from ._ensembles import HEAD, RATIOS, SCALES, WEIGHTS, is_trained
 from ._step import Step
+from ._warnings import warn
 
 _AHEAD = 2  # batches that are read while the network computes
 
@@ -317,6 +318,11 @@ def train(ensemble, train_batches, valid_batches, settings, *, callbacks=None, v
     history = _History()
     n_steps = settings.max_epochs * len(train_batches)
     n_cycles = ensemble.rule.n_cycles(len(ensemble.members))
+    if n_cycles > 1 and settings.early_stopping:
+        raise ValueError(
+            "early_stopping=True: snapshots are taken all along a training, which has to run to its end; set "
+            "early_stopping=False"
+        )
     if n_steps < n_cycles:
         raise ValueError(
             f"n_members={n_cycles} snapshots of one training want as many steps at least, and there are {n_steps}; "
@@ -352,6 +358,11 @@ def train(ensemble, train_batches, valid_batches, settings, *, callbacks=None, v
                 raise
             ensemble.load_state_dict(state)
             interrupted = True
+            if n_cycles > 1:
+                warn(
+                    f"the training of {n_cycles} snapshots was interrupted after {history.complete[0]} of "
+                    f"{settings.max_epochs} epochs: members of cycles that did not end are one and the same network"
+                )
         finally:
             for batches in (train_batches, valid_batches):
                 if batches is not None:

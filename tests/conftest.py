@@ -1,6 +1,7 @@
 """Fixtures that the tests share."""
 
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -60,3 +61,8 @@ def train_in_chunks(monkeypatch):
         monkeypatch.setattr(_training, "train", train)
 
     return use
+
+
+def pytest_configure():
+    # A shell's background jobs ignore Ctrl-C, which some tests send to themselves.
+    signal.signal(signal.SIGINT, signal.default_int_handler)

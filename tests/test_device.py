@@ -251,3 +251,11 @@ def test__fit__device_not_there__estimator_as_it_was(images, monkeypatch):
 def test__purposes__order__fixed():
     """The streams of a seed hang on it: new purposes come at the end."""
     assert _device.PURPOSES == ("split", "order", "augment", "member", "noise", "bootstrap")
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test__resolve_training_dtype__mps__float32_alone(precision):
+    mps = torch.device("mps")
+    with pytest.raises(ValueError, match=f"precision='{precision}': on MPS all is float32; set"):
+        _device.resolve_training_dtype(precision, mps, 1.0)
+    assert _device.resolve_training_dtype("auto", mps, 1.0) == torch.float32

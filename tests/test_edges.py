@@ -1,5 +1,7 @@
 """Edges that a review found: each of these went wrong once."""
 
+import types
+
 import numpy as np
 import pytest
 import torch
@@ -115,6 +117,7 @@ def test__validation_nll__unequal_weights_and_ragged_batches__is_the_weighted_me
 
     class Fixed(nn.Module):
         members, trained, dtype = nn.ModuleList(), range(0), torch.float32
+        rule = types.SimpleNamespace(noise=torch.Generator())
 
         def forward(self, inputs):
             return logits[:, inputs]

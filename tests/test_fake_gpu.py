@@ -116,6 +116,25 @@ def test__fit_and_predict__images_on_a_gpu__no_tensor_left_behind(gpu, images, t
     check(gpu, image_classifier(toy, ensemble=ensemble, precision="auto"), *images)
 
 
+RIVALS = ["scale", "bias", "lora", "batch", "sve+lora", "dropout", "snapshot"]
+
+
+@pytest.mark.parametrize("ensemble", RIVALS)
+def test__fit_and_predict__other_ensembles_on_a_gpu__no_tensor_left_behind(gpu, images, ensemble):
+    for toy in (TinyCNN, TinyTransformer):
+        check(gpu, image_classifier(toy, ensemble=ensemble, n_members=2, train_bias=True), *images)
+    assert torch.float64 not in gpu.on_gpu
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"order": "own", "bootstrap": True}, {"bootstrap": True}, {"diversity": 0.5}, {"basis": "random"}],
+    ids=str,
+)
+def test__fit_and_predict__members_that_differ_on_a_gpu__no_tensor_left_behind(gpu, images, options):
+    check(gpu, image_classifier(TinyMLP, n_members=3, ensemble_params=options), *images)
+
+
 @pytest.mark.parametrize("chunk", [1, 2])
 def test__fit_and_predict__chunks_of_members__no_tensor_left_behind(gpu, images, train_in_chunks, chunk):
     train_in_chunks(chunk)

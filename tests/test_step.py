@@ -81,6 +81,18 @@ def test__fit__fails_in_the_backward_pass__half_done_gradients_are_not_counted(i
     assert (1, 8) in passes
 
 
+@pytest.mark.parametrize(
+    "options", [{"order": "own", "bootstrap": True}, {"bootstrap": True}, {"diversity": 0.5}], ids=str
+)
+def test__fit__members_that_differ_in_parts__same_members(images, train_in_chunks, limited, options):
+    settings = {**SETTINGS, "ensemble_params": options}
+    expected = toy_classifier(TinyMLP(), **settings).fit(*images)
+    train_in_chunks(4)
+    passes = limited(5)
+    members_close(expected, toy_classifier(TinyMLP(), **settings).fit(*images))
+    assert set(passes[-4:]) == {(1, 4)}
+
+
 def test__fit__one_step_in_parts__gradient_of_the_unsplit_step(images):
     """To rounding: the optimizer, which hides the size of a gradient, is left out."""
     gradients = []
@@ -285,3 +297,36 @@ def test__fit__float16_members__the_same_whatever_their_number(images, train_in_
     three = toy_classifier(precision="float16", n_members=3).fit(*images)
     for key, value in arrays_of(one).items():
         assert np.array_equal(arrays_of(three)[key][0], value[0])
+
+
+@pytest.mark.parametrize("ensemble", ["dropout", "snapshot"])
+def test__fit__memory_short_once__same_as_without(images, monkeypatch, ensemble):
+    settings = {**SETTINGS, "ensemble": ensemble, "max_epochs": 4, "batch_size": 64}
+    expected = toy_classifier(TinyMLP(), **settings).fit(*images)
+    original, failed = _ensembles.Ensemble.chunk_logits, []
+
+    def fails_once(self, inputs, indices):
+        logits = original(self, inputs, indices)
+        if not failed:
+            failed.append(indices)
+            raise ERRORS[0]
+        return logits
+
+    monkeypatch.setattr(_ensembles.Ensemble, "chunk_logits", fails_once)
+    monkeypatch.setattr(_step.Step, "_parts", lambda self, n_samples: [slice(0, n_samples)])
+    again = toy_classifier(TinyMLP(), **settings).fit(*images)
+    assert failed
+    assert same_arrays(again, expected)
+
+
+def test__fit__own_orders_and_no_memory__no_attempt_twice(images, limited):
+    passes = limited(0)
+    clf = toy_classifier(TinyMLP(), **{**SETTINGS, "ensemble_params": {"order": "own"}, "batch_size": 16})
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory in fit"):
+        clf.fit(*images)
+    assert passes == [(1, 16), (1, 8), (1, 4), (1, 2), (1, 1)]
+
+
+def test__fit__snapshots_with_early_stopping__value_error_with_the_remedy(images):
+    with pytest.raises(ValueError, match=r"early_stopping=True: snapshots .* set early_stopping=False"):
+        toy_classifier(ensemble="snapshot", early_stopping=True).fit(*images)

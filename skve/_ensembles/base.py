@@ -46,13 +46,13 @@ class MemberRule:
     takes: Options = DIFFERENCES  # the entries that `ensemble_params` may have
     mixes_samples = False  # whether a training batch gives other gradients than its parts do in turn
     selects_layers = False  # whether `layers` says what members own
-    noise: torch.Generator  # what training draws from besides the members' own generators
 
     def __init__(self, backbone, sites, *, init_scale, train_bias, **options):
         self.backbone = backbone
         self.sites = sites
         self.init_scale = init_scale
         self.train_bias = train_bias
+        self.noise = torch.Generator()  # what training draws from besides the members' own generators
         known = {**DIFFERENCES, **self.takes}
         self.options: dict[str, Any] = {name: default for name, (default, _) in known.items()} | options
 
