@@ -9,13 +9,12 @@ from _study import show
 
 from skve.uncertainty import entropy
 
-AGAINST = ("deep", "single")
 N_RESAMPLES = 2000
 COLUMNS = ["study", "data", "factors", "method", "against", "metric", "estimate", "low", "high", "n_seeds", "n_items"]
 
 
 def write_intervals(path, study, cells, predictions):
-    """Write 95 % intervals of each method's figures less those of "deep" and of "single", in place of older ones.
+    """Write 95 % intervals of each method's figures less those of the study's references, in place of older ones.
 
     Test items and seeds are drawn anew together, the same ones for all methods; so what makes an item hard for both
     cancels. Only seeds that both methods have count.
@@ -42,7 +41,7 @@ def write_intervals(path, study, cells, predictions):
             groups.setdefault(show(cell.factors), {}).setdefault(cell.method, {})[cell.seed] = file
     for factors, methods in groups.items():
         losses = {method: {seed: read(file) for seed, file in files.items()} for method, files in methods.items()}
-        for against in AGAINST:
+        for against in study.test["against"]:
             for method in losses:
                 if method == against or against not in losses:
                     continue

@@ -40,7 +40,7 @@ DATA = {
     "far": (dict, None),
 }
 TUNING = {"seed": (int, 100), "n_members": (int, 2), "trials": (int, None)}
-TEST = {"seeds": (list, [0, 1, 2]), "on": (str, "test")}
+TEST = {"seeds": (list, [0, 1, 2]), "on": (str, "test"), "against": (list, ["deep", "single"])}
 TEXT_LOADERS, IMAGE_LOADERS = ("jsonl",), ("jpegs", "arrays", "folders")
 
 
