@@ -40,7 +40,7 @@ DATA = {
     "far": (dict, None),
 }
 TUNING = {"seed": (int, 100), "n_members": (int, 2), "trials": (int, None)}
-TEST = {"seeds": (list, [0, 1, 2]), "on": (str, "test"), "against": (list, ["deep", "single"])}
+TEST = {"seeds": (list, [0, 1, 2]), "on": (str, "test"), "against": (list, None)}
 TEXT_LOADERS, IMAGE_LOADERS = ("jsonl",), ("jpegs", "arrays", "folders")
 
 
@@ -183,6 +183,10 @@ class Study:
             if together > 1 and any(not isinstance(v, list) or len(v) != together for v in values):
                 raise ValueError(f"{self.name}: factors.{name!r}={values!r}; wanted lists of {together} values")
         self._read_methods(raw["methods"])
+        if self.test["against"] is None:
+            self.test["against"] = [name for name in ("deep", "single") if name in self.methods]
+        for name in self.test["against"]:
+            self._one_of(name, list(self.methods), "test.against")
 
     def _read_methods(self, methods):
         if not methods:

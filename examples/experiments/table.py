@@ -187,8 +187,11 @@ def plot(rows, path):
                 axis.errorbar(means, x, xerr=spread, marker="o", linestyle="none", capsize=2, label=label)
         if not swept:
             axis.invert_yaxis()
-        elif min(float(p[swept[0]]) for p in points.values()) > 0:
-            axis.set_xscale("log")
+        else:
+            ticks = sorted({float(p[swept[0]]) for p in points.values()})
+            axis.set_xscale("log" if ticks[0] > 0 else "linear")
+            axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axis.minorticks_off()
     if swept or len(points) > 1:
         axes[-1].legend(fontsize="small")
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
