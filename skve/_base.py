@@ -164,7 +164,7 @@ class BaseSVEClassifier(EnsemblePredictor):
         return self
 
     def _fit(self, X, y, sample_weight, *, X_val=None, y_val=None, start=None, classes=None):
-        from . import _state, _training
+        from . import _differences, _state, _training
         from ._device import Seeds, resolve_device
         from ._temperature import fit_temperature
 
@@ -216,7 +216,7 @@ class BaseSVEClassifier(EnsemblePredictor):
 
         result = _training.train(
             ensemble,
-            _training.for_members(train_batches, ensemble.rule.options, seeds, len(ensemble.trained)),
+            _differences.for_members(train_batches, ensemble.rule.options, seeds, len(ensemble.trained)),
             batches(parts[1]) if parts[1] is not None else None,
             self._settings(once, has_validation=parts[1] is not None),
             callbacks=self.callbacks,

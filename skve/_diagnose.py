@@ -21,9 +21,14 @@ _CHANCE = 0.6  # AUROC of telling errors [0.88] or foreign samples [0.81]
 _ECE_EXCESS = 0.01  # ECE above the reference's
 _FEW = 10  # errors (and right answers) below which nothing is said about ranking them
 # What sets the members of each ensemble apart.
+_SAME_START = "raise member_lr or max_epochs: members start from the same weights, with heads of their own"
 _SET_APART = {
     "sve": "raise member_lr or max_epochs, and see that init_scale is not 0",
-    "deep": "raise member_lr or max_epochs: members start from the same weights, with heads of their own",
+    "lora": _SAME_START,
+    "bias": _SAME_START,
+    "deep": _SAME_START,
+    "dropout": "raise the rate in ensemble_params",
+    "snapshot": "raise member_lr or max_epochs: short and slow cycles end close to one another",
     "head": "raise head_lr or max_epochs; heads on the same features differ little: try ensemble='sve'",
 }
 

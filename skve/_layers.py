@@ -156,7 +156,7 @@ class Network:
         self._modules[layer].forward = forward
 
     def avoid_fast_paths(self):
-        """Keep torch's attention off its inference-only kernels, which it takes under vmap in training as well."""
+        """Keep torch's attention off its inference-only kernels; under vmap it takes them in training as well."""
         for module in self._modules.values():
             if isinstance(module, nn.MultiheadAttention):
                 module.dropout = 0.0

@@ -15,6 +15,7 @@ from skorch.callbacks import Callback, EarlyStopping, LRScheduler
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 
+from ._differences import OwnOrders
 from ._ensembles import BATCHES_PER_INSTALLATION, HEAD, RATIOS, SCALES, WEIGHTS, is_trained
 
 
@@ -34,24 +35,6 @@ class Settings:
     label_smoothing: float
     early_stopping: bool
     n_iter_no_change: int
-
-
-class OwnOrders:
-    """Batches of members that each have an order of their own; yields a batch for each member.
-
-    Parameters
-    ----------
-    members : list of Batches
-    """
-
-    def __init__(self, members):
-        self.members = members
-
-    def __len__(self):
-        return len(self.members[0])
-
-    def __iter__(self):
-        return zip(*self.members, strict=True)
 
 
 class Batches:
@@ -89,30 +72,6 @@ class Batches:
         for indices in self.pipeline.batches(self.batch_size, self.order):
             inputs = self.pipeline.prepare(self.pipeline.load(indices), self.augment)
             yield inputs, (self.targets[indices].to(self.device), self.weights[..., indices].to(self.device))
-
-
-def for_members(batches, options, seeds, n_members):
-    """Return training batches in which members differ as the options "order" and "bootstrap" say.
-
-    Member m draws from its own generators; those of the first one draw the order that all share, too.
-    """
-    n_samples = len(batches.targets)
-    if options["bootstrap"]:  # how often each sample is among as many that are drawn with replacement
-        draws = [
-            torch.randint(n_samples, (n_samples,), generator=seeds.generator("bootstrap", m))
-            for m in range(n_members)
-        ]
-        counts = torch.stack([drawn.bincount(minlength=n_samples) for drawn in draws])
-        batches = batches.copy(weights=batches.weights * counts)
-    if options["order"] == "shared":
-        return batches
-    weights = batches.weights.expand(n_members, n_samples)
-    return OwnOrders(
-        [
-            batches.copy(weights=weights[m], order=seeds.generator("order", m), augment=seeds.generator("augment", m))
-            for m in range(n_members)
-        ]
-    )
 
 
 def cycle_starts(n_steps, n_cycles):

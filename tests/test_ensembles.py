@@ -34,6 +34,8 @@ ENSEMBLES = [
     ("lora", {"gain": 1.0}),
     ("batch", None),
     ("dropout", None),
+    ("snapshot", None),
+    ("sve+lora", {"gain": 1.0}),
 ]
 
 
@@ -41,7 +43,7 @@ ENSEMBLES = [
 
 
 @pytest.mark.parametrize("toy", [TinyCNN, TinyTransformer])
-@pytest.mark.parametrize("ensemble", ["sve", "deep", "head", "scale", "bias", "lora", "batch"])
+@pytest.mark.parametrize("ensemble", ["sve", "deep", "head", "scale", "bias", "lora", "batch", "sve+lora"])
 def test__member__alone_and_among_eight__same_bits(images, ensemble, toy):
     fits = {
         n: arrays_of(toy_classifier(toy(), ensemble=ensemble, n_members=n, augment="strong").fit(*images))
@@ -271,6 +273,34 @@ def test__single__n_members__ignored(images):
 def test__ensemble_params__unknown_option__value_error(images, ensemble, options, message):
     with pytest.raises(ValueError, match=message):
         toy_classifier(TinyMLP(), ensemble=ensemble, ensemble_params=options).fit(*images)
+
+
+@pytest.mark.parametrize(
+    ("ensemble", "options", "message"),
+    [
+        ("lora", {"rank": 0}, r"'rank' parameter of ensemble_params of ensemble='lora' must be an int in .* Got 0"),
+        ("lora", {"rank": 2.5}, r"'rank' parameter .* Got 2.5"),
+        ("lora", {"gain": -1}, r"'gain' parameter"),
+        (
+            "batch",
+            {"init": "zeros"},
+            r"'init' parameter .* must be a str among \{('normal', 'signs'|'signs', 'normal')\}",
+        ),
+        ("dropout", {"rate": 1.0}, r"'rate' parameter .* in the range \(0.0, 1.0\)"),
+        ("dropout", {"order": "own"}, r"has no option \['order'\]; it takes \['rate'\]"),
+        ("sve", {"basis": "fourier"}, r"'basis' parameter"),
+        ("scale", {"rank": 4}, r"has no option \['rank'\]; it takes \['bootstrap', 'diversity', 'order'\]"),
+        ("sve", {3: 4}, r"has no option \[3\]"),
+    ],
+)
+def test__ensemble_params__bad_value__value_error_that_lists_what_fits(images, ensemble, options, message):
+    with pytest.raises(ValueError, match=message):
+        toy_classifier(TinyMLP(), ensemble=ensemble, ensemble_params=options).fit(*images)
+
+
+def test__ensemble__unknown__value_error_lists_the_known(images):
+    with pytest.raises(ValueError, match=r"'ensemble' parameter .*'lora'.* Got 'bagging'"):
+        toy_classifier(TinyMLP(), ensemble="bagging").fit(*images)
 
 
 def test__fit__layers_that_cannot_be_adapted__one_warning_with_names_and_reasons(images):

@@ -20,6 +20,7 @@ from tests.toys import (
     arrays_of,
     make_backbone,
     same_arrays,
+    seeded,
     toy_classifier,
     toy_inputs,
 )
@@ -368,6 +369,16 @@ def test__bias__layer_without_one__gets_one(images):
     assert np.abs(arrays_of(classifier)["bias_offsets.stem"]).max() > 1e-3  # TinyCNN's stem has none
 
 
+def test__bias__attention_without_biases__projection_alone_gets_one(images):
+    module = TinyTransformer()
+    for block in module.blocks:
+        block.attn = seeded(nn.MultiheadAttention(12, 2, batch_first=True, bias=False))
+    layers = ["blocks.0.attn", "blocks.1.attn"]
+    classifier = toy_classifier(module, ensemble="bias", layers=layers, member_lr=1e-2).fit(*images)
+    assert np.isfinite(classifier.predict_proba(images[0])).all()
+    assert {key for key in arrays_of(classifier) if key.startswith("bias")} == {f"bias_offsets.{x}" for x in layers}
+
+
 def test__bias__bias_that_is_not_read__left_out_with_a_warning(images):
     class ReadsNoBias(ReadsWeight):
         def forward(self, x):
@@ -376,31 +387,3 @@ def test__bias__bias_that_is_not_read__left_out_with_a_warning(images):
     with pytest.warns(UserWarning, match=r"lin \(the features do not depend on it\)"):
         classifier = toy_classifier(ReadsNoBias(), ensemble="bias", max_epochs=1).fit(*images)
     assert "bias_offsets.lin" not in arrays_of(classifier)
-
-
-@pytest.mark.parametrize(
-    ("ensemble", "options", "message"),
-    [
-        ("lora", {"rank": 0}, r"'rank' parameter of ensemble_params of ensemble='lora' must be an int in .* Got 0"),
-        ("lora", {"rank": 2.5}, r"'rank' parameter .* Got 2.5"),
-        ("lora", {"gain": -1}, r"'gain' parameter"),
-        (
-            "batch",
-            {"init": "zeros"},
-            r"'init' parameter .* must be a str among \{('normal', 'signs'|'signs', 'normal')\}",
-        ),
-        ("dropout", {"rate": 1.0}, r"'rate' parameter .* in the range \(0.0, 1.0\)"),
-        ("dropout", {"order": "own"}, r"has no option \['order'\]; it takes \['rate'\]"),
-        ("sve", {"basis": "fourier"}, r"'basis' parameter"),
-        ("scale", {"rank": 4}, r"has no option \['rank'\]; it takes \['bootstrap', 'diversity', 'order'\]"),
-        ("sve", {3: 4}, r"has no option \[3\]"),
-    ],
-)
-def test__ensemble_params__bad__value_error_that_lists_what_fits(images, ensemble, options, message):
-    with pytest.raises(ValueError, match=message):
-        toy_classifier(TinyMLP(), ensemble=ensemble, ensemble_params=options).fit(*images)
-
-
-def test__ensemble__unknown__value_error_lists_the_known(images):
-    with pytest.raises(ValueError, match=r"'ensemble' parameter .*'lora'.* Got 'bagging'"):
-        toy_classifier(TinyMLP(), ensemble="bagging").fit(*images)

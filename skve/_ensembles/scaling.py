@@ -71,6 +71,11 @@ class Biases(LayerRule):
     def main_parameter(self, site):
         return self.bias_name(site)
 
+    def prepare(self, network, traced, size, *, training):
+        super().prepare(network, traced, size, training=training)
+        if self.added:
+            network.avoid_fast_paths()  # where torch's attention wants either all biases or none
+
     @property
     def added(self):
         return {
