@@ -76,7 +76,7 @@ def load(data, data_dir, seed, judged_on="test"):
     for label, own in by_class.items():
         if (data["per_class"] or 1) > len(own) - n_valid[label]:
             raise ValueError(
-                f"data.per_class={data['per_class']}: class {label!r} of {data['path']} has {len(own)} training "
+                f"data.per_class={data['per_class']}: class {str(label)!r} of {data['path']} has {len(own)} training "
                 f"items, of which {n_valid[label]} are for validation"
             )
     sizes = {label: data["per_class"] or len(own) - n_valid[label] for label, own in by_class.items()}
