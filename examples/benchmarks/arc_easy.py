@@ -13,23 +13,20 @@ reads the test split, once, with the best of them. A second run skips what the C
 """
 
 import argparse
-import gzip
 import importlib.util
 import itertools
-import json
 import pathlib
 import tempfile
 import time
 
 import numpy as np
 import torch
-from _common import Table
+from _common import Table, as_prompt, read_jsonl
 from sklearn.metrics import accuracy_score, log_loss
 
 from skve import SVETextClassifier
 from skve.metrics import expected_calibration_error
 
-LETTERS = "ABCDE"
 # The untouched model reads its own head with rates that move nothing.
 UNTOUCHED = {"ensemble": "head", "n_members": 1, "head_lr": 1e-12, "max_epochs": 1}
 
@@ -48,14 +45,10 @@ def join_parts(folder):
 
 def load(path, split, n, *, skip=0):
     """Return `n` random questions of a split, after `skip` others, as prompts, and the letters of their answers."""
-    with gzip.open(path, "rt", encoding="utf-8") as stream:
-        rows = [row for row in map(json.loads, stream) if row["split"] == split]
+    rows = [row for row in read_jsonl(path) if row["split"] == split]
     chosen = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))[skip : skip + n]]
-    prompts = []
-    for row in chosen:
-        choices = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, row["choices"], strict=False))
-        prompts.append(f"Question: {row['question']}\n{choices}\nAnswer:")
-    return prompts, np.array([LETTERS[int(row["label"])] for row in chosen])
+    prompts, letters = zip(*map(as_prompt, chosen), strict=True)
+    return list(prompts), np.array(letters)
 
 
 def main(arguments):

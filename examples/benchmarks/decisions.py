@@ -19,18 +19,12 @@ import itertools
 import pathlib
 
 import numpy as np
-from _common import Table
+from _common import SHIFTS, Table, measures
 from sklearn.metrics import log_loss
 
 from skve._temperature import apply_temperature, fit_temperature
-from skve.metrics import (
-    aurc,
-    expected_calibration_error,
-    ood_auroc,
-    ood_fpr_at_tpr,
-    paired_bootstrap,
-)
-from skve.uncertainty import entropy, mutual_information
+from skve.metrics import expected_calibration_error, paired_bootstrap
+from skve.uncertainty import mutual_information
 
 # Row -> (ensemble of the fit, members that count, whether temperature is fitted)
 ROWS = {
@@ -41,7 +35,6 @@ ROWS = {
     "deep": ("deep", 4, False),
     "deep + temperature": ("deep", 4, True),
 }
-SHIFTS = ("near", "far")
 
 
 def read(folder, data, row, seed):
@@ -58,24 +51,6 @@ def read(folder, data, row, seed):
     # The members are as they are: temperature changes the pooled prediction only.
     epistemic = {} if n_members == 1 or calibrated else {k: mutual_information(m) for k, m in members.items()}
     return pooled, epistemic, temperature, truth["test"], classes
-
-
-def measures(pooled, epistemic, truth, classes):
-    proba = pooled["test"]
-    row = {
-        "accuracy": float(np.mean(classes[proba.argmax(axis=1)] == truth)),
-        "nll": log_loss(truth, proba, labels=classes),
-        "ece": expected_calibration_error(truth, proba, labels=classes),
-        "aurc": aurc(truth, proba, labels=classes),
-    }
-    total = {name: entropy(group) for name, group in pooled.items()}
-    for shift in SHIFTS:
-        for kind, scores in (("total", total), ("epistemic", epistemic)):
-            known = shift in scores
-            row[f"{shift}_{kind}"] = ood_auroc(scores["test"], scores[shift]) if known else float("nan")
-        known = shift in total
-        row[f"{shift}_fpr95"] = ood_fpr_at_tpr(total["test"], total[shift]) if known else float("nan")
-    return row
 
 
 def less_than_sve(metric, truth, proba, of_sve, classes):

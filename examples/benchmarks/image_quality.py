@@ -24,12 +24,12 @@ import time
 
 import numpy as np
 import torch
-from _common import Table, keep_predictions, load_jpegs
+from _common import Table, keep_predictions, load_jpegs, measures
 from sklearn.metrics import accuracy_score, log_loss
 
 import skve
-from skve.metrics import expected_calibration_error, ood_auroc
-from skve.uncertainty import Uncertainty
+from skve.metrics import expected_calibration_error
+from skve.uncertainty import mutual_information
 
 HEAD_RATES = (3e-3, 1e-2)
 SVE = [{"member_lr": m, "head_lr": h} for m, h in itertools.product((5e-3, 1e-2, 2e-2, 5e-2), HEAD_RATES)]
@@ -179,20 +179,12 @@ def epochs(arguments):
 
 def quality(members, truth, classes):
     """Return the measures of members' probabilities on test images and on images of no known class."""
-    proba = members["in"].mean(0)
-    found = {name: Uncertainty.from_members(group) for name, group in members.items()}
-    several = len(members["in"]) > 1
-    row = {
-        "accuracy": accuracy_score(truth, classes[proba.argmax(1)]),
-        "nll": log_loss(truth, proba, labels=classes),
-        "ece": expected_calibration_error(truth, proba, labels=classes),
-    }
-    for name in ("far", "near"):
-        for kind in ("total", "epistemic"):
-            known = name in found and (several or kind == "total")
-            scores = (getattr(found["in"], kind), getattr(found[name], kind)) if known else None
-            row[f"{name}_{kind}"] = ood_auroc(*scores) if known else float("nan")
-    return row
+    members = {"test" if name == "in" else name: group for name, group in members.items()}
+    several = len(members["test"]) > 1
+    epistemic = {name: mutual_information(group) for name, group in members.items()} if several else {}
+    found = measures({name: group.mean(0) for name, group in members.items()}, epistemic, truth, classes)
+    columns = ("accuracy", "nll", "ece", "far_total", "far_epistemic", "near_total", "near_epistemic")
+    return {name: found[name] for name in columns}
 
 
 def show(arguments):

@@ -12,8 +12,6 @@ Memory is the peak of a fresh process during the fit, minus what it held after t
 
 import argparse
 import math
-import pathlib
-import re
 import statistics
 import subprocess
 import sys
@@ -21,7 +19,7 @@ import time
 
 import numpy as np
 import torch
-from _common import machine, require_idle
+from _common import forget_peak, machine, memory, require_idle
 from torch.utils.flop_counter import FlopCounterMode
 
 import skve
@@ -145,12 +143,8 @@ def peak_of_fit(case, kind):
     size, batch = CASES[case]["image_size"], CASES[case]["batch_size"]
     X, y = images(4 * batch, size)
     backbone = _image_backbones.load_image_backbone(CASES[case]["backbone"], size)
-
-    def memory(field):
-        return int(re.search(rf"{field}:\s+(\d+)", pathlib.Path("/proc/self/status").read_text())[1]) / 1024
-
     before = memory("VmRSS")
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    forget_peak()
     if kind == "plain":
         plain_fine_tune(backbone, X, y, batch)
     else:

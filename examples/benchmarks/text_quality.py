@@ -17,14 +17,12 @@ oos_train, oos_val, oos_test, from https://github.com/clinc/oos-eval) and `sst2.
 """
 
 import argparse
-import gzip
 import itertools
-import json
 import time
 
 import numpy as np
 import torch
-from _common import Table, keep_predictions
+from _common import Table, keep_predictions, read_jsonl
 from sklearn.metrics import accuracy_score, log_loss
 
 from skve import SVETextClassifier
@@ -72,15 +70,10 @@ FITS = {
 METHODS = [row for _, _, rows in FITS.values() for row in rows]
 
 
-def read(path):
-    with gzip.open(path, "rt", encoding="utf-8") as stream:
-        return [json.loads(line) for line in stream]
-
-
 def load(dataset, data_dir, seed):
     """Return the parts "train", "valid" and "test" as (texts, labels), and the out-of-scope texts."""
     rng = np.random.default_rng(seed)
-    rows = read(f"{data_dir}/{'clinc150_full' if dataset == 'clinc' else 'sst2'}.jsonl.gz")
+    rows = read_jsonl(f"{data_dir}/{'clinc150_full' if dataset == 'clinc' else 'sst2'}.jsonl.gz")
     labels = sorted({str(row["label"]) for row in rows if row["split"] == "train"})
     labels, per_class = (labels[::3][:50], 10) if dataset == "clinc" else (labels, 200)
     train, rest = [], []
@@ -96,7 +89,7 @@ def load(dataset, data_dir, seed):
     parts = {
         name: ([r["text"] for r in part], np.array([str(r["label"]) for r in part])) for name, part in parts.items()
     }
-    intents = rows if dataset == "clinc" else read(f"{data_dir}/clinc150_full.jsonl.gz")
+    intents = rows if dataset == "clinc" else read_jsonl(f"{data_dir}/clinc150_full.jsonl.gz")
     return parts, [row["text"] for row in intents if row["split"] == "oos_test"]
 
 

@@ -35,6 +35,7 @@ __all__ = [
     "SingularValues",
     "SingularValuesAndPairs",
     "Snapshots",
+    "check_options",
     "is_trained",
     "make_rule",
 ]
@@ -54,20 +55,26 @@ RULES: dict[str, type[MemberRule]] = {
 }
 
 
-def make_rule(ensemble, backbone, sites, *, init_scale, train_bias, ensemble_params):
-    """Make the member rule that `ensemble` names.
+def check_options(ensemble, ensemble_params):
+    """Return the options of an ensemble as a dict.
 
     Raises
     ------
     ValueError
         If `ensemble_params` has an option that the rule does not take, or a value that the option does not.
     """
-    rule = RULES[ensemble]
+    takes = RULES[ensemble].takes
     options = dict(ensemble_params or {})
-    unknown = sorted(set(options) - set(rule.takes), key=str)
+    unknown = sorted(set(options) - set(takes), key=str)
     if unknown:
-        takes = f"it takes {sorted(rule.takes)}" if rule.takes else "it takes none"
-        raise ValueError(f"ensemble_params={options!r}: ensemble={ensemble!r} has no option {unknown}; {takes}")
-    constraints = {name: allowed for name, (_, allowed) in rule.takes.items()}
+        known = f"it takes {sorted(takes)}" if takes else "it takes none"
+        raise ValueError(f"ensemble_params={options!r}: ensemble={ensemble!r} has no option {unknown}; {known}")
+    constraints = {name: allowed for name, (_, allowed) in takes.items()}
     validate_parameter_constraints(constraints, options, f"ensemble_params of ensemble={ensemble!r}")
-    return rule(backbone, sites, init_scale=init_scale, train_bias=train_bias, **options)
+    return options
+
+
+def make_rule(ensemble, backbone, sites, *, init_scale, train_bias, ensemble_params):
+    """Make the member rule that `ensemble` names; raises as `check_options`."""
+    options = check_options(ensemble, ensemble_params)
+    return RULES[ensemble](backbone, sites, init_scale=init_scale, train_bias=train_bias, **options)

@@ -1,0 +1,148 @@
+"""Labelled data from files: train, validation and test parts, and groups of no known class."""
+
+import dataclasses
+import functools
+import pathlib
+
+import numpy as np
+from _common import as_prompt, load_jpegs, read_jsonl
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What one fit sees, and what it is judged by: lists of items, and their labels as strings."""
+
+    X_train: list
+    y_train: np.ndarray
+    X_valid: list
+    y_valid: np.ndarray
+    X_test: list
+    y_test: np.ndarray
+    shifts: dict  # "near" and "far", those that there are -> items of no known class
+
+
+def load(data, data_dir, seed, judged_on="test"):
+    """Return the parts of a study's data.
+
+    Which classes are known and which items are tested does not depend on the seed; what is trained and validated
+    does. The validation items come from the end of each class's order, so that they are the same for all sizes.
+
+    Parameters
+    ----------
+    data : dict
+        The section on data of a `_study.Study`.
+    data_dir : path
+    seed : int
+        Of the choice of training and validation items.
+    judged_on : {"test", "valid"}
+        "valid" takes the validation items for the test, and the held-out classes of the training split as near
+        ones: the test split is not read.
+
+    Returns
+    -------
+    Parts
+
+    Raises
+    ------
+    ValueError
+        If a file or split is missing, or a class has fewer items than are asked for.
+    """
+    read = functools.partial(read_split, data["loader"], pathlib.Path(data_dir) / data["path"])
+    X, y = read(data["train"])
+    order = np.random.default_rng(0).permutation(np.unique(y))
+    n_classes = data["n_classes"] or len(order) - data["near_classes"]
+    if n_classes < 2 or n_classes + data["near_classes"] > len(order):
+        raise ValueError(
+            f"data: n_classes={data['n_classes']} and near_classes={data['near_classes']} of {len(order)} classes "
+            f"in {data['path']}; at least 2 must stay known"
+        )
+    known, held_out = np.sort(order[:n_classes]), order[n_classes : n_classes + data["near_classes"]]
+
+    def take(X, y, chosen):
+        return [X[i] for i in chosen], y[chosen]
+
+    by_class = {}
+    for i, label in enumerate(known):
+        by_class[label] = np.random.default_rng([seed, i]).permutation(np.flatnonzero(y == label))
+    shares = np.diff(np.linspace(0, data["n_valid"], len(known) + 1).astype(int))
+    if data["valid"] is None:
+        n_valid = dict(zip(known, shares, strict=True))
+        valid = take(X, y, np.concatenate([own[len(own) - n_valid[label] :] for label, own in by_class.items()]))
+    else:
+        n_valid = dict.fromkeys(known, 0)
+        valid = _some(*read(data["valid"]), known, data["n_valid"], seed)
+    for label, own in by_class.items():
+        if (data["per_class"] or 1) > len(own) - n_valid[label]:
+            raise ValueError(
+                f"data.per_class={data['per_class']}: class {str(label)!r} of {data['path']} has {len(own)} training "
+                f"items, of which {n_valid[label]} are for validation"
+            )
+    sizes = {label: data["per_class"] or len(own) - n_valid[label] for label, own in by_class.items()}
+    train = take(X, y, np.concatenate([own[: sizes[label]] for label, own in by_class.items()]))
+    shifts = {}
+    if judged_on == "valid":
+        test = valid
+        others = X, y
+    else:
+        others = read(data["test"])
+        test = _some(*others, known, data["n_test"], 0)
+    if len(held_out):
+        shifts["near"] = _some(*others, held_out, data["n_test"], 0)[0]
+    for name in ("near", "far"):
+        if data[name] is not None:
+            source = data[name]
+            items, labels = read_split(source["loader"], pathlib.Path(data_dir) / source["path"], source["split"])
+            shifts[name] = _some(items, labels, np.unique(labels), source["n"], 0)[0]
+    return Parts(*train, *valid, *test, shifts)
+
+
+def _some(X, y, classes, n, seed):
+    """Return at most `n` random items of some classes, and their labels."""
+    chosen = np.flatnonzero(np.isin(y, classes))
+    chosen = np.random.default_rng(seed).permutation(chosen)[:n]
+    return [X[i] for i in chosen], y[chosen]
+
+
+@functools.lru_cache(maxsize=8)
+def read_split(loader, path, split):
+    """Return (items, labels as strings) of one split; README.md says what each loader reads."""
+    if not path.exists():
+        raise ValueError(f"data: there is no {path}")
+    items, labels = LOADERS[loader](path, split)
+    if len(items) == 0:
+        raise ValueError(f"data: {path} has nothing in the split {split!r}")
+    return items, np.asarray(labels).astype(str)
+
+
+def _jpegs(path, split):
+    _need_arrays(path, f"jpeg_{split}")
+    images, codes, classes = load_jpegs(path, split)
+    return images, np.asarray(classes)[codes] if codes.max() < len(classes) else codes
+
+
+def _arrays(path, split):
+    _need_arrays(path, f"x_{split}")
+    with np.load(path) as data:
+        return list(data[f"x_{split}"]), data["classes"][data[f"y_{split}"]]
+
+
+def _need_arrays(path, name):
+    with np.load(path) as data:
+        if name not in data:
+            raise ValueError(f"data: {path} has no array {name}; it has {sorted(data)}")
+
+
+def _jsonl(path, split):
+    records = [record for record in read_jsonl(path) if record["split"] == split]
+    pairs = [as_prompt(r) if "choices" in r else (r["text"], r["label"]) for r in records]
+    return [text for text, _ in pairs], [str(label) for _, label in pairs]
+
+
+def _folders(path, split):
+    files = [f for f in sorted((path / split).glob("*/*")) if f.suffix.lower() in SUFFIXES]
+    return [str(f) for f in files], [f.parent.name for f in files]
+
+
+LOADERS = {"jpegs": _jpegs, "arrays": _arrays, "jsonl": _jsonl, "folders": _folders}

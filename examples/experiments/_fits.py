@@ -1,0 +1,184 @@
+"""One fit and the rows of the CSV that it gives."""
+
+import functools
+import multiprocessing
+import pathlib
+import re
+import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import torch
+from _common import forget_peak, keep_predictions, measures, memory
+from _data import load
+from _study import KEY, TEXT_LOADERS, show
+from sklearn.metrics import brier_score_loss
+
+import skve
+from skve import _backbones, _image_backbones, _text_backbones
+from skve._ensembles import HEAD, WEIGHTS
+from skve._ensembles.base import MASKS
+from skve._temperature import apply_temperature, fit_temperature
+from skve.uncertainty import mutual_information
+
+COLUMNS = [
+    *("study", "data", "method", "factors", "stage", "trial", "seed", "status", "ensemble", "n_members"),
+    *("member_lr", "head_lr", "trials", "n_train", "n_valid", "n_test"),
+    *("accuracy", "nll", "brier", "ece", "aurc", "nll_temperature", "ece_temperature", "temperature"),
+    *("near_total", "near_epistemic", "near_fpr95", "far_total", "far_epistemic", "far_fpr95"),
+    *("extra_percent", "fit_seconds", "predict_seconds", "peak_mib"),
+    *("threads", "jobs", "sitting", "settings", "error"),
+]
+
+
+def run_fit(cells, options):
+    """Fit once and return the rows of all cells that the fit answers; a failure is a row too.
+
+    Parameters
+    ----------
+    cells : list of Cell
+        They agree in `Cell.fit`.
+    options : dict
+        "data_dir" and "weights", folders; "predictions", a folder or None; "threads", "jobs" and "sitting", which
+        are noted in the rows; "memory", whether the fit of a test runs in a fresh process, which tells its peak.
+    """
+    if options["memory"] and cells[0].stage == "test":
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=context) as fresh:
+            return fresh.submit(run_fit, cells, {**options, "memory": False, "peak": True}).result()
+    torch.set_num_threads(options["threads"])
+    try:
+        found = _fit(cells, options)
+        status = {"status": "ok", "error": ""}
+    except Exception as error:  # whatever fails, the other cells go on
+        found = [{} for _ in cells]
+        message = f"{type(error).__name__}: {error}"
+        for name in ("weights", "data_dir"):  # paths of one machine tell others nothing
+            message = message.replace(str(options[name]), f"{{{name}}}")
+        status = {"status": "failed", "error": message}
+    rows = []
+    for cell, values in zip(cells, found, strict=True):
+        known = dict(zip(KEY, cell.identity, strict=True))
+        known |= {"data": cell.data["name"], "ensemble": cell.parameters["ensemble"], "n_members": cell.n_members}
+        known |= {name: cell.parameters.get(name, "") for name in ("member_lr", "head_lr")}
+        known |= {"trials": cell.trials, "settings": cell.settings, **status, **values}
+        known |= {name: options[name] for name in ("threads", "jobs", "sitting")}
+        known = {name: "" if isinstance(v, float) and np.isnan(v) else v for name, v in known.items()}
+        rows.append({name: known.get(name, "") for name in COLUMNS})
+    return rows
+
+
+def _fit(cells, options):
+    """Return the measures of each cell."""
+    leader = max(cells, key=lambda cell: cell.n_members)
+    parts = load(leader.data, options["data_dir"], leader.seed, leader.judged_on)
+    clf = make_classifier(leader, options)
+    clf._load_backbone(clf.backbone, classes=np.unique(parts.y_train))  # not timed: the fit finds it in the cache
+    before = None
+    if options.get("peak"):
+        before = memory("VmRSS")
+        forget_peak()
+    start = time.perf_counter()
+    clf.fit(parts.X_train, parts.y_train)
+    timed = {"fit_seconds": time.perf_counter() - start}
+    if before is not None:
+        timed["peak_mib"] = memory("VmHWM") - before
+    start = time.perf_counter()
+    members = {"test": clf.predict_proba_members(parts.X_test)}
+    timed["predict_seconds"] = time.perf_counter() - start
+    members["valid"] = members["test"]
+    if leader.judged_on == "test":
+        members["valid"] = clf.predict_proba_members(parts.X_valid)
+    if leader.stage == "test":
+        members |= {name: clf.predict_proba_members(items) for name, items in parts.shifts.items()}
+    truth = {"test": parts.y_test, "valid": parts.y_valid}
+    sizes = {"n_train": len(parts.y_train), "n_valid": len(parts.y_valid), "n_test": len(parts.y_test)}
+    found = []
+    for cell in cells:
+        own = {name: proba[: cell.n_members] for name, proba in members.items()}
+        values = sizes | judge(own, truth, clf.classes_, calibrated=cell.judged_on == "test")
+        values["extra_percent"] = extra_percent(clf, cell.n_members)
+        if cell.n_members == leader.n_members and cell.parameters["ensemble"] == leader.parameters["ensemble"]:
+            values |= timed
+        if options["predictions"] is not None and cell.stage == "test":
+            folder, name = predictions_of(cell.study, cell.data["name"], show(cell.factors))
+            folder = pathlib.Path(options["predictions"]) / folder
+            keep_predictions(folder, name, cell.method, cell.seed, own, truth, clf.classes_)
+        found.append(values)
+    return found
+
+
+def predictions_of(study, data, factors):
+    """Return the folder and the beginning of the file names of kept predictions."""
+    return study, re.sub(r"[^\w.=+-]+", "-", f"{data} {factors}".strip())
+
+
+def make_classifier(cell, options):
+    """Return the estimator of a cell; "{weights}" in the backbone's name is filled in, "random:NAME" is untrained."""
+    text = cell.data["loader"] in TEXT_LOADERS
+    parameters = {**cell.parameters, "random_state": cell.seed}
+    backbone = parameters.get("backbone")
+    if isinstance(backbone, str):
+        backbone = backbone.replace("{weights}", str(options["weights"]))
+        if backbone.startswith("random:"):
+            make = _random_text_model if text else _random_image_model
+            backbone = functools.partial(make, backbone.removeprefix("random:"))
+        parameters["backbone"] = backbone
+    return (skve.SVETextClassifier if text else skve.SVEClassifier)(**parameters)
+
+
+def _random_image_model(name):
+    import timm
+
+    architecture = _image_backbones.BUNDLED[name.removeprefix("bundled:")][-1] if "bundled:" in name else name
+    return timm.create_model(architecture, pretrained=False, num_classes=0)
+
+
+def _random_text_model(name):
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    folder = name
+    if name.startswith("bundled:"):
+        folder = _backbones.bundled_file(name, _text_backbones.BUNDLED)[0].parent
+    return AutoModel.from_config(AutoConfig.from_pretrained(folder)), AutoTokenizer.from_pretrained(folder)
+
+
+def judge(members, truth, classes, calibrated):
+    """Return the measures of members' probabilities, with `calibrated` after temperature scaling too.
+
+    Parameters
+    ----------
+    members : dict of str to ndarray of shape (n_members, n_samples, n_classes)
+        Of "test", "valid" and the groups of no known class.
+    truth : dict of str to ndarray of shape (n_samples,)
+        Of "test" and "valid".
+    classes : ndarray of shape (n_classes,)
+    calibrated : bool
+        Whether the validation samples are others than those that judge.
+    """
+    pooled = {name: proba.mean(axis=0) for name, proba in members.items()}
+    judged = {name: proba for name, proba in pooled.items() if name != "valid"}
+    several = len(members["test"]) > 1
+    epistemic = {name: mutual_information(members[name]) for name in judged} if several else {}
+    values = measures(judged, epistemic, truth["test"], classes)
+    values["brier"] = brier_score_loss(truth["test"], pooled["test"], labels=classes, scale_by_half=False)
+    if calibrated:
+        codes = np.searchsorted(classes, truth["valid"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # where the samples do not tell the temperature, it stays 1
+            temperature = fit_temperature(pooled["valid"], codes, np.ones(len(codes)))
+        after = measures({"test": apply_temperature(pooled["test"], temperature)}, {}, truth["test"], classes)
+        values |= {"temperature": temperature, "nll_temperature": after["nll"], "ece_temperature": after["ece"]}
+    return values
+
+
+def extra_percent(clf, n_members):
+    """Return the numbers that `n_members` members keep beyond one network with one head, in % of the backbone."""
+    arrays = {key: value for key, value in clf._state.arrays.items() if not key.startswith(MASKS)}
+    own = sum(value[0].size * min(n_members, len(value)) for value in arrays.values())
+    head = sum(value[0].size for key, value in arrays.items() if key.startswith(HEAD))
+    backbone = clf._load_backbone(clf._state.spec, clf.preprocess_).module
+    size = sum(parameter.numel() for parameter in backbone.parameters())
+    shared = 0 if any(key.startswith(WEIGHTS) for key in arrays) else size
+    return 100 * (own + shared - head - size) / size

@@ -1,0 +1,319 @@
+"""What a study's file says, and the cells that follow from it."""
+
+import copy
+import dataclasses
+import difflib
+import itertools
+import json
+import pathlib
+import tomllib
+
+from sklearn.model_selection import ParameterGrid
+
+import skve
+from skve import _ensembles
+
+REQUIRED = object()
+SECTIONS = {
+    "question": (str, REQUIRED),
+    "data": (dict, REQUIRED),
+    "common": (dict, {}),
+    "tuning": (dict, {}),
+    "test": (dict, {}),
+    "factors": (dict, {}),
+    "methods": (dict, REQUIRED),
+}
+SOURCE = {"loader": (str, REQUIRED), "path": (str, REQUIRED), "split": (str, REQUIRED), "n": (int, 500)}
+DATA = {
+    "name": (str, REQUIRED),
+    "loader": (str, REQUIRED),
+    "path": (str, REQUIRED),
+    "train": (str, "train"),
+    "valid": (str, None),
+    "test": (str, "test"),
+    "per_class": (int, None),
+    "n_classes": (int, None),
+    "near_classes": (int, 0),
+    "n_valid": (int, REQUIRED),
+    "n_test": (int, REQUIRED),
+    "near": (dict, None),
+    "far": (dict, None),
+}
+TUNING = {"seed": (int, 100), "n_members": (int, 2), "trials": (int, None)}
+TEST = {"seeds": (list, [0, 1, 2]), "on": (str, "test"), "against": (list, None)}
+TEXT_LOADERS, IMAGE_LOADERS = ("jsonl",), ("jpegs", "arrays", "folders")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One row to be: a method at one point of the factors, fitted with one seed.
+
+    Attributes
+    ----------
+    study, method, stage : str
+        The stage is "tune" or "test".
+    factors : dict
+        Swept settings; they are in `data` and `parameters` already.
+    trial, seed : int
+        A trial counts the settings of a method in tuning; in the test it is that which was chosen.
+    trials : int
+        Of every method of the study.
+    data : dict
+        The study's section on data.
+    parameters : dict
+        Of the estimator.
+    """
+
+    study: str
+    method: str
+    factors: dict
+    stage: str
+    trial: int
+    seed: int
+    trials: int
+    data: dict
+    parameters: dict
+    judged_on: str
+
+    @property
+    def identity(self):
+        """Return what the row is known by: the values of `KEY` as the CSV has them."""
+        tuned = self.trial if self.stage == "tune" else ""
+        return tuple(map(str, (self.study, self.method, show(self.factors), self.stage, tuned, self.seed)))
+
+    @property
+    def settings(self):
+        """Return all that the result depends on besides the seed, as JSON: a row with other settings is stale."""
+        known = {"data": self.data, "parameters": self.parameters, "judged_on": self.judged_on}
+        return json.dumps(known, sort_keys=True, separators=(",", ":"))
+
+    @property
+    def n_members(self):
+        return 1 if self.parameters["ensemble"] == "single" else self.parameters.get("n_members", 4)
+
+    @property
+    def fit(self):
+        """Return what the fit depends on: cells that agree in it are answered by the first members of one fit.
+
+        A single fine-tune is the first member of a deep ensemble; members do not depend on how many there are,
+        but for snapshots, which share the epochs, and where a term of the loss couples them.
+        """
+        own = dict(self.parameters)
+        if own["ensemble"] == "single":
+            own["ensemble"] = "deep"
+        if own["ensemble"] != "snapshot" and not own.get("ensemble_params", {}).get("diversity"):
+            own.pop("n_members", None)
+        return json.dumps([self.stage, self.seed, self.data, own, self.judged_on], sort_keys=True)
+
+    @property
+    def cost(self):
+        """Return a guess at the relative time of the fit."""
+        trained = 1 if self.parameters["ensemble"] in ("dropout", "snapshot") else self.n_members
+        return (1 + trained) * self.parameters.get("max_epochs", 10) * (self.data["per_class"] or 100)
+
+
+KEY = ("study", "method", "factors", "stage", "trial", "seed")
+
+
+def show(factors):
+    """Return swept settings as the CSV has them: "name=value name=value"."""
+    return " ".join(f"{name}={value}" for name, value in factors.items())
+
+
+class Study:
+    """A study's file, checked.
+
+    Parameters
+    ----------
+    path : path
+        Of a TOML file; README.md describes what it may hold.
+    changes : list of str, default=()
+        "section.key=value" with a value as in TOML, or else a string.
+
+    Raises
+    ------
+    ValueError
+        If the file is missing or no TOML, a key is unknown or missing, a value has the wrong type, an estimator
+        refuses its parameters, or methods have different numbers of trials.
+    """
+
+    def __init__(self, path, changes=()):
+        self.path = pathlib.Path(path)
+        self.name = self.path.stem
+        if not self.path.is_file():
+            near = difflib.get_close_matches(self.path.name, [f.name for f in self.path.parent.glob("*.toml")], n=1)
+            raise ValueError(f"study: there is no file {path}{f'; did you mean {near[0]}?' if near else ''}")
+        try:
+            raw = tomllib.loads(self.path.read_text(encoding="utf-8"))
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"{path} is no TOML: {error}") from error
+        for change in changes:
+            _change(raw, change)
+        self._read(raw)
+
+    def _read(self, raw):
+        raw = self._section(raw, SECTIONS, "")
+        self.question, self.common, self.factors = raw["question"], raw["common"], raw["factors"]
+        self.data = self._section(raw["data"], DATA, "data")
+        for name in ("near", "far"):
+            if self.data[name] is not None:
+                self.data[name] = self._section(self.data[name], SOURCE, f"data.{name}")
+        self.tuning = self._section(raw["tuning"], TUNING, "tuning")
+        self.test = self._section(raw["test"], TEST, "test")
+        self._one_of(self.test["on"], ("test", "valid"), "test.on")
+        if not self.test["seeds"] or not all(type(seed) is int for seed in self.test["seeds"]):
+            raise ValueError(f"{self.name}: test.seeds={self.test['seeds']}; wanted a list of integers")
+        loaders = TEXT_LOADERS + IMAGE_LOADERS
+        self._one_of(self.data["loader"], loaders, "data.loader")
+        text = self.data["loader"] in TEXT_LOADERS
+        self.estimator = skve.SVETextClassifier if text else skve.SVEClassifier
+        for name in ("near", "far"):
+            if self.data[name] is not None:
+                fitting = TEXT_LOADERS if text else IMAGE_LOADERS
+                self._one_of(self.data[name]["loader"], fitting, f"data.{name}.loader")
+        self._known = self.estimator().get_params()
+        self._check_names(self.common, self._known, "common")
+        for name, values in self.factors.items():
+            if not isinstance(values, list) or not values:
+                raise ValueError(f"{self.name}: factors.{name}={values!r}; wanted a list of values")
+            sizes = [key for key, (kind, _) in DATA.items() if kind is int]
+            options = [part for part in _names(name) if part.startswith("ensemble_params.")]
+            self._check_names(_names(name), [*sizes, *self._known, *options], "factors")
+            together = len(_names(name))
+            if together > 1 and any(not isinstance(v, list) or len(v) != together for v in values):
+                raise ValueError(f"{self.name}: factors.{name!r}={values!r}; wanted lists of {together} values")
+        self._read_methods(raw["methods"])
+        if self.test["against"] is None:
+            self.test["against"] = [name for name in ("deep", "single") if name in self.methods]
+        for name in self.test["against"]:
+            self._one_of(name, list(self.methods), "test.against")
+
+    def _read_methods(self, methods):
+        if not methods:
+            raise ValueError(f"{self.name}: methods is empty; wanted one table for each method")
+        self.methods, self.trials = {}, {}
+        for name, own in methods.items():
+            if not isinstance(own, dict):
+                raise ValueError(f"{self.name}: methods.{name}={own!r}; wanted a table")
+            self._check_names(own, [*self._known, "trials"], f"methods.{name}")
+            own = dict(own)
+            grid = own.pop("trials", {})
+            try:
+                trials = list(ParameterGrid(grid))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{self.name}: methods.{name}.trials={grid!r}: {error}") from error
+            for trial in trials:
+                self._check_names(trial, self._known, f"methods.{name}.trials")
+            self.methods[name], self.trials[name] = own, trials[: self.tuning["trials"]]
+        counts = {name: len(trials) for name, trials in self.trials.items()}
+        if len(set(counts.values())) > 1:
+            raise ValueError(f"{self.name}: every method needs the same number of trials; got {counts}")
+        self.n_trials = next(iter(counts.values()))
+        for cell in self.cells("tune") + self.cells("test"):
+            self._check_parameters(cell)
+
+    def _section(self, found, wanted, where):
+        """Return a section with its defaults; every key that is unknown, missing or of the wrong type is an error."""
+        if not isinstance(found, dict):
+            raise ValueError(f"{self.name}: {where}={found!r}; wanted a table")
+        self._check_names(found, wanted, where)
+        section = {}
+        for key, (kind, default) in wanted.items():
+            full = f"{where}.{key}".lstrip(".")
+            if key not in found and default is REQUIRED:
+                raise ValueError(f"{self.name}: {full} is missing")
+            value = found.get(key, copy.copy(default))
+            if key in found and type(value) is not kind:
+                raise ValueError(
+                    f"{self.name}: {full}={value!r} is of type {type(value).__name__}; wanted {kind.__name__}"
+                )
+            if key in found and kind is int and value < 0:
+                raise ValueError(f"{self.name}: {full}={value}; wanted a number of at least 0")
+            section[key] = value
+        return section
+
+    def _check_names(self, found, known, where):
+        for name in found:
+            if name not in known:
+                near = difflib.get_close_matches(name, [str(k) for k in known], n=1, cutoff=0.0)
+                full = f"{where}.{name}".lstrip(".")
+                raise ValueError(f"{self.name}: unknown key {full}; the nearest known one is {near[0]}")
+
+    def _one_of(self, value, known, where):
+        if value not in known:
+            near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.0)
+            raise ValueError(f"{self.name}: {where}={value!r}; wanted one of {list(known)}, nearest {near[0]!r}")
+
+    def _check_parameters(self, cell):
+        where = f"{self.name}: methods.{cell.method}"
+        try:
+            self.estimator(**cell.parameters)._validate_params()
+            _ensembles.check_options(cell.parameters["ensemble"], cell.parameters.get("ensemble_params"))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{where}: {error}") from error
+
+    def points(self):
+        """Return the combinations of the swept settings as dicts, one empty dict without any."""
+        swept = []
+        for key, values in self.factors.items():
+            names = _names(key)
+            swept.append([dict(zip(names, v if len(names) > 1 else [v], strict=True)) for v in values])
+        return [{k: v for one in several for k, v in one.items()} for several in itertools.product(*swept)]
+
+    def cells(self, stage, chosen=None):
+        """Return the cells of a stage.
+
+        Parameters
+        ----------
+        stage : {"tune", "test"}
+        chosen : dict, default=None
+            For the test: (method, factors as `show` has them) -> index of the chosen trial, or None where no trial
+            succeeded, which has no test. Methods that are not in it take their first.
+        """
+        chosen = chosen or {}
+        cells = []
+        for point, (method, own) in itertools.product(self.points(), self.methods.items()):
+            if stage == "tune":
+                runs = [(trial, self.tuning["seed"]) for trial in range(self.n_trials)]
+            else:
+                trial = chosen.get((method, show(point)), 0)
+                runs = [(trial, seed) for seed in self.test["seeds"]] if trial is not None else []
+            for trial, seed in runs:
+                data, parameters = copy.deepcopy(self.data), {"ensemble": "sve", **self.common, **copy.deepcopy(own)}
+                for name, value in point.items():
+                    if name in DATA:
+                        data[name] = value
+                    elif name.startswith("ensemble_params."):
+                        options = parameters.setdefault("ensemble_params", {})
+                        parameters["ensemble_params"] = {**options, name.partition(".")[2]: value}
+                    else:
+                        parameters[name] = value
+                parameters |= self.trials[method][trial]
+                if stage == "tune":
+                    parameters["n_members"] = self.tuning["n_members"]
+                judged_on = "valid" if stage == "tune" else self.test["on"]
+                where = (self.name, method, point, stage, trial, seed, self.n_trials)
+                cells.append(Cell(*where, data, parameters, judged_on))
+        return cells
+
+
+def _names(factor):
+    """Return the settings that a factor sweeps together: "per_class, max_epochs" are two."""
+    return [name.strip() for name in factor.split(",")]
+
+
+def _change(raw, change):
+    """Set "section.key=value" in what the file holds."""
+    name, equals, value = change.partition("=")
+    if not equals or not name.strip():
+        raise ValueError(f"--set {change}: wanted section.key=value")
+    try:
+        value = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = value.strip()
+    *sections, key = name.strip().split(".")
+    for section in sections:
+        raw = raw.setdefault(section, {})
+        if not isinstance(raw, dict):
+            raise ValueError(f"--set {change}: {section} is a value, no section")
+    raw[key] = value

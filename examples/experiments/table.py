@@ -1,0 +1,248 @@
+"""Show what the studies found: Markdown tables and one picture a study.
+
+    python examples/experiments/table.py --csv docs/data/evidence.csv --pictures docs/pictures
+    python examples/experiments/table.py --csv docs/data/evidence.csv --study main_sst2 basis_sst2
+
+Mean ± standard deviation over seeds, the best mean in bold; times as medians of ratios to the deep ensemble of the
+same seed and sitting. The second table of a study holds paired 95 % intervals, in bold where zero is outside.
+"""
+
+import argparse
+import csv
+import pathlib
+import sys
+import tomllib
+
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "benchmarks"))
+from _common import Table
+from _study import KEY
+
+STUDIES = pathlib.Path(__file__).parent / "studies"
+# Column of the CSV -> (title, factor, digits, direction: 1 higher is better, -1 lower, 0 neither)
+SHOWN = {
+    "accuracy": ("accuracy %", 100, 1, 1),
+    "nll": ("NLL", 1, 3, -1),
+    "brier": ("Brier", 1, 3, -1),
+    "ece": ("ECE %", 100, 1, -1),
+    "nll_temperature": ("NLL, temp.", 1, 3, -1),
+    "ece_temperature": ("ECE %, temp.", 100, 1, -1),
+    "aurc": ("AURC %", 100, 2, -1),
+    "near_total": ("near, total", 1, 3, 1),
+    "near_epistemic": ("near, epistemic", 1, 3, 1),
+    "near_fpr95": ("near, FPR95", 1, 3, -1),
+    "far_total": ("far, total", 1, 3, 1),
+    "far_epistemic": ("far, epistemic", 1, 3, 1),
+    "far_fpr95": ("far, FPR95", 1, 3, -1),
+    "extra_percent": ("extra parameters %", 1, 2, 0),
+    "peak_mib": ("peak memory MiB", 1, 0, 0),
+}
+TIMES = {"fit_seconds": "fit / deep", "predict_seconds": "predict / deep"}
+PANELS = ("nll", "ece", "near_total", "far_total")
+
+
+def read(path):
+    """Return the finished test rows of a CSV: the last one of each cell."""
+    latest = {tuple(row[name] for name in KEY): row for row in Table(path, KEY).rows}
+    return [row for row in latest.values() if row["status"] == "ok" and row["stage"] == "test"]
+
+
+def point(factors):
+    """Return swept settings as a dict of strings."""
+    return dict(part.partition("=")[::2] for part in factors.split())
+
+
+def in_order(rows, methods):
+    """Return rows sorted by factors, numbers as numbers, and by the order of a study's methods, as far as known."""
+
+    def place(row):
+        found = [(0, float(v), "") if _is_number(v) else (1, 0.0, v) for v in point(row["factors"]).values()]
+        return found, methods.index(row["method"]) if row["method"] in methods else len(methods)
+
+    return sorted(rows, key=place)
+
+
+def _is_number(text):
+    try:
+        return bool(np.isfinite(float(text)))
+    except ValueError:
+        return False
+
+
+def group(rows):
+    """Return {(factors, method): rows over seeds}."""
+    groups = {}
+    for row in rows:
+        groups.setdefault((row["factors"], row["method"]), []).append(row)
+    return groups
+
+
+def values(rows, column):
+    """Return a column's figures over seeds; empty where a seed has none."""
+    found = [row[column] for row in rows]
+    return np.array([] if "" in found else found, float)
+
+
+def main_table(rows):
+    """Return the lines of the table of a study."""
+    groups = group(rows)
+    shown = [name for name in SHOWN if any(len(values(own, name)) for own in groups.values())]
+    timed = {column: found for column in TIMES if (found := ratios(rows, column))}
+    swept = len({factors for factors, _ in groups}) > 1
+    lines = []
+    for factors, method in groups:
+        own = groups[factors, method]
+        cells = [factors] if swept else []
+        cells += [method, str(len(own))]
+        for name in shown:
+            rivals = [values(r, name) for (f, _), r in groups.items() if f == factors]
+            cells.append(_figure(values(own, name), rivals, *SHOWN[name][1:]))
+        for times in timed.values():
+            found = times.get((factors, method), [])
+            cells.append(f"{np.median(found):.2f}" if found else "")
+        rates = sorted({f"{row['member_lr'] or '-'} / {row['head_lr'] or '-'}" for row in own})
+        lines.append([*cells, ", ".join(rates)])
+    header = [*(["factors"] if swept else []), "method", "seeds", *(SHOWN[name][0] for name in shown)]
+    return _markdown([*header, *(TIMES[column] for column in timed), "member / head rate"], lines)
+
+
+def _figure(own, rivals, factor, digits, direction):
+    """Return "mean ± sd", in bold if no rival's mean, as it is shown, is better."""
+    if not len(own):
+        return ""
+    mean = f"{factor * own.mean():.{digits}f}"
+    means = [float(f"{factor * r.mean():.{digits}f}") for r in rivals if len(r)]
+    best = direction and len(means) > 1 and direction * float(mean) >= max(direction * m for m in means)
+    spread = f" ± {factor * own.std(ddof=1):.{digits}f}" if len(own) > 1 and direction else ""
+    return f"**{mean}**{spread}" if best else f"{mean}{spread}"
+
+
+def ratios(rows, column):
+    """Return {(factors, method): times relative to "deep"}, of the same factors, seed, sitting and threads only."""
+    same = ("factors", "seed", "sitting", "threads", "jobs")
+    deep = {tuple(r[k] for k in same): float(r[column]) for r in rows if r["method"] == "deep" and r[column]}
+    found = {}
+    for row in rows:
+        reference = deep.get(tuple(row[k] for k in same))
+        if row[column] and reference:
+            found.setdefault((row["factors"], row["method"]), []).append(float(row[column]) / reference)
+    return found
+
+
+def interval_table(rows):
+    """Return the lines of the table of paired differences of a study."""
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    cells = {}
+    for row in rows:
+        _, factor, digits, _ = SHOWN[row["metric"]]
+        estimate, low, high = (factor * float(row[name]) for name in ("estimate", "low", "high"))
+        text = f"{estimate:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+        key = (row["factors"], row["method"], row["against"])
+        cells.setdefault(key, {})[row["metric"]] = f"**{text}**" if low > 0 or high < 0 else text
+    swept = len({factors for factors, _, _ in cells}) > 1
+    lines = []
+    for (factors, method, against), found in cells.items():
+        lines.append(
+            [*([factors] if swept else []), f"{method} less {against}", *(found.get(m, "") for m in metrics)]
+        )
+    return _markdown([*(["factors"] if swept else []), "difference", *(SHOWN[m][0] for m in metrics)], lines)
+
+
+def _markdown(header, lines):
+    return [f"| {' | '.join(header)} |", "|---" * len(header) + "|", *(f"| {' | '.join(line)} |" for line in lines)]
+
+
+def plot(rows, path):
+    """Draw the main figures of a study: over the swept number if there is one, else method by method."""
+    from matplotlib.figure import Figure
+
+    groups = group(rows)
+    panels = [name for name in PANELS if any(len(values(own, name)) for own in groups.values())]
+    figure = Figure(figsize=(3.6 * len(panels), 3.6), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    points = {factors: point(factors) for factors, _ in groups}
+    swept = [name for name, n in _numeric(points).items() if n > 1]
+    for axis, name in zip(axes, panels, strict=True):
+        axis.set_title(SHOWN[name][0])
+        curves = {}
+        for (factors, method), own in groups.items():
+            found = SHOWN[name][1] * values(own, name)
+            if not len(found):
+                continue
+            if swept:
+                x = float(points[factors][swept[0]])
+                own_point = points[factors].items()
+                others = " ".join(f"{k}={v}" for k, v in own_point if not _follows(points, k, swept[0]))
+            else:
+                x, others = method, factors
+            curves.setdefault(f"{method} {others}".strip() if swept else others, []).append((x, found))
+        for label, line in curves.items():
+            x, means = [x for x, _ in line], [found.mean() for _, found in line]
+            spread = [found.std(ddof=1) if len(found) > 1 else 0.0 for _, found in line]
+            if swept:
+                axis.errorbar(x, means, spread, marker="o", markersize=3, capsize=2, linewidth=1, label=label)
+                axis.set_xlabel(swept[0])
+            else:
+                axis.errorbar(means, x, xerr=spread, marker="o", linestyle="none", capsize=2, label=label)
+        if not swept:
+            axis.invert_yaxis()
+        else:
+            ticks = sorted({float(p[swept[0]]) for p in points.values()})
+            axis.set_xscale("log" if ticks[0] > 0 else "linear")
+            axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axis.minorticks_off()
+    if swept or len(points) > 1:
+        axes[-1].legend(fontsize="small")
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+
+
+def _numeric(points):
+    """Return {factor that is a number everywhere: how many values it has}."""
+    names = next(iter(points.values()), {})
+    numbers = [name for name in names if all(_is_number(point[name]) for point in points.values())]
+    return {name: len({float(point[name]) for point in points.values()}) for name in numbers}
+
+
+def _follows(points, name, leader):
+    """Say whether a factor has one value for each value of `leader`."""
+    pairs = {(point[leader], point[name]) for point in points.values()}
+    return len(pairs) == len({first for first, _ in pairs})
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--csv", required=True, type=pathlib.Path)
+    parser.add_argument("--intervals", type=pathlib.Path, help="default: the name of --csv with _intervals")
+    parser.add_argument("--study", nargs="+", help="default: all that the CSV holds")
+    parser.add_argument("--pictures", type=pathlib.Path, help="folder to draw STUDY.png in")
+    parsed = parser.parse_args(arguments)
+    if not parsed.csv.is_file():
+        parser.error(f"--csv {parsed.csv}: there is no such file")
+    rows = read(parsed.csv)
+    intervals = parsed.intervals or parsed.csv.with_name(f"{parsed.csv.stem}_intervals.csv")
+    paired = []
+    if intervals.is_file():
+        with open(intervals, newline="") as stream:
+            paired = list(csv.DictReader(stream))
+    studies = list(dict.fromkeys(row["study"] for row in rows))
+    unknown = sorted(set(parsed.study or []) - set(studies))
+    if unknown:
+        parser.error(f"--study {' '.join(unknown)}: the CSV has tests of {studies}")
+    for study in parsed.study or studies:
+        file = STUDIES / f"{study}.toml"
+        known = tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        methods = list(known.get("methods", {}))
+        own = in_order([row for row in rows if row["study"] == study], methods)
+        print(f"\n## {study}\n\n{known.get('question', '')}\n")
+        print("\n".join(main_table(own)))
+        differences = in_order([row for row in paired if row["study"] == study], methods)
+        if differences:
+            print("\n" + "\n".join(interval_table(differences)))
+        if parsed.pictures is not None:
+            plot(own, parsed.pictures / f"{study}.png")
+
+
+if __name__ == "__main__":
+    main()
