@@ -159,7 +159,6 @@ def image_seeds():
         "TGA": (colour, "TGA", {"compression": "tga_rle"}),
         "PCX": (colour, "PCX", {}),
         "SGI": (colour, "SGI", {}),
-        "ICO": (alpha.resize((32, 32)), "ICO", {}),
         "JPEG 2000": (colour, "JPEG2000", {}),
         "AVIF": (colour, "AVIF", {}),
     }
