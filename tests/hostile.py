@@ -210,7 +210,10 @@ def file_cases():
     }
     for name, run in folders.items():
         yield Case("files", name, "load_image_folder(path)", "path", run)
-    for extensions in (".png", [1], ["."]):
+    for path in (None, b"x", 5):
+        yield Case("files", f"path={path!r}", "load_image_folder(path)", "path=", ignoring(
+            lambda p=path: load_image_folder(p)))  # fmt: skip
+    for extensions in (".png", [1], ["."], 5):
         yield Case(
             "files", f"extensions={extensions!r}", "load_image_folder(path)", "extensions",
             lambda folder, e=extensions: load_image_folder(folder, extensions=e),
