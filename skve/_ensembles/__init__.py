@@ -67,7 +67,9 @@ def make_rule(ensemble, backbone, sites, *, init_scale, train_bias, ensemble_par
     unknown = sorted(set(options) - set(rule.takes), key=str)
     if unknown:
         takes = f"it takes {sorted(rule.takes)}" if rule.takes else "it takes none"
-        raise ValueError(f"ensemble_params={options!r}: ensemble={ensemble!r} has no option {unknown}; {takes}")
+        raise ValueError(
+            f"ensemble_params={options!r}: ensemble={ensemble!r} has no option {unknown}; {takes}, leave others out"
+        )
     constraints = {name: allowed for name, (_, allowed) in rule.takes.items()}
     validate_parameter_constraints(constraints, options, f"ensemble_params of ensemble={ensemble!r}")
     return rule(backbone, sites, init_scale=init_scale, train_bias=train_bias, **options)
