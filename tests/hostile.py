@@ -462,7 +462,13 @@ def saved_cases():
             change(target)
             skve.load(target, backbone=fitted().backbone).predict(X)
 
-        yield Case("saved folders", name, "skve.load(folder)", r"skve\.json|members|backbone|X\[0\]|model is a", load)
+        yield Case(
+            "saved folders",
+            name,
+            "skve.load(folder)",
+            r"skve\.json|members|backbone|X\[0\]|model is a|of layer",
+            load,
+        )
     others = {
         "folder that does not exist": lambda folder: skve.load(folder / "nowhere"),
         "empty folder": skve.load,

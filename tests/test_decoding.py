@@ -354,7 +354,7 @@ def test__decode_file__decompression_bomb__refused_with_the_limit(format, factor
 
 
 def test__decode_file__png_bomb_in_an_ico__refused_before_it_is_decoded(monkeypatch):
-    """Pillow decodes such an image when it opens the file, of up to twice its limit and whatever the directory says."""
+    """Pillow decodes it when it opens the file, up to twice its limit, whatever size the directory says."""
     inner = png(1300, 1, 8, 0, [bytes(1300)])
     directory = struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inner), 22)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
