@@ -1,5 +1,6 @@
 """One image of any kind and format becomes an RGB image; what cannot be decoded is refused by name."""
 
+import errno
 import functools
 import io
 import threading
@@ -7,9 +8,10 @@ import threading
 import numpy as np
 from PIL import Image
 
-# Raster formats that Pillow decodes by itself. Its EPS and WMF readers would start other programs, or draw.
+# Raster formats that Pillow decodes by itself. Its EPS and WMF readers would start other programs, or draw; its ICO
+# reader decodes the image in a file before anybody can look at the number of its pixels.
 FORMATS = (
-    *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "PSD", "QOI", "SGI"),
+    *("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "PSD", "QOI", "SGI"),
     *("TGA", "TIFF", "WEBP"),
 )
 ONE = 1.001  # the largest float pixel of images from 0 to 1: resizing overshoots a little
@@ -27,6 +29,7 @@ _BOMB = (
     "It guards against small files that fill the memory; make the image smaller, or raise PIL.Image.MAX_IMAGE_PIXELS "
     "if you trust it"
 )
+_BROKEN = (None, errno.EINVAL)  # of an OSError that the content provokes, as by an offset below 0
 _opened = threading.Lock()  # Pillow's lazily opened images must not be loaded by two threads at once
 
 
@@ -54,7 +57,8 @@ def decode_file(source, where):
     Raises
     ------
     ValueError
-        If there is no such file, it is no image or a broken one, or has more pixels than Pillow's limit.
+        If there is no such file, the system does not give it, it is no image or a broken one, or has more pixels
+        than Pillow's limit.
     """
     try:
         file = io.BytesIO(source) if isinstance(source, bytes) else source
@@ -65,17 +69,15 @@ def decode_file(source, where):
             return to_rgb(image, where)
     except FileNotFoundError:
         raise ValueError(f"{where}: there is no such file; check the path") from None
-    except RefusedError:
+    except (RefusedError, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise RefusedError(
             f"{where} exceeds the limit of {Image.MAX_IMAGE_PIXELS} pixels: {error} {_BOMB}"
         ) from error
     except Exception as error:  # whatever a broken file provokes in the readers
-        raise RefusedError(
-            f"{where} cannot be read as an image: {_first_line(error)}; replace it or leave it out "
-            f"({', '.join(readable_formats())} are read)"
-        ) from error
+        formats = f" ({', '.join(readable_formats())} are read)"
+        raise _refusal(error, f"{where} cannot be read as an image", formats) from error
 
 
 def decode_opened(image, where):
@@ -84,12 +86,10 @@ def decode_opened(image, where):
         try:
             _check_size(image, where)
             return to_rgb(image, where)
-        except RefusedError:
+        except (RefusedError, MemoryError):
             raise
         except Exception as error:
-            raise RefusedError(
-                f"{where} cannot be decoded: {_first_line(error)}; replace it or leave it out"
-            ) from error
+            raise _refusal(error, f"{where} cannot be decoded") from error
 
 
 def _check_size(image, where):
@@ -108,6 +108,16 @@ def _check_scans(file):
         raise ValueError(f"it has {n_scans} scans, more than the limit of {_MAX_SCANS}, which takes very long")
 
 
+def _refusal(error, problem, hint=""):
+    """Return the error for whatever was raised: an image is not to blame for what the system says."""
+    if isinstance(error, OSError) and error.errno not in _BROKEN:
+        return RefusedError(
+            f"{problem}, for the system says: {error.strerror}; keep the image, see to the disk, the memory, the "
+            f"number of open files and who may read it, and try again"
+        )
+    return RefusedError(f"{problem}: {_first_line(error)}; replace it or leave it out{hint}")
+
+
 def _first_line(error):
     return (str(error) or type(error).__name__).splitlines()[0]
 
@@ -115,7 +125,7 @@ def _first_line(error):
 def to_rgb(image, where):
     """Return an opened PIL image in RGB: 16 bits scaled to 8, transparency dropped, turned as its EXIF tag says."""
     image.load()
-    _check_size(image, where)  # the images of an .ico file tell theirs only now
+    _check_size(image, where)  # of formats that only users open, some tell it only now
     mode = image.mode
     if mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM")):  # older versions of Pillow
         rgb = Image.fromarray(from_16_bits(np.asarray(image)))

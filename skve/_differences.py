@@ -2,6 +2,8 @@
 
 import torch
 
+from ._training import _AHEAD
+
 
 def for_members(batches, options, seeds, n_members):
     """Return training batches in which members differ as the options "order" and "bootstrap" say.
@@ -30,6 +32,8 @@ def for_members(batches, options, seeds, n_members):
 class OwnOrders:
     """Batches of members that each have an order of their own; yields a list of batches, one for each member.
 
+    One reading serves all members in turn: their threads together are those of one.
+
     Parameters
     ----------
     members : list of Batches
@@ -37,14 +41,36 @@ class OwnOrders:
 
     def __init__(self, members):
         self.members = members
+        self._reading = None
 
     def __len__(self):
         return len(self.members[0])
 
     def __iter__(self):
-        return map(list, zip(*self.members, strict=True))
+        pipeline = self.members[0].pipeline
+        orders = [list(pipeline.batches(batches.batch_size, batches.order)) for batches in self.members]
+        in_turn = [indices for step in zip(*orders, strict=True) for indices in step]
+        self._reading = pipeline.load_each(in_turn, _AHEAD * len(orders))
+        turns = [
+            batches.copy(pipeline=_Turn(pipeline, order, self._reading))
+            for batches, order in zip(self.members, orders, strict=True)
+        ]
+        return map(list, zip(*turns, strict=True))
 
     def close(self):
         """End what reads ahead; see `Batches.close`."""
-        for batches in self.members:
-            batches.close()
+        if self._reading is not None:
+            self._reading.close()
+
+
+class _Turn:
+    """What `Batches` asks of a pipeline, for a member that takes its batches in turn from a reading for all."""
+
+    def __init__(self, pipeline, order, reading):
+        self.prepare, self._order, self._reading = pipeline.prepare, order, reading
+
+    def batches(self, batch_size, generator):
+        return self._order
+
+    def load_each(self, batches, ahead):
+        return self._reading

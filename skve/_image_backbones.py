@@ -221,21 +221,27 @@ def _load_file(spec, architecture, file, image_size):
 
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=5)
-        raise ValueError(f"backbone={spec!r}: {architecture!r} is not a timm architecture; near ones: {near}")
+        raise ValueError(
+            f"backbone={spec!r}: {architecture!r} is not a timm architecture; choose from near ones: {near}"
+        )
     module = _create(architecture, image_size, pretrained=False)
     try:
         state = timm.models.load_state_dict(file, weights_only=True)
         convert = getattr(sys.modules[type(module).__module__], "checkpoint_filter_fn", None)
         keys = module.load_state_dict(convert(state, module) if convert else state, strict=False)
     except Exception as error:  # whatever a broken file provokes in the readers
-        raise ValueError(f"backbone={spec!r}: the weights cannot be read or do not fit: {error}") from error
+        raise ValueError(
+            f"backbone={spec!r}: the weights cannot be read or do not fit: {error}; pass a file that holds tensors "
+            f"only, as safetensors.torch.save_file writes it, of a model of {architecture}"
+        ) from error
     classifier = module.pretrained_cfg.get("classifier") or ()
     classifier = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     extra = [k for k in keys.unexpected_keys if not k.startswith(tuple(f"{c}." for c in classifier))]
     if keys.missing_keys or extra:
         raise ValueError(
             f"backbone={spec!r}: the weights do not fit {architecture}: {len(keys.missing_keys)} are missing "
-            f"({', '.join(keys.missing_keys[:3])}), {len(extra)} belong to nothing ({', '.join(extra[:3])})"
+            f"({', '.join(keys.missing_keys[:3])}), {len(extra)} belong to nothing ({', '.join(extra[:3])}); "
+            f"pass those of a model of {architecture}, or name theirs"
         )
     description = {"kind": "file", "name": spec, "architecture": architecture}
     return freeze(module.float(), description, image_preprocess(module, image_size), image_features)
@@ -257,8 +263,8 @@ def _build_embedded(spec, size):
     except RuntimeError as error:
         if size == fitted_size:
             raise ValueError(
-                f"the embedded weights do not fit {architecture!r} as this timm builds it: {error}; pass the "
-                f"backbone: skve.load(folder, backbone=...)"
+                f"backbone: the embedded weights do not fit {architecture!r} as this timm builds it: {error}; pass "
+                f"the backbone: skve.load(folder, backbone=...)"
             ) from error
         raise ValueError(
             f"image_size={size}: the embedded weights are for images of {fitted_size} pixels; set "

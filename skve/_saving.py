@@ -164,6 +164,10 @@ def load(folder, *, backbone=None):
         if str(error).startswith("backbone="):
             raise
         raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}; save the model again") from error
+    except ValueError as error:
+        if str(folder) in str(error) or str(error).startswith("backbone="):
+            raise
+        raise ValueError(f"{folder}: {error}") from error
     return estimator
 
 
@@ -203,7 +207,7 @@ def _rebuild(document, tensors, backbone):
 
     classes = {name: getattr(skve, name) for name in skve.ESTIMATORS}
     if document["class"] not in classes:
-        raise ValueError(f"the model is a {document['class']!r}; this skve knows {sorted(classes)}")
+        raise ValueError(f"the model is a {document['class']!r}; this skve knows {sorted(classes)}: upgrade skve")
     parameters = {
         name: dict(value[PAIRS]) if isinstance(value, dict) else value
         for name, value in document["parameters"].items()

@@ -291,7 +291,9 @@ def select_sites(model, sites, layers):
         try:
             pattern = re.compile(layers)
         except re.error as error:
-            raise ValueError(f"layers={layers!r} is not a valid regular expression: {error}") from error
+            raise ValueError(
+                f"layers={layers!r} is not a valid regular expression: {error}; mend it, or pass a list of names"
+            ) from error
         chosen = [site for site in sites if pattern.search(site.layer)]
     if not chosen:
         raise ValueError(

@@ -1,5 +1,7 @@
 """Images in every container, and the checks that any image classifier of skve's kind passes."""
 
+import contextlib
+import io
 import pathlib
 import tempfile
 
@@ -84,6 +86,9 @@ def image_containers(images, folder):
         "tuple of paths": tuple(files),
         "array of paths": np.array(files),
         "object array of paths": np.array(paths, dtype=object),
+        "list of bytes": [path.read_bytes() for path in paths],
+        "list of BytesIO": [io.BytesIO(path.read_bytes()) for path in paths],
+        "list of open files": [path.open("rb") for path in paths],  # whoever asks for them closes them
         "list of PIL images": pictures,
         "object array of PIL images": objects,
         "uint8 array": images,
@@ -125,8 +130,12 @@ _IMAGES = _make_images()
 
 def _containers():
     with tempfile.TemporaryDirectory() as folder:
-        for name, (X, parameters) in image_containers(_IMAGES.copy(), folder).items():
-            yield name, X, parameters
+        containers = image_containers(_IMAGES.copy(), folder)
+        with contextlib.ExitStack() as stack:
+            for file in containers["list of open files"][0]:
+                stack.enter_context(file)
+            for name, (X, parameters) in containers.items():
+                yield name, X, parameters
 
 
 def _fingerprint(X):

@@ -82,12 +82,14 @@ def check_texts(X, *, paired=None):
             first.append(_check_text(item, f"X[{index}]"))
             continue
         if len(item) != 2:
-            raise ValueError(f"X[{index}] has {len(item)} texts: {_show(item)}; a sentence pair has 2")
+            raise ValueError(f"X[{index}] has {len(item)} texts: {_show(item)}; pass pairs (first, second)")
         first.append(_check_text(item[0], f"X[{index}][0]"))
         second.append(_check_text(item[1], f"X[{index}][1]"))
     if paired is not None and paired != is_pairs:
         kinds = {True: "sentence pairs", False: "single texts"}
-        raise ValueError(f"X holds {kinds[is_pairs]}, but the estimator was fitted on {kinds[paired]}")
+        raise ValueError(
+            f"X holds {kinds[is_pairs]}, but the estimator was fitted on {kinds[paired]}; pass those, or fit again"
+        )
     return TextSequence(first, second if is_pairs else None)
 
 

@@ -311,7 +311,7 @@ def _rebuild(spec, head, dtype, transformers, architecture, config):
         for name, content in spec.files.items():
             if pathlib.PurePath(name).name != name or name == "..":
                 raise ValueError(
-                    f"the embedded tokenizer has a file {name!r} outside its folder; do not trust the model"
+                    f"backbone: the embedded tokenizer has a file {name!r} outside its folder; do not trust the model"
                 )
             (pathlib.Path(folder) / name).write_bytes(content)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -122,7 +122,7 @@ def load_image_folder(path, *, extensions=None):
     ValueError
         If `path` is no folder, or has no class folder with an image in it.
     TypeError
-        If `extensions` is no list of strings.
+        If `path` is neither a str nor a path, or `extensions` no list of strings.
 
     Warns
     -----
@@ -144,6 +144,8 @@ def load_image_folder(path, *, extensions=None):
     >>> len(paths), labels.tolist()
     (3, ['cat', 'cat', 'dog'])
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path={path!r:.60} is a {type(path).__name__}; wanted the folder as a str or pathlib.Path")
     root = pathlib.Path(path)
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
@@ -174,9 +176,10 @@ def _extensions(extensions):
     if extensions is None:
         readable = readable_formats()
         return tuple(sorted(name for name, kind in Image.registered_extensions().items() if kind in readable))
-    if isinstance(extensions, str) or not all(isinstance(name, str) and name.strip(".") for name in extensions):
+    names = list(extensions) if np.iterable(extensions) and not isinstance(extensions, str) else [None]
+    if not all(isinstance(name, str) and name.strip(".") for name in names):
         raise TypeError(f"extensions={extensions!r}: wanted a list of strings, as in ['.jpg', '.png']")
-    return tuple("." + name.lower().lstrip(".") for name in extensions)
+    return tuple("." + name.lower().lstrip(".") for name in names)
 
 
 def _files(folder, extensions):

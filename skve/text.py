@@ -300,7 +300,7 @@ class SVETextClassifier(BaseSVEClassifier):
         """Return the label word of each class, or None without a language-model head."""
         if self.head == "linear":
             if self.label_words is not None or self.multiple_choice:
-                raise ValueError("label_words and multiple_choice need head='lm'")
+                raise ValueError("label_words and multiple_choice need head='lm'; set it")
             return None
         words = self.label_words
         if words is None:

@@ -1,4 +1,7 @@
-"""Mutated bytes of images and of saved models, and what becomes of each: a named error or the right result.
+"""Mutated bytes of images and of saved models, and what becomes of each: a named error, or a right result.
+
+An image is decoded; a model whose bytes were changed predicts the same; one whose content was changed and sealed
+anew is another model, which predicts probabilities.
 
     python -m tests.fuzz --n 4000 --csv docs/data/fuzz.csv
 
@@ -16,6 +19,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import resource
 import shutil
 import struct
@@ -159,7 +163,6 @@ def image_seeds():
         "TGA": (colour, "TGA", {"compression": "tga_rle"}),
         "PCX": (colour, "PCX", {}),
         "SGI": (colour, "SGI", {}),
-        "ICO": (alpha.resize((32, 32)), "ICO", {}),
         "JPEG 2000": (colour, "JPEG2000", {}),
         "AVIF": (colour, "AVIF", {}),
     }
@@ -213,6 +216,11 @@ class Model:
         self.expected = classifier.predict_proba(X)
         self.classes = classifier.classes_.tolist()
         self.files = {path.name: path.read_bytes() for path in folder.iterdir()}
+        parameters = "|".join(classifier.get_params(deep=False))
+        self.names = re.compile(
+            rf"skve\.json|{re.escape(str(folder))}|{'|'.join(map(re.escape, self.files))}|"
+            rf"\b({parameters})[=:]|'({parameters})'|\bthe (embedded )?backbone\b"
+        )
 
     def restore(self, changed):
         shutil.rmtree(self.folder)
@@ -227,7 +235,7 @@ class Model:
             loaded = skve.load(self.folder, backbone=self.backbone)
             proba = loaded.predict_proba(self.X)
         except NAMED as error:
-            return "refused" if str(error) else f"unnamed: {error!r}"
+            return "refused" if self.names.search(str(error)) else f"unnamed: {error!r}"
         if same:
             equal = np.array_equal(proba, self.expected) and loaded.classes_.tolist() == self.classes
             return "same prediction" if equal else "wrong: another prediction"
@@ -344,13 +352,13 @@ def run(n, seed, report=print):
                     failures.append(f"{target}, case {index}: {outcome}")
                     outcome = "failed"
                 outcomes[outcome] += 1
-            right = sum(outcomes[kind] for kind in ("decoded", "same prediction", "another model"))
             rows.append(
                 {
                     "target": target,
                     "mutations": count,
                     "refused": outcomes["refused"],
-                    "right_result": right,
+                    "right_result": outcomes["decoded"] + outcomes["same prediction"],
+                    "another_model": outcomes["another model"],
                     "failed": outcomes["failed"],
                 }
             )
@@ -379,7 +387,7 @@ if __name__ == "__main__":
     parser.add_argument("--csv")
     options = parser.parse_args()
     rows, failures = run(options.n, options.seed, lambda line: print(line, flush=True))
-    total = {key: sum(row[key] for row in rows) for key in ("mutations", "refused", "right_result", "failed")}
+    total = {key: sum(row[key] for row in rows) for key in rows[0] if key != "target"}
     if options.csv:
         with open(options.csv, "w", newline="") as stream:
             writer = csv.DictWriter(stream, fieldnames=list(rows[0]))

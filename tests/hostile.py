@@ -210,7 +210,10 @@ def file_cases():
     }
     for name, run in folders.items():
         yield Case("files", name, "load_image_folder(path)", "path", run)
-    for extensions in (".png", [1], ["."]):
+    for path in (None, b"x", 5):
+        yield Case("files", f"path={path!r}", "load_image_folder(path)", "path=", ignoring(
+            lambda p=path: load_image_folder(p)))  # fmt: skip
+    for extensions in (".png", [1], ["."], 5):
         yield Case(
             "files", f"extensions={extensions!r}", "load_image_folder(path)", "extensions",
             lambda folder, e=extensions: load_image_folder(folder, extensions=e),
@@ -459,7 +462,13 @@ def saved_cases():
             change(target)
             skve.load(target, backbone=fitted().backbone).predict(X)
 
-        yield Case("saved folders", name, "skve.load(folder)", r"skve\.json|members|backbone|X\[0\]|model is a", load)
+        yield Case(
+            "saved folders",
+            name,
+            "skve.load(folder)",
+            r"skve\.json|members|backbone|X\[0\]|model is a|of layer",
+            load,
+        )
     others = {
         "folder that does not exist": lambda folder: skve.load(folder / "nowhere"),
         "empty folder": skve.load,

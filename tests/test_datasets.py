@@ -99,10 +99,16 @@ def test__load_image_folder__extensions__only_those(tmp_path, extensions):
     assert names_of(tmp_path, extensions=extensions) == (["a/1.png", "b/3.PNG"], ["a", "b"])
 
 
-@pytest.mark.parametrize("extensions", [".png", [1], ["."], [None]])
+@pytest.mark.parametrize("extensions", [".png", [1], ["."], [None], 5, b".png"])
 def test__load_image_folder__extensions_of_another_kind__type_error(tmp_path, extensions):
     with pytest.raises(TypeError, match=r"extensions=.*: wanted a list of strings, as in \['\.jpg'"):
         load_image_folder(tmp_path, extensions=extensions)
+
+
+@pytest.mark.parametrize("path", [None, b"x", 5, ["x"]])
+def test__load_image_folder__path_of_another_kind__type_error(path):
+    with pytest.raises(TypeError, match=r"^path=.* is a \w+; wanted the folder as a str or pathlib\.Path"):
+        load_image_folder(path)
 
 
 def test__load_image_folder__empty_class__warning_names_it(tmp_path):

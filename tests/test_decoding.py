@@ -1,6 +1,8 @@
 """Every format and mode of image file, upright and in RGB; bombs, broken and foreign files refused by name."""
 
+import errno
 import io
+import os
 import pathlib
 import struct
 import threading
@@ -262,6 +264,48 @@ def test__decode_opened__closed__refused_by_index(tmp_path):
     assert "X[0] cannot be decoded" in refused(image)
 
 
+# ----------------------------------------------------------------------------- what no image is to blame for
+
+
+@pytest.fixture(params=["file", "opened"])
+def source(request, tmp_path):
+    """An image, as a path and as what Pillow has opened."""
+    path = tmp_path / "image.png"
+    Image.fromarray(COLOUR).save(path)
+    if request.param == "file":
+        yield path
+    else:
+        with Image.open(path) as image:
+            yield image
+
+
+def raising(error):
+    def load(self):
+        raise error
+
+    return load
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ENOMEM, errno.EACCES])
+def test__decode__system_error__what_the_system_said_and_the_image_is_kept(source, monkeypatch, number):
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", raising(OSError(number, os.strerror(number))))
+    message = refused(source)
+    assert f"the system says: {os.strerror(number)}; keep the image" in message
+    assert "leave it out" not in message
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EINVAL, "Invalid argument"), OSError("image file is truncated")])
+def test__decode__error_of_a_reader__the_image_is_to_blame(source, monkeypatch, error):
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", raising(error))
+    assert f"{error}; replace it or leave it out" in refused(source)
+
+
+def test__decode__no_memory__memory_error(source, monkeypatch):
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", raising(MemoryError("no memory")))
+    with pytest.raises(MemoryError, match="no memory"):
+        check_images([source])[0]
+
+
 # --------------------------------------------------------------------------------------- hostile files
 
 
@@ -307,6 +351,17 @@ def test__decode_file__decompression_bomb__refused_with_the_limit(format, factor
     message = refused(bombs(int(factor * Image.MAX_IMAGE_PIXELS))[format])
     assert f"limit of {Image.MAX_IMAGE_PIXELS} pixels" in message
     assert "raise PIL.Image.MAX_IMAGE_PIXELS if you trust it" in message
+
+
+def test__decode_file__png_bomb_in_an_ico__refused_before_it_is_decoded(monkeypatch):
+    """Pillow decodes it when it opens the file, up to twice its limit, whatever size the directory says."""
+    inner = png(1300, 1, 8, 0, [bytes(1300)])
+    directory = struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inner), 22)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    loaded = []
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", lambda self: loaded.append(self.size))
+    assert "cannot be read as an image" in refused(directory + inner)
+    assert loaded == []
 
 
 def webp_bomb():
@@ -355,8 +410,6 @@ def test__decode_file__progressive_jpeg_of_endless_scans__refused():
 
 
 def test__decode_file__pipe_or_device__refused_before_it_is_opened(tmp_path):
-    import os
-
     if not hasattr(os, "mkfifo"):
         pytest.skip("this system has no named pipes")
     os.mkfifo(tmp_path / "pipe.png")

@@ -30,7 +30,8 @@ def test__fuzz__mutations__named_error_or_right_result_in_little_memory(n, seed)
     total = run(n, seed)
     assert total["mutations"] > 0.95 * n
     assert total["failed"] == 0
-    assert total["refused"] + total["right_result"] == total["mutations"]
+    assert total["refused"] + total["right_result"] + total["another_model"] == total["mutations"]
+    assert total["another_model"] > 0
     assert total["right_result"] > 0.05 * n  # many mutations reach the decoder
     assert total["peak_mib"] < 2500
 
@@ -42,7 +43,7 @@ def test__fuzz__table_in_the_docs__all_targets_and_at_least_2000_mutations():
     assert int(rows["total"]["mutations"]) >= 2000
     assert all(row["failed"] == "0" for row in rows.values())
     guide = (DOCS / "guide" / "images.md").read_text("utf-8")
-    for column in ("mutations", "refused", "right_result"):
+    for column in ("mutations", "refused", "right_result", "another_model"):
         assert f"{int(rows['total'][column]):,}" in guide
 
 

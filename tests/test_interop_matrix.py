@@ -32,7 +32,9 @@ def containers(tmp_path_factory):
     images = make_images()
     made = image_containers(images, tmp_path_factory.mktemp("images"))
     mixed = [pixels.repeat(1 + i % 3, axis=0).repeat(1 + i % 2, axis=1) for i, pixels in enumerate(images)]
-    return {**made, "list of arrays of mixed sizes": (mixed, {})}
+    yield {**made, "list of arrays of mixed sizes": (mixed, {})}
+    for file in made["list of open files"][0]:
+        file.close()
 
 
 CONTAINERS = [
@@ -45,6 +47,9 @@ CONTAINERS = [
     "pandas DataFrame of paths",
     "polars Series of paths",
     "polars DataFrame of paths",
+    "list of bytes",
+    "list of BytesIO",
+    "list of open files",
     "list of PIL images",
     "object array of PIL images",
     "pandas Series of PIL images",
@@ -145,6 +150,8 @@ OPERATIONS = {
 
 TABLES = ("pandas DataFrame of paths", "polars DataFrame of paths", "rows of pixels")
 NO_TABLE = "scikit-learn selects columns of tables only: put paths into a data frame"
+NO_PICKLE = "open files do not go to other processes: pass their paths or bytes"
+NOTES = {NO_TABLE: "¹", NO_PICKLE: "²"}
 # In the default run: one container with every operation in this process, and these operations with every container.
 FULL = "pandas DataFrame of paths"
 QUICK = ("fit, predict", "cross_validate", "ColumnTransformer")
@@ -152,6 +159,8 @@ QUICK = ("fit, predict", "cross_validate", "ColumnTransformer")
 
 def impossible(container, operation):
     """Return why a cell cannot work, None where it does."""
+    if container == "list of open files" and operation == PROCESSES:
+        return NO_PICKLE
     return NO_TABLE if operation == "ColumnTransformer" and container not in TABLES else None
 
 
@@ -188,7 +197,7 @@ def test__matrix__cell__works_or_is_refused(containers, container, operation):
     X, parameters = containers[container]
     clf = make_classifier(parameters)
     if impossible(container, operation):
-        with pytest.raises((ValueError, IndexError)):
+        with pytest.raises((ValueError, IndexError, pickle.PicklingError)):
             OPERATIONS[operation](clf, X, Y)
     else:
         OPERATIONS[operation](clf, X, Y)
@@ -204,9 +213,11 @@ def matrix():
     """Return the guide's table."""
     lines = ["| X | " + " | ".join(OPERATIONS) + " |", "|---" * (len(OPERATIONS) + 1) + "|"]
     for container in CONTAINERS:
-        cells = ["no ¹" if impossible(container, operation) else "yes" for operation in OPERATIONS]
+        reasons = [impossible(container, operation) for operation in OPERATIONS]
+        cells = [f"no {NOTES[reason]}" if reason else "yes" for reason in reasons]
         lines.append(f"| {container} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", f"¹ {NO_TABLE}."])
+    notes = [f"{sign} {reason}." for reason, sign in NOTES.items()]
+    return "\n\n".join(["\n".join(lines), *notes])
 
 
 def test__matrix__guide__has_this_table():

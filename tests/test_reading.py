@@ -165,6 +165,36 @@ def test__fit__stopped_while_threads_read__no_thread_left(files, use_threads, er
     assert living_readers() == []
 
 
+class CountsReaders(Callback):
+    def __init__(self):
+        self.most = 0
+
+    def on_batch_end(self, net, training=False, **kwargs):
+        self.most = max(self.most, len(living_readers()))
+
+
+def test__fit__orders_of_their_own__one_pool_for_all_members_and_the_bits_of_no_thread(files, use_threads):
+    options = {"ensemble_params": {"order": "own"}, "n_members": 4, "batch_size": 4, "augment": "light"}
+    fits = []
+    for n_threads in (0, 2):
+        use_threads(n_threads)
+        counts = CountsReaders()
+        fits.append(toy_classifier(callbacks=[counts], **options).fit(*files))
+        assert counts.most == n_threads
+    assert living_readers() == []
+    assert same_arrays(*fits)
+
+
+def test__fit__orders_of_their_own_stopped_while_threads_read__no_thread_left(files, use_threads):
+    use_threads(2)
+    with pytest.raises(RuntimeError, match="stop") as caught:  # which keeps the frames, and what they hold, alive
+        toy_classifier(callbacks=[Raises(RuntimeError("stop"))], batch_size=4, ensemble_params={"order": "own"}).fit(
+            *files
+        )
+    assert caught.value.__traceback__ is not None
+    assert living_readers() == []
+
+
 def test__fit_and_predict__done__no_thread_left(files, use_threads):
     before = set(threading.enumerate())
     use_threads(2)

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -312,6 +313,17 @@ def test__load__newer_format_of_any_shape__value_error_says_upgrade(folder):
 def test__load__unknown_class__value_error_lists_the_known_ones(folder):
     edit(folder, lambda document: document.update({"class": "os.system"}))
     with pytest.raises(ValueError, match=r"the model is a 'os\.system'; this skve knows \['SVEClassifier'"):
+        skve.load(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"class": "os.system"}, {"classes": {"dtype": "str", "values": ["a"]}}, {"fitted": {"predict": 1}}],
+    ids=lambda change: next(iter(change)),
+)
+def test__load__value_that_save_does_not_write__value_error_names_the_folder(folder, change):
+    edit(folder, lambda document: document.update(change))
+    with pytest.raises(ValueError, match=f"^{re.escape(str(folder))}: "):
         skve.load(folder)
 
 

@@ -68,7 +68,9 @@ def check_options(ensemble, ensemble_params):
     unknown = sorted(set(options) - set(takes), key=str)
     if unknown:
         known = f"it takes {sorted(takes)}" if takes else "it takes none"
-        raise ValueError(f"ensemble_params={options!r}: ensemble={ensemble!r} has no option {unknown}; {known}")
+        raise ValueError(
+            f"ensemble_params={options!r}: ensemble={ensemble!r} has no option {unknown}; {known}, leave others out"
+        )
     constraints = {name: allowed for name, (_, allowed) in takes.items()}
     validate_parameter_constraints(constraints, options, f"ensemble_params of ensemble={ensemble!r}")
     return options
