@@ -176,7 +176,7 @@ def _extensions(extensions):
     if extensions is None:
         readable = readable_formats()
         return tuple(sorted(name for name, kind in Image.registered_extensions().items() if kind in readable))
-    names = list(extensions) if np.iterable(extensions) and not isinstance(extensions, str) else [None]
+    names: list = list(extensions) if np.iterable(extensions) and not isinstance(extensions, str) else [None]
     if not all(isinstance(name, str) and name.strip(".") for name in names):
         raise TypeError(f"extensions={extensions!r}: wanted a list of strings, as in ['.jpg', '.png']")
     return tuple("." + name.lower().lstrip(".") for name in names)
