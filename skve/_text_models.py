@@ -295,9 +295,11 @@ def build_embedded(spec, head, dtype):
         )
     try:
         return check_embedded(_rebuild(spec, head, dtype, transformers, architecture, config), spec)
-    except (ValueError, ImportError):
+    except ImportError:
         raise
     except Exception as error:  # whatever a broken configuration, tokenizer or weight provokes in transformers
+        if isinstance(error, ValueError) and "backbone" in str(error):
+            raise
         raise ValueError(
             f"the embedded backbone {spec.description['name']!r} cannot be rebuilt: {type(error).__name__}: {error}; "
             f"take a whole copy of the saved model, or pass the backbone: skve.load(folder, backbone=...)"

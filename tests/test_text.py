@@ -22,7 +22,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 import skve
-from skve import SVETextClassifier, _layers, _step
+from skve import SVETextClassifier, _backbones, _layers, _step
 from skve._saving import LOCK
 from skve.datasets import load_intents
 from skve.testing import check_text_estimator, make_toy_text_backbone
@@ -397,3 +397,13 @@ def test__cache__clones_and_folds__one_backbone(empty_cache):
         clone(clf).set_params(pooling=pooling).fit(TEXTS, LABELS)
     gc.collect()
     assert len(skve._backbones._cache) == 1
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff"], ids=["no JSON", "no Unicode"])
+def test__embedded_tokenizer__broken__value_error_names_the_backbone(tmp_path, content):
+    toy().fit(TEXTS, LABELS).save(tmp_path, include_backbone=True)
+    loaded = skve.load(tmp_path)
+    loaded.backbone.files["tokenizer.json"] = content
+    _backbones.clear_cache()  # of what save rebuilt
+    with pytest.raises(ValueError, match=r"the embedded backbone .* cannot be rebuilt: .*; take a whole copy"):
+        loaded.predict(TEXTS)
