@@ -199,9 +199,7 @@ def _load_timm(spec, name, image_size):
                 f"or a file as in '{spec}@weights.safetensors'"
             ) from error
         raise ValueError(f"backbone={spec!r} could not be loaded: {message}; {_CHOOSE}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"backbone={spec!r} could not be loaded: {error!r}; {_CHOOSE}") from error
-    except OSError as error:
+    except OSError as error:  # before ValueError: a hub that cannot be reached is both in huggingface_hub before 1.0
         if name.startswith("local-dir:"):
             raise ValueError(
                 f"backbone={spec!r} is no folder in timm's format: {error}; config.json and weights must be in it"
@@ -211,6 +209,8 @@ def _load_timm(spec, name, image_size):
             f"weights in timm's format; '{spec}@FILE' with a file of weights"
         )
         raise hub_unreachable(spec, ways, error) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"backbone={spec!r} could not be loaded: {error!r}; {_CHOOSE}") from error
     description = {"kind": "timm", "name": spec, "architecture": module.pretrained_cfg.get("architecture")}
     return freeze(module.float(), description, image_preprocess(module, image_size), image_features)
 

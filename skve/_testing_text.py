@@ -57,7 +57,7 @@ def make_toy_tokenizer(*, encoder=True, pad=True):
     tokenizer = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    special = {"eos_token": "[EOS]", "bos_token": "[BOS]", **({"pad_token": "[PAD]"} if pad else {})}
+    special: dict[str, Any] = {"eos_token": "[EOS]", "bos_token": "[BOS]", **({"pad_token": "[PAD]"} if pad else {})}
     if encoder:
         tokenizer.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]",
@@ -65,6 +65,8 @@ def make_toy_tokenizer(*, encoder=True, pad=True):
             special_tokens=[(name, names.index(name)) for name in ("[CLS]", "[SEP]")],
         )
         special |= {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    else:  # as decoders' own tokenizers; GPT-2 would add an embedding of the types that transformers 4 gives
+        special["model_input_names"] = ["input_ids", "attention_mask"]
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **special)
 
 

@@ -272,7 +272,9 @@ def test__file__one_weight_missing__value_error_names_it(small, tmp_path):
 
 
 def test__file__unknown_architecture__near_ones(weights_file):
-    with pytest.raises(ValueError, match=r"'test_resnett' is not a timm architecture; near ones: .*'test_resnet'"):
+    with pytest.raises(
+        ValueError, match=r"'test_resnett' is not a timm architecture; choose from near ones: .*'test_resnet'"
+    ):
         load_image_backbone(f"test_resnett@{weights_file}")
 
 

@@ -1,18 +1,26 @@
-"""`import skve` is light, every public name is there, and the examples in the docstrings run."""
+"""`import skve` is light, every public name is there, the docstrings' examples run, and the metadata are true."""
 
 import doctest
 import importlib
 import pkgutil
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import skve
 
 HEAVY = ["torch", "torchvision", "timm", "transformers", "skorch", "sklearn", "safetensors", "pandas", "matplotlib"]
 # metrics and others have docstrings that are tested with their modules
 PUBLIC = ["skve", "skve.vision", "skve.text", "skve.datasets", "skve.testing", "skve._saving", "skve.uncertainty"]
+
+ROOT = Path(__file__).resolve().parents[1]
+NOT_WITH_THE_LOWEST = {"peers", "gemma", "dev"}  # extras for development alone
 
 
 def run(code):
@@ -74,6 +82,36 @@ def test__version__and_package_metadata__agree():
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("skve is not installed, only on the path")
     assert installed == skve.__version__
+
+
+def versions(requirements, operators):
+    """The sorted pairs of name and version; every requirement has to give exactly one version by these operators."""
+    pairs = []
+    for requirement in requirements:
+        given = [one.version for one in requirement.specifier if one.operator in operators]
+        assert len(given) == 1, f"{requirement} gives {len(given)} versions by {' or '.join(operators)}; wanted one"
+        pairs.append((canonicalize_name(requirement.name), Version(given[0])))
+    return sorted(set(pairs))
+
+
+def test__lowest_versions__the_file_that_is_tested__pins_what_pyproject_promises():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    groups = [project["dependencies"], *(extras[name] for name in extras.keys() - NOT_WITH_THE_LOWEST)]
+    promised = [Requirement(one) for needs in groups for one in needs]
+    lines = (ROOT / ".ci" / "min-requirements.txt").read_text(encoding="utf-8").splitlines()
+    pinned = [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
+    promised = [one for one in promised if one.name != "skve"]  # an extra that names others of skve
+    assert versions(pinned, ["=="]) == versions(promised, [">=", "=="])
+
+
+def test__lowest_versions__the_readme_command__makes_no_errors_of_any_deprecation():
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]["ini_options"]
+    errors = [one.removeprefix("error::") for one in options["filterwarnings"] if one.startswith("error::")]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("### Lowest versions\n")[2].partition("\n#")[0]
+    assert errors
+    assert [one for one in errors if f"-W default::{one}" not in section] == []
 
 
 @pytest.mark.parametrize("name", PUBLIC)
