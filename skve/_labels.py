@@ -115,7 +115,9 @@ def to_mean_one(weights, part):
         If they are all zero; the message names the part of the samples.
     """
     if not weights.sum() > 0:
-        raise ValueError(f"sample_weight: all weights of the {part} are zero; give at least one sample a weight above 0")
+        raise ValueError(
+            f"sample_weight: all weights of the {part} are zero; give at least one sample a weight above 0"
+        )
     return weights / weights.mean()
 
 
