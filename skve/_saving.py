@@ -190,9 +190,11 @@ def _read_document(path):
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}; save the model again") from error
     if not isinstance(version, int) or version > FORMAT_VERSION:
+        versions = document.get("versions")
+        saved_by = versions.get("skve") if isinstance(versions, dict) else None
         raise ValueError(
             f"{path} has format version {version}; this skve reads up to {FORMAT_VERSION}: upgrade skve "
-            f"(the model was saved with {document.get('versions')!r:.200})"
+            f"(the model was saved by skve {saved_by!s:.20})"
         )
     if document.get("sha256") != digest:
         raise ValueError(

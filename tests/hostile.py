@@ -11,6 +11,7 @@ import csv
 import dataclasses
 import functools
 import hashlib
+import importlib.metadata
 import io
 import json
 import pathlib
@@ -22,9 +23,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-import PIL
 import safetensors.numpy
-import sklearn
 import torch
 from PIL import Image
 from torch import nn
@@ -38,12 +37,16 @@ from tests.toys import TinyMLP, toy_classifier, toy_images
 
 TABLE = pathlib.Path(__file__).parents[1] / "docs" / "data" / "hostile_inputs.csv"
 COLUMNS = ("group", "case", "call", "error", "message")
-VERSIONS = {
-    "python": platform.python_version(),
-    "pillow": PIL.__version__,
-    "scikit-learn": sklearn.__version__,
-    "numpy": np.__version__,
-}
+PACKAGES = (
+    "pillow",
+    "scikit-learn",
+    "numpy",
+    "torch",
+    "timm",
+    "transformers",
+    "safetensors",
+)  # whose words are quoted
+VERSIONS = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
 X, Y = toy_images(per_class=2)
 TEXTS, LABELS = ["to be", "or not", "to be so", "or not so"], ["yes", "no", "yes", "no"]
 

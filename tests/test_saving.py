@@ -306,7 +306,7 @@ def test__load__newer_or_unknown_format__value_error_says_upgrade(folder, versio
 
 def test__load__newer_format_of_any_shape__value_error_says_upgrade(folder):
     (folder / "skve.json").write_text('{"format_version": 99, "versions": "many"}')
-    with pytest.raises(ValueError, match=r"upgrade skve .the model was saved with 'many'"):
+    with pytest.raises(ValueError, match=r"upgrade skve .the model was saved by skve None"):
         skve.load(folder)
 
 
