@@ -147,17 +147,8 @@ def load(folder, *, backbone=None):
     path = folder / "skve.json"
     if not path.is_file():
         raise ValueError(f"{folder} holds no skve model: there is no file {path}; pass the folder that save wrote")
-    document = _read_document(path)
     try:
-        try:
-            files = {
-                name: _read_checked(folder, entry["file"], entry["sha256"])
-                for name, entry in document["files"].items()
-            }
-        except ValueError:
-            if _read_document(path) != document:  # somebody saved another model meanwhile
-                return load(folder, backbone=backbone)
-            raise
+        document, files = _read_whole(folder, path)
         tensors = {name: from_bytes(content) for name, content in files.items()}
         estimator = _rebuild(document, tensors, backbone)
     except (KeyError, TypeError, AttributeError, IndexError, OverflowError, SafetensorError) as error:
@@ -169,6 +160,20 @@ def load(folder, *, backbone=None):
             raise
         raise ValueError(f"{folder}: {error}") from error
     return estimator
+
+
+def _read_whole(folder, path, attempts=10):
+    """Return what skve.json says and what its files hold; read again if somebody saves another model meanwhile."""
+    for attempt in range(1, attempts + 1):
+        document = _read_document(path)
+        try:
+            return document, {
+                name: _read_checked(folder, entry["file"], entry["sha256"])
+                for name, entry in document["files"].items()
+            }
+        except ValueError:
+            if attempt == attempts or _read_document(path) == document:
+                raise
 
 
 def document_hash(document):

@@ -115,10 +115,13 @@ class FittedState:
             ensemble_params=self.ensemble_params,
         )
         for layer, fingerprint in rule.fingerprints().items():
-            if abs(fingerprint - self.fingerprints.get(layer, np.inf)) > 1e-4:
+            if layer not in self.fingerprints:
+                raise ValueError(f"the fingerprints in skve.json have none of layer {layer!r}; take a whole copy")
+            if abs(fingerprint - self.fingerprints[layer]) > 1e-4:
                 raise ValueError(
                     f"the singular vectors of layer {layer!r} computed on this machine differ from those of "
-                    f"the fit; the linear-algebra library of one of the two is at fault: fit again here"
+                    f"the fit; the linear-algebra library of one of the two is at fault, or the model was altered: "
+                    f"fit again here"
                 )
         device = backbone.device
         size = min(len(pipeline), self.batch_size * BATCHES_PER_INSTALLATION) * pipeline.mean_size

@@ -371,7 +371,10 @@ def train(ensemble, train_batches, valid_batches, settings, *, callbacks=None, v
                 progress.close()
         net.notify("on_train_end", X=train_batches, y=valid_batches)
     if net.step.still:
-        raise net.step.diverged(f"no gradient of member {min(net.step.still)} was finite")
+        raise net.step.diverged(
+            f"no gradient of member {min(net.step.still)} was finite in {len(net.history)} epochs of "
+            f"{len(train_batches)} steps, each of which halved the loss scale: give more of them in one call"
+        )
     arrays = ensemble.arrays()
     for key, value in arrays.items():
         if not np.isfinite(np.exp(value) if key.startswith((RATIOS, SCALES)) else value).all():

@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from tests.test_inputs import TYPE_ERRORS, VALUE_ERRORS
-from tests.toys import TinyMLP, toy_classifier
+from tests.toys import TinyMLP, image_files, toy_classifier
 
 
 def test__fit__bad_input_of_any_kind__estimator_as_it_was_and_usable(images):
@@ -26,10 +25,7 @@ def test__fit__bad_input_of_any_kind__estimator_as_it_was_and_usable(images):
 
 def test__fit__unreadable_file_in_the_validation_part__index_of_the_users_x(tmp_path, images):
     X, y = images
-    paths = []
-    for index, image in enumerate(X):
-        paths.append(tmp_path / f"{index}.png")
-        Image.fromarray(image).save(paths[-1])
+    paths = image_files(X, tmp_path)
     for broken in (0, 11, 23):
         good = paths[broken].read_bytes()
         paths[broken].write_bytes(b"this is no image")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import skve
-from tests.experiment_cases import EXAMPLES, SMALL, STUDIES, write_data
+from tests.experiment_cases import EXAMPLES, SMALL, STUDIES
 
 import _data  # isort: skip
 import _fits  # isort: skip
@@ -18,20 +18,6 @@ import run  # isort: skip
 import table  # isort: skip
 from _common import Table, measures  # isort: skip
 from _study import Study  # isort: skip
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    write_data(folder)
-    return folder
-
-
-@pytest.fixture
-def small(tmp_path):
-    path = tmp_path / "small.toml"
-    path.write_text(SMALL)
-    return path
 
 
 def start(study, data_dir, csv_path, *more):

@@ -8,7 +8,7 @@ from PIL import Image
 
 import skve
 from skve.metrics import paired_bootstrap
-from tests.experiment_cases import SMALL, STUDIES, write_data
+from tests.experiment_cases import STUDIES
 
 import _data  # isort: skip
 import _fits  # isort: skip
@@ -16,20 +16,6 @@ import _intervals  # isort: skip
 import table  # isort: skip
 from _common import Table, keep_predictions, measures  # isort: skip
 from _study import Study  # isort: skip
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    write_data(folder)
-    return folder
-
-
-@pytest.fixture
-def small(tmp_path):
-    path = tmp_path / "small.toml"
-    path.write_text(SMALL)
-    return path
 
 
 # --------------------------------------------------------------------------------------- data, measures

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from skve._inputs import check_images
-from tests.toys import toy_classifier
+from tests.toys import image_files, toy_classifier
 
 COLOUR = np.arange(3 * 8 * 10 * 3, dtype=np.uint8).reshape(3, 8, 10, 3)
 GREY = np.arange(3 * 8 * 10, dtype=np.uint8).reshape(3, 8, 10)
@@ -180,10 +180,7 @@ def test__check_images__open_files__read_at_once_and_pickled(paths):
 
 def test__fit__open_files_and_bytes__as_paths_and_again(images, tmp_path):
     X, y = images
-    paths = []
-    for index, image in enumerate(X):
-        paths.append(tmp_path / f"{index}.png")
-        Image.fromarray(image).save(paths[-1])
+    paths = image_files(X, tmp_path)
     files = [io.BytesIO(path.read_bytes()) for path in paths]
     classifier = toy_classifier().fit(files, y)
     expected = toy_classifier().fit(paths, y).predict_proba(paths)

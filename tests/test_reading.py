@@ -17,17 +17,13 @@ from skve import _device, vision
 from skve._inputs import ImageSequence, check_images
 from skve.vision import ImagePipeline
 from tests.test_vision_pipeline import PREPROCESS
-from tests.toys import same_arrays, toy_classifier
+from tests.toys import image_files, same_arrays, toy_classifier
 
 
 @pytest.fixture
 def files(images, tmp_path):
     """The paths of 24 images, and their labels."""
-    paths = []
-    for index, image in enumerate(images[0]):
-        paths.append(tmp_path / f"{index}.png")
-        Image.fromarray(image).save(paths[-1])
-    return paths, images[1]
+    return image_files(images[0], tmp_path), images[1]
 
 
 @pytest.fixture

@@ -335,8 +335,36 @@ def test__load__file_outside_the_folder__refused(folder, path):
         skve.load(folder)
 
 
+def test__load__another_model_saved_meanwhile__read_again(folder, monkeypatch):
+    original, seen = _saving._read_checked, []
+
+    def saved_meanwhile(*args):
+        if len(seen) < 3:
+            seen.append(args)
+            edit(folder, lambda document: document.update(n_iter=len(seen) + 10))
+            raise ValueError("its hash differs")
+        return original(*args)
+
+    monkeypatch.setattr(_saving, "_read_checked", saved_meanwhile)
+    assert skve.load(folder).n_iter_ == 13
+
+
+def test__load__another_model_saved_all_the_time__named_error_in_the_end(folder, monkeypatch):
+    seen = []
+
+    def saved_meanwhile(*args):
+        seen.append(args)
+        edit(folder, lambda document: document.update(n_iter=len(seen) + 10))
+        raise ValueError("its hash differs")
+
+    monkeypatch.setattr(_saving, "_read_checked", saved_meanwhile)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(folder))}: its hash differs"):
+        skve.load(folder)
+    assert len(seen) == 10
+
+
 DISHONEST = {
-    "state.fingerprints": {"nowhere": 0.0},
+    "state.fingerprints": {},
     "state.layers": ["conv_stem"],
     "state.shareable": ["os.system"],
     "state.batch_size": "1",

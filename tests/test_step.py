@@ -151,8 +151,9 @@ def test__fit__batch_statistics_and_too_many_members__statistics_move_once(image
     settings = {"ensemble": "deep", "ensemble_params": {"train_batch_norm": True}, "max_epochs": 1}
     expected = toy_classifier(TinyCNN(), **settings).fit(*images)
     train_in_chunks(2)
-    limited(16, after_backward=True)
+    passes = limited(16, after_backward=True)
     members_close(expected, toy_classifier(TinyCNN(), **settings).fit(*images))
+    assert passes[:3] == [(2, 16), (1, 16), (1, 16)]
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=repr)

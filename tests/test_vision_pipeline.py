@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from skve._augment import augment
 from skve._inputs import ImageSequence, check_images
-from skve.vision import ImagePipeline, augment
+from skve.vision import ImagePipeline
 from tests.toys import same_arrays, toy_classifier, toy_images
 
 # ------------------------------------------------------------------------------------------ augmentation

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 from skve import SVEClassifier, _backbones, _image_backbones
@@ -218,9 +219,19 @@ def arrays_of(classifier):
 
 
 def members_close(one, other, atol=2e-4):
+    """Assert that two estimators have the same members to rounding."""
+    assert arrays_of(one).keys() == arrays_of(other).keys()
     for key, value in arrays_of(one).items():
         np.testing.assert_allclose(arrays_of(other)[key], value, rtol=0, atol=atol, err_msg=key)
 
 
 def pooled_nll(classifier, X, y):
     return -np.log(classifier.predict_proba(X)[np.arange(len(y)), np.searchsorted(classifier.classes_, y)]).mean()
+
+
+def image_files(images, folder):
+    """Write images as PNG files and return their paths."""
+    paths = [folder / f"{index}.png" for index in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image).save(path)
+    return paths
