@@ -181,7 +181,9 @@ def freeze(module, description, preprocess, features):
     """Make a `Backbone` of a module that nobody else holds."""
     module = module.eval().requires_grad_(False)
     if any(isinstance(part, nn.Conv2d) for part in module.modules()):
-        module = module.to(memory_format=torch.channels_last)  # two to four times faster on CPUs
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.dim() == 4:  # two to four times faster on CPUs; three-dimensional convolutions have five
+                tensor.data = tensor.data.to(memory_format=torch.channels_last)
     description = {**description, "sha256": weights_hash(module)}
     return Backbone(module, description, preprocess, features)
 

@@ -380,6 +380,14 @@ def watch(folder, events):
     sys.addaudithook(hook)
 
 
+def peak_mib():
+    """Return this process's peak memory; what getrusage tells contains that of the process which started it."""
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():
+        return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) // 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=4000)
@@ -394,5 +402,5 @@ if __name__ == "__main__":
             writer.writeheader()
             writer.writerows([*rows, {"target": "total", **total}])
     print(*failures, sep="\n")
-    print(json.dumps({**total, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}))
+    print(json.dumps({**total, "peak_mib": peak_mib()}))
     sys.exit(1 if failures else 0)

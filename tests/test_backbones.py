@@ -390,3 +390,17 @@ def test__create__size_that_the_architecture_fixes__passed_on(tmp_path):
     backbone = load_image_backbone(f"test_vit@{tmp_path / 'vit.pth'}", 64)
     assert outputs(backbone, 64).shape == (2, module.num_features)
     assert backbone.preprocess["input_size"] == [3, 64, 64]
+
+
+def test__fit__convolution_in_three_dimensions__its_weight_is_left_in_its_layout(images):
+    class Volumes(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = torch.nn.Conv2d(3, 4, 3), torch.nn.Conv3d(1, 2, 3)
+
+        def forward(self, x):
+            return self.second(self.first(x)[:, None]).mean((3, 4)).flatten(1)
+
+    with pytest.warns(UserWarning, match=r"second \(a Conv3d: only linear layers and 2-D convolutions are adapted"):
+        classifier = toy_classifier(Volumes(), max_epochs=1).fit(*images)
+    assert set(classifier.ratios_) == {"first"}
