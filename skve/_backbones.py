@@ -1,5 +1,6 @@
 """From what a user passes as `backbone` to a frozen module with its preprocessing, kept in a process cache."""
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -18,6 +19,7 @@ from ._device import new_lock, own_global_generators
 CACHE_BYTES = 2 * 1024**3
 _cache: "OrderedDict[tuple, Backbone]" = OrderedDict()
 _lock = new_lock()
+_quiet_lock = new_lock()
 
 
 @dataclasses.dataclass(eq=False)
@@ -263,6 +265,20 @@ def check_output(output, dims, wanted):
         what = f"shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
         raise ValueError(f"the backbone returned {what}; wanted {wanted}")
     return output
+
+
+@contextlib.contextmanager
+def quiet_hub():
+    """Let the hub's client load without reports of its attempts, and leave its setting as it was."""
+    from huggingface_hub.utils import logging
+
+    with _quiet_lock:
+        level = logging.get_verbosity()
+        logging.set_verbosity_error()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(level)
 
 
 def hub_unreachable(spec, ways, error):

@@ -19,6 +19,7 @@ from ._backbones import (
     freeze,
     from_module,
     hub_unreachable,
+    quiet_hub,
     resolve_callable,
 )
 
@@ -183,14 +184,13 @@ def _load_bundled(spec, image_size):
 
 def _load_timm(spec, name, image_size):
     """Load a timm name with its pretrained weights, from the hub's cache, the hub or a folder."""
-    import timm
-
     try:
-        module = _create(name, image_size, pretrained=True)
+        with quiet_hub():
+            module = _create(name, image_size, pretrained=True)
     except RuntimeError as error:
         message = str(error)
         if "Unknown model" in message:
-            near = difflib.get_close_matches(spec, timm.list_models(pretrained=True), n=5)
+            near = _near(spec)
             hint = f"did you mean one of {near}?" if near else "choose from timm.list_models(pretrained=True)"
             raise ValueError(f"backbone={spec!r} is not a timm model; {hint}") from error
         if "No pretrained weights" in message:
@@ -215,14 +215,24 @@ def _load_timm(spec, name, image_size):
     return freeze(module.float(), description, image_preprocess(module, image_size), image_features)
 
 
+def _near(name):
+    """Return architectures of timm whose names begin as a wrong one does, or are like it."""
+    import timm
+
+    wanted, known = name.lower().partition(".")[0], timm.list_models()
+    begin_so = sorted((one for one in known if wanted and one.startswith(wanted)), key=len)
+    like_it = difflib.get_close_matches(wanted, known, n=5)
+    return list(dict.fromkeys(begin_so[:3] + like_it))[:5]
+
+
 def _load_file(spec, architecture, file, image_size):
     """Load a file of weights into a timm architecture; pickles are read as tensors only."""
     import timm
 
     if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=5)
         raise ValueError(
-            f"backbone={spec!r}: {architecture!r} is not a timm architecture; choose from near ones: {near}"
+            f"backbone={spec!r}: {architecture!r} is not a timm architecture; choose from near ones: "
+            f"{_near(architecture)}"
         )
     module = _create(architecture, image_size, pretrained=False)
     try:

@@ -310,5 +310,9 @@ def _check_path(item, where):
     if os.path.isdir(item):
         raise ValueError(f"{where} is a folder; pass the files in it, as skve.datasets.load_image_folder lists them")
     if not os.path.isfile(item):
-        hint = "; '~' is not expanded, use Path.expanduser()" if str(item).startswith("~") else "; check the path"
+        hint = "; check the path"
+        if str(item).startswith("~"):
+            hint = "; '~' is not expanded, use Path.expanduser()"
+        elif "://" in str(item):
+            hint = "; addresses are not read, save the image in a file first"
         raise ValueError(f"{where}: there is no such file{hint}")

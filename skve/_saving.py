@@ -209,12 +209,24 @@ def _read_document(path):
     return document
 
 
+def _subclasses(classes):
+    """Return the subclasses that this process has defined or imported, by name."""
+    found: dict[str, type] = {}
+    for cls in classes:
+        found |= {sub.__name__: sub for sub in cls.__subclasses__()} | _subclasses(cls.__subclasses__())
+    return found
+
+
 def _rebuild(document, tensors, backbone):
     import skve
 
-    classes = {name: getattr(skve, name) for name in skve.ESTIMATORS}
+    own = {name: getattr(skve, name) for name in skve.ESTIMATORS}
+    classes = {**_subclasses(own.values()), **own}
     if document["class"] not in classes:
-        raise ValueError(f"the model is a {document['class']!r}; this skve knows {sorted(classes)}: upgrade skve")
+        raise ValueError(
+            f"the model is a {document['class']!r}; this skve knows {sorted(own)}: upgrade skve, or import the "
+            f"module that defines the class"
+        )
     parameters = {
         name: dict(value[PAIRS]) if isinstance(value, dict) else value
         for name, value in document["parameters"].items()

@@ -254,6 +254,8 @@ def new_ensemble(
     else:
         members = _go_on(start, plan, rule, n_members, device)
     dtype = resolve_training_dtype(precision, device, linear_share)
+    if dtype == torch.float16 and device.type == "cpu":
+        warn("precision='float16' is many times slower than 'float32' on CPUs; set precision='auto'")
     size = min(batch_size, len(pipeline)) * pipeline.mean_size
     checkpoints = _svd.blocks(backbone.module, candidates) if checkpointing else ()
     if checkpointing and not checkpoints:

@@ -63,7 +63,8 @@ class Step:
         scaled = ensemble.dtype == torch.float16
         self.scalers = [torch.amp.GradScaler(ensemble.device.type) for _ in members] if scaled else None
         self._skipped = [0] * len(members)  # steps since the last one that was taken
-        self.still = set(ensemble.trained)  # members that never took a step
+        self._still = set(ensemble.trained)  # members that never took a step
+        self.must_repeat = False
 
     def gradients(self, batch):
         """Give the trained members' parameters the gradients of a batch and return the sum of the members' losses.
@@ -108,9 +109,8 @@ class Step:
 
         `chunked` says whether it passes members in chunks, `whole` whether it wants all samples at once.
         """
-        drawn = self.ensemble.rule.noise.get_state()
+        before = self.state()
         while True:
-            statistics = [(moved, moved.clone()) for moved in self._moved_in_place()]
             try:
                 return compute()
             except (RuntimeError, MemoryError) as error:
@@ -121,12 +121,7 @@ class Step:
                     self.chunk = 1
                 elif not self._shrink(n_samples, chunked, whole):
                     raise torch.OutOfMemoryError(f"{self._least(inputs, n_samples, whole)}: {error}") from error
-            # What the failed attempt has left behind.
-            self.ensemble.members.zero_grad()
-            self.ensemble.network.new_batch()
-            for moved, before in statistics:
-                moved.copy_(before)
-            self.ensemble.rule.noise.set_state(drawn)
+            self.restore(before)
             release_memory(self.ensemble.device)
 
     def _shrink(self, n_samples, chunked, whole):
@@ -145,10 +140,20 @@ class Step:
             return f"one member and a batch of {n_samples}, whose statistics train_batch_norm=True keeps from a split"
         return f"one member and one sample of {shape_of(_slice(inputs, slice(0, 1)))}"
 
-    def _moved_in_place(self):
-        """Return the running statistics, which a training step moves by itself."""
+    def state(self):
+        """Return what computing gradients moves by itself: running statistics, and the generator of noise."""
         members = [self.ensemble.member(index) for index in self.ensemble.trained]
-        return [tensor for member in members for key, tensor in member.items() if not is_trained(key)]
+        moved = [tensor for member in members for key, tensor in member.items() if not is_trained(key)]
+        return [(tensor, tensor.clone()) for tensor in moved], self.ensemble.rule.noise.get_state()
+
+    def restore(self, state):
+        """Undo what an attempt at a step has left behind."""
+        statistics, drawn = state
+        self.ensemble.members.zero_grad()
+        self.ensemble.network.new_batch()
+        for tensor, before in statistics:
+            tensor.copy_(before)
+        self.ensemble.rule.noise.set_state(drawn)
 
     def _accumulate(self, groups):
         total = 0.0
@@ -195,8 +200,9 @@ class Step:
         """Clip each member's gradient by its own norm, so that members do not feel one another.
 
         Under a loss scale the gradient is brought back to its size first. If it is not finite, the member loses it
-        and with it the optimizer's step.
+        and with it the optimizer's step; before its first step, `must_repeat` tells that the scale was too large.
         """
+        self.must_repeat, of_ratios = False, []
         for index in self.ensemble.trained:
             member = self.ensemble.members[index]
             if self.scalers is not None:
@@ -212,14 +218,16 @@ class Step:
                 if self.scalers is None or self._skipped[index] > MOST_SKIPPED:
                     raise self.diverged(f"a gradient became {float(total)}")
                 member.zero_grad()
+                self.must_repeat |= index in self._still
                 continue
             self._skipped[index] = 0
-            self.still.discard(index)
-            for key, norm in norms.items():
-                if key.startswith(RATIOS):
-                    self.gradient_norms.setdefault(key, []).append(norm)
+            self._still.discard(index)
+            of_ratios += [(key, norm) for key, norm in norms.items() if key.startswith(RATIOS)]
             if self.settings.grad_clip is not None:
                 torch.nn.utils.clip_grads_with_norm_(member.parameters(), self.settings.grad_clip, total)
+
+        for key, norm in [] if self.must_repeat else of_ratios:
+            self.gradient_norms.setdefault(key, []).append(norm)
 
     def diverged(self, what):
         """Return the error for a training that left the finite numbers."""

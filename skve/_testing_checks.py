@@ -9,6 +9,8 @@ import pickle
 import random
 import tempfile
 import threading
+import traceback
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -57,7 +59,14 @@ def run_or_list(estimator, checks, samples, generate_only):
 
 
 def _run(check, samples, estimator):
-    check(clone(estimator), samples)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "not saved, since they are no plain values")  # the backbone is passed again
+        try:
+            check(clone(estimator), samples)
+        except AssertionError as error:
+            failed = traceback.extract_tb(error.__traceback__)[-1]
+            said = str(error).strip() or failed.line
+            raise AssertionError(f"{check.__name__}: {said}") from error
 
 
 def same(one, other, what, tolerance=0.0):

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from . import _tokens
-from ._backbones import Backbone, check_embedded, check_output, freeze, hub_unreachable, tensors_hash
+from ._backbones import Backbone, check_embedded, check_output, freeze, hub_unreachable, quiet_hub, tensors_hash
 from ._device import new_lock
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -121,22 +121,14 @@ def _transformers():
 def _quiet():
     """Let transformers and its hub load without bars and reports, and leave their settings as they were."""
     logging = _transformers().utils.logging
-    from huggingface_hub.utils import logging as hub_logging
-
-    with _quiet_lock:
-        level, hub_level, bar = (
-            logging.get_verbosity(),
-            hub_logging.get_verbosity(),
-            logging.is_progress_bar_enabled(),
-        )
+    with _quiet_lock, quiet_hub():
+        level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
         logging.set_verbosity_error()
-        hub_logging.set_verbosity_error()
         logging.disable_progress_bar()
         try:
             yield
         finally:
             logging.set_verbosity(level)
-            hub_logging.set_verbosity(hub_level)
             if bar:
                 logging.enable_progress_bar()
 

@@ -161,12 +161,17 @@ class Net(NeuralNet):
 
     def train_step_single(self, batch, **fit_params):
         self._set_training(True)
-        total = self.step.gradients(batch)
-        if not math.isfinite(total):
-            raise self.step.diverged(f"the loss became {total} in epoch {len(self.history)}")
-        if len(self.history) == 1 and len(self.history[-1, "batches"]) == 1:
-            _check_gradients(self.module_)
-        self.step.clip()
+        before = self.step.state()
+        while True:
+            total = self.step.gradients(batch)
+            if not math.isfinite(total):
+                raise self.step.diverged(f"the loss became {total} in epoch {len(self.history)}")
+            if len(self.history) == 1 and len(self.history[-1, "batches"]) == 1:
+                _check_gradients(self.module_)
+            self.step.clip()
+            if not self.step.must_repeat:
+                break
+            self.step.restore(before)
         return {"loss": torch.tensor(total / len(self.module_.trained)), "y_pred": None}
 
     def validation_step(self, batch, **fit_params):
@@ -370,11 +375,6 @@ def train(ensemble, train_batches, valid_batches, settings, *, callbacks=None, v
             if progress:
                 progress.close()
         net.notify("on_train_end", X=train_batches, y=valid_batches)
-    if net.step.still:
-        raise net.step.diverged(
-            f"no gradient of member {min(net.step.still)} was finite in {len(net.history)} epochs of "
-            f"{len(train_batches)} steps, each of which halved the loss scale: give more of them in one call"
-        )
     arrays = ensemble.arrays()
     for key, value in arrays.items():
         if not np.isfinite(np.exp(value) if key.startswith((RATIOS, SCALES)) else value).all():

@@ -404,3 +404,27 @@ def test__fit__convolution_in_three_dimensions__its_weight_is_left_in_its_layout
     with pytest.warns(UserWarning, match=r"second \(a Conv3d: only linear layers and 2-D convolutions are adapted"):
         classifier = toy_classifier(Volumes(), max_epochs=1).fit(*images)
     assert set(classifier.ratios_) == {"first"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"), [("resnet19", "resnet18"), ("ResNet18", "resnet18"), ("vit_tiny", "vit_tiny_patch16_224")]
+)
+def test__load__name_that_timm_has_not__what_was_meant_is_among_the_near_ones(wrong, meant):
+    with pytest.raises(ValueError, match=rf"did you mean one of .*'{meant}'"):
+        _image_backbones.load_image_backbone(wrong)
+
+
+def test__load__hub_that_cannot_be_reached__its_client_reports_nothing(monkeypatch):
+    from huggingface_hub.utils import logging
+
+    seen, before = [], logging.get_verbosity()
+
+    def create(*args, **kwargs):
+        seen.append(logging.get_verbosity())
+        raise OSError("no network")
+
+    monkeypatch.setattr(_image_backbones, "_create", create)
+    with pytest.raises(ConnectionError, match="cannot be reached"):
+        _image_backbones.load_image_backbone("resnet18")
+    assert seen == [logging.ERROR]
+    assert logging.get_verbosity() == before

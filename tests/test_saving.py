@@ -607,3 +607,23 @@ def test__load__device_of_the_fit_is_missing__predicts_on_what_there_is(tmp_path
     with pytest.warns(UserWarning, match="cuda"):
         loaded = skve.load(tmp_path, backbone=clf.backbone)
     assert np.array_equal(loaded.predict_proba(images[0]), clf.predict_proba(images[0]))
+
+
+class OwnClassifier(skve.SVEClassifier):
+    """A subclass of a user's."""
+
+
+def test__load__subclass_that_is_imported__comes_back_as_itself(images, tmp_path):
+    own = OwnClassifier(ensemble="head", n_members=1, image_size=32, max_epochs=1, random_state=0).fit(*images)
+    own.save(tmp_path)
+    loaded = skve.load(tmp_path)
+    assert type(loaded) is OwnClassifier
+    assert np.array_equal(loaded.predict_proba(images[0]), own.predict_proba(images[0]))
+
+
+def test__load__subclass_that_nobody_imported__value_error_says_import(images, tmp_path):
+    own = OwnClassifier(ensemble="head", n_members=1, image_size=32, max_epochs=1, random_state=0).fit(*images)
+    own.save(tmp_path)
+    edit(tmp_path, lambda document: document.update({"class": "ElsewhereClassifier"}))
+    with pytest.raises(ValueError, match=r"is a 'ElsewhereClassifier'.*import the module that defines the class"):
+        skve.load(tmp_path)

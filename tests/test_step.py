@@ -287,10 +287,25 @@ def test__fit__float16_overflow_in_every_step__diverged_and_the_remedy(images, m
     with pytest.raises(ValueError, match=r"training diverged: a gradient became .* or precision='float16', whose"):
         toy_classifier(precision="float16", max_epochs=40).fit(*images)
     assert len(scales) == _step.MOST_SKIPPED
-    scales.clear()
-    with pytest.raises(ValueError, match="training diverged: no gradient of member 0 was finite"):
-        toy_classifier(precision="float16", max_epochs=2).fit(*images)
-    assert len(scales) == 4
+
+
+def test__fit__float16_overflow_before_the_first_step__repeated_and_other_members_the_same(images, monkeypatch):
+    expected = toy_classifier(precision="float16").fit(*images)
+    scales = overflow(monkeypatch, lambda step: step < 5)
+    other = toy_classifier(precision="float16").fit(*images)
+    assert [own for own, _ in scales[:6]] == [2.0**15, 2.0**14, 2.0**13, 2.0**12, 2.0**11, 2.0**11]
+    assert len(scales) == 5 + 4  # five attempts, and as many steps as without
+    for key, value in arrays_of(expected).items():
+        np.testing.assert_allclose(arrays_of(other)[key], value, rtol=0, atol=2e-3, err_msg=key)
+        assert np.array_equal(arrays_of(other)[key][1], value[1])
+
+
+def test__partial_fit__float16_overflow_in_its_one_step__trained_all_the_same(images, monkeypatch):
+    overflow(monkeypatch, lambda step: step < 3)
+    classifier = toy_classifier(precision="float16", batch_size=64)
+    with pytest.warns(UserWarning, match="precision='float16' is many times slower"):
+        classifier.partial_fit(*images, classes=np.unique(images[1]))
+    assert classifier.n_iter_ == 1
 
 
 def test__fit__float16_members__the_same_whatever_their_number(images, train_in_chunks):

@@ -1,5 +1,7 @@
 """The checks for image classifiers: what keeps the contract passes, and what breaks it fails the right one."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -34,6 +36,10 @@ def test__image_classifier__check__passes(clf, name):
 @pytest.mark.parametrize("name", ["check_stored", "check_probabilities"])
 def test__image_classifier__bundled_backbone__passes(name):
     checks_of(BUNDLED)[name](BUNDLED)
+
+
+class Own(SVEClassifier):
+    """Changes nothing."""
 
 
 class Single(SVEClassifier):
@@ -140,3 +146,16 @@ def test__check_image_estimator__called_plainly__runs_all_and_leaves_the_estimat
         check_image_estimator(clf)
     assert not hasattr(clf, "classes_")
     assert len(checks_of(clone(clf))) >= 12
+
+
+def test__image_classifier__plain_subclass__passes_the_check_of_storage_without_a_warning():
+    clf = Own(make_toy_image_backbone(), n_members=2, max_epochs=1, image_size=8, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        checks_of(clf)["check_stored"](clf)
+
+
+def test__checks__failing__message_names_the_check_and_the_assertion():
+    clf = Single(make_toy_image_backbone(), n_members=2, max_epochs=1, image_size=8, random_state=0)
+    with pytest.raises(AssertionError, match=r"^check_probabilities: .*\w"):
+        checks_of(clf)["check_probabilities"](clf)
