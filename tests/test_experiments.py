@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 import time
@@ -193,14 +194,15 @@ def test__run__changed_setting__only_rows_with_the_present_settings_count(small,
 
 def test__run__failing_cell__recorded_and_tried_again_while_the_others_go_on(small, data_dir, tmp_path, capsys):
     out = tmp_path / "e.csv"
-    more = ("--set", "tuning.trials=1", "--set", "factors.per_class=[3, 99]", "--set", "test.seeds=[0]")
+    backbones = 'factors.backbone=["random:test_resnet", "test_resnet@{weights}/none.safetensors"]'
+    more = ("--set", "tuning.trials=1", "--set", backbones, "--set", "test.seeds=[0]")
     assert start(small, data_dir, out, *more) == 1
     rows = rows_of(out)
     assert [row["status"] for row in rows].count("failed") == 3
     assert [row["status"] for row in rows].count("ok") == 3
     failed = next(row for row in rows if row["status"] == "failed")
-    assert failed["factors"] == "per_class=99"
-    assert "data.per_class=99: class 'crocus'" in failed["error"]
+    assert failed["factors"] == "backbone=test_resnet@{weights}/none.safetensors"
+    assert "{weights}/none.safetensors" in failed["error"]
     assert str(data_dir) not in failed["error"]
     assert "3 cells finished, 3 failed, 0 to do" in capsys.readouterr().err
     assert start(small, data_dir, out, *more) == 1
@@ -237,7 +239,7 @@ def test__run__killed_process__goes_on_where_it_was(small, data_dir, tmp_path, m
 def test__run__two_jobs_or_fresh_processes__the_same_figures_and_a_peak(small, data_dir, tmp_path):
     more = ("--set", "tuning.trials=1", "--set", "test.seeds=[0]")
     found = {}
-    for name, options in {"plain": (), "jobs": ("--jobs", "2"), "fresh": ("--memory",)}.items():
+    for name, options in {"plain": (), "jobs": ("--jobs", "2"), "fresh": ("--memory", "--jobs", "2")}.items():
         assert start(small, data_dir, tmp_path / f"{name}.csv", *more, *options) == 0
         found[name] = {row["method"]: row for row in rows_of(tmp_path / f"{name}.csv")}
     for name in ("jobs", "fresh"):
@@ -307,6 +309,25 @@ def test__study__factors_swept_together__pairs_and_not_products(small):
     assert {p for p in points if p[2] == 2} == {(2, 5, 2), (3, 4, 2)}
     with pytest.raises(ValueError, match="wanted lists of 2 values"):
         Study(small, ['factors={"per_class, max_epochs" = [2, 3]}'])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("data.per_clas=3", "error: small: unknown key data.per_clas; the nearest known one is per_class"),
+        ("factors.per_class=[3, 99]", "error: data.per_class=99: class 'crocus' of cifar10_small.npz has 8 training"),
+        ("data.n_classes=9", "error: data: n_classes=9 and near_classes=1 of 5 classes"),
+        ("data.path=none.npz", "error: data: there is no"),
+        ('data.far={loader="arrays", path="cifar10_small.npz", split="x"}', "error: data: .* has no array x_x"),
+    ],
+)
+def test__run__wrong_study_or_sizes_that_data_lack__one_error_before_any_fit(
+    small, data_dir, tmp_path, change, message, capsys
+):
+    with pytest.raises(SystemExit):
+        start(small, data_dir, tmp_path / "e.csv", "--set", change)
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "e.csv").exists()
 
 
 @pytest.mark.parametrize(("name", "value"), [("order", "own"), ("diversity", 0.1)])

@@ -15,7 +15,7 @@ import _fits  # isort: skip
 import _intervals  # isort: skip
 import table  # isort: skip
 from _common import Table, keep_predictions, measures  # isort: skip
-from _study import Study  # isort: skip
+from _study import Study, show  # isort: skip
 
 
 # --------------------------------------------------------------------------------------- data, measures
@@ -172,6 +172,18 @@ def test__table__csv_and_intervals__prints_tables_and_draws(tmp_path, capsys):
     with pytest.raises(SystemExit):
         table.main(["--csv", str(out), "--study", "t"])
     assert "--study t: the CSV has tests of ['s']" in capsys.readouterr().err
+
+
+def test__table__rows_of_other_settings_than_the_study_has__says_so(tmp_path, capsys):
+    study = Study(STUDIES[0].with_name("rates.toml"))
+    cell = study.cells("test")[0]
+    for settings in ("{}", cell.settings):
+        out = tmp_path / f"{len(settings)}.csv"
+        Table(out, ()).add(row("sve", 0, study="rates", factors=show(cell.factors), nll=0.5, settings=settings))
+        table.main(["--csv", str(out)])
+        assert ("1 of 1 rows were made with other settings than rates.toml has" in capsys.readouterr().out) == (
+            settings == "{}"
+        )
 
 
 def test__csv_table__other_columns_than_the_file__value_error(tmp_path):

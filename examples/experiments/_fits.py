@@ -1,18 +1,17 @@
 """One fit and the rows of the CSV that it gives."""
 
 import functools
-import multiprocessing
 import pathlib
 import re
 import time
 import warnings
-from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import torch
 from _common import forget_peak, keep_predictions, measures, memory
 from _data import load
 from _study import KEY, TEXT_LOADERS, show
+from joblib.externals.loky import ProcessPoolExecutor
 from sklearn.metrics import brier_score_loss
 
 import skve
@@ -43,15 +42,14 @@ def run_fit(cells, options):
         "data_dir" and "weights", folders; "predictions", a folder or None; "threads", "jobs" and "sitting", which
         are noted in the rows; "memory", whether the fit of a test runs in a fresh process, which tells its peak.
     """
-    if options["memory"] and cells[0].stage == "test":
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, mp_context=context) as fresh:
-            return fresh.submit(run_fit, cells, {**options, "memory": False, "peak": True}).result()
-    torch.set_num_threads(options["threads"])
     try:
-        found = _fit(cells, options)
+        if options["memory"] and cells[0].stage == "test":
+            with ProcessPoolExecutor(1) as fresh:  # of joblib: its workers cannot start those of multiprocessing
+                found = fresh.submit(_fit, cells, options).result()
+        else:
+            found = _fit(cells, {**options, "memory": False})
         status = {"status": "ok", "error": ""}
-    except Exception as error:  # whatever fails, the other cells go on
+    except Exception as error:  # whatever fails, a process that is killed too, the other cells go on
         found = [{} for _ in cells]
         message = f"{type(error).__name__}: {error}"
         for name in ("weights", "data_dir"):  # paths of one machine tell others nothing
@@ -70,13 +68,14 @@ def run_fit(cells, options):
 
 
 def _fit(cells, options):
-    """Return the measures of each cell."""
+    """Return the measures of each cell; with "memory" the peak of the process too."""
+    torch.set_num_threads(options["threads"])
     leader = max(cells, key=lambda cell: cell.n_members)
     parts = load(leader.data, options["data_dir"], leader.seed, leader.judged_on)
     clf = make_classifier(leader, options)
     clf._load_backbone(clf.backbone, classes=np.unique(parts.y_train))  # not timed: the fit finds it in the cache
     before = None
-    if options.get("peak"):
+    if options["memory"]:
         before = memory("VmRSS")
         forget_peak()
     start = time.perf_counter()

@@ -260,6 +260,22 @@ class Study:
             swept.append([dict(zip(names, v if len(names) > 1 else [v], strict=True)) for v in values])
         return [{k: v for one in several for k, v in one.items()} for several in itertools.product(*swept)]
 
+    def data_of_cells(self):
+        """Return the different (section on data, what the cells are judged on) of all cells."""
+        tuning = self.cells("tune") if self.n_trials > 1 else []
+        different = {}
+        for cell in tuning + self.cells("test"):
+            different[json.dumps([cell.data, cell.judged_on])] = cell.data, cell.judged_on
+        return list(different.values())
+
+    def settings_of_tests(self):
+        """Return the settings that tests may have, whichever trial was chosen."""
+        found = set()
+        for trial in range(self.n_trials):
+            chosen = {(method, show(point)): trial for method in self.methods for point in self.points()}
+            found |= {cell.settings for cell in self.cells("test", chosen)}
+        return found
+
     def cells(self, stage, chosen=None):
         """Return the cells of a stage.
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "benchmarks"))
 from _common import Table
+from _data import load
 from _fits import run_fit
 from _intervals import write_intervals
 from _study import KEY, Study, show
@@ -41,8 +42,7 @@ class Record:
 
 def main(arguments=None):
     """Run a study; return 1 if a cell failed, else 0."""
-    arguments = _parse(arguments)
-    study = Study(arguments.study, arguments.set)
+    arguments, study = _parse(arguments)
     record = Record(arguments.csv)
     options = {
         "data_dir": arguments.data_dir,
@@ -111,6 +111,7 @@ def _report(cells, record):
 
 
 def _parse(arguments):
+    """Return the options and the study; what is wrong with either, or with the data, ends the run here."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", help="a TOML file")
     parser.add_argument("--data-dir", required=True, help="folder that the paths of data start from")
@@ -132,7 +133,13 @@ def _parse(arguments):
         )
     if not pathlib.Path(parsed.data_dir).is_dir():
         parser.error(f"--data-dir {parsed.data_dir}: there is no such folder")
-    return parsed
+    try:
+        study = Study(parsed.study, parsed.set)
+        for data, judged_on in study.data_of_cells():
+            load(data, parsed.data_dir, study.tuning["seed"], judged_on)
+    except ValueError as error:
+        parser.error(str(error))
+    return parsed, study
 
 
 if __name__ == "__main__":

@@ -11,13 +11,12 @@ import argparse
 import csv
 import pathlib
 import sys
-import tomllib
 
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "benchmarks"))
 from _common import Table
-from _study import KEY
+from _study import KEY, Study
 
 STUDIES = pathlib.Path(__file__).parent / "studies"
 # Column of the CSV -> (title, factor, digits, direction: 1 higher is better, -1 lower, 0 neither)
@@ -232,10 +231,14 @@ def main(arguments=None):
         parser.error(f"--study {' '.join(unknown)}: the CSV has tests of {studies}")
     for study in parsed.study or studies:
         file = STUDIES / f"{study}.toml"
-        known = tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        methods = list(known.get("methods", {}))
+        known = Study(file) if file.is_file() else None
+        methods = list(known.methods) if known else []
         own = in_order([row for row in rows if row["study"] == study], methods)
-        print(f"\n## {study}\n\n{known.get('question', '')}\n")
+        print(f"\n## {study}\n\n{known.question if known else ''}\n")
+        settings = known.settings_of_tests() if known else {row["settings"] for row in own}
+        other = sum(row["settings"] not in settings for row in own)
+        if other:
+            print(f"{other} of {len(own)} rows were made with other settings than {file.name} has now.\n")
         print("\n".join(main_table(own)))
         differences = in_order([row for row in paired if row["study"] == study], methods)
         if differences:
