@@ -145,13 +145,16 @@ def row(method, seed, **values):
     return {name: str({**known, **values}.get(name, "")) for name in _fits.COLUMNS}
 
 
-def test__main_table__rows__best_in_bold_and_times_of_one_sitting_only():
+def test__main_tables__rows__best_in_bold_and_times_of_one_sitting_only():
     rows = [row("deep", s, nll=0.5 + s / 10, accuracy=0.8, fit_seconds=10.0, sitting=s) for s in (0, 1)]
     rows += [row("sve", s, nll=0.3 + s / 10, accuracy=0.8, fit_seconds=4.0, sitting=0) for s in (0, 1)]
-    header, _, deep, sve = table.main_table(rows)
-    assert header == "| method | seeds | accuracy % | NLL | fit / deep | member / head rate |"
-    assert deep == "| deep | 2 | **80.0** ± 0.0 | 0.550 ± 0.071 | 1.00 | - / 0.1 |"
-    assert sve == "| sve | 2 | **80.0** ± 0.0 | **0.350** ± 0.071 | 0.40 | - / 0.1 |"
+    quality, costs = table.main_tables(rows)
+    assert quality[0] == "| method | accuracy % | NLL | seeds | member / head rate |"
+    assert quality[2:] == [
+        "| deep | **80.0** ± 0.0 | 0.550 ± 0.071 | 2 | - / 0.1 |",
+        "| sve | **80.0** ± 0.0 | **0.350** ± 0.071 | 2 | - / 0.1 |",
+    ]
+    assert costs == ["| method | fit / deep |", "|---|---|", "| deep | 1.00 |", "| sve | 0.40 |"]
 
 
 def test__table__csv_and_intervals__prints_tables_and_draws(tmp_path, capsys):

@@ -4,7 +4,7 @@
     python examples/experiments/table.py --csv docs/data/evidence.csv --study main_sst2 basis_sst2
 
 Mean ± standard deviation over seeds, the best mean in bold; times as medians of ratios to the deep ensemble of the
-same seed and sitting. The second table of a study holds paired 95 % intervals, in bold where zero is outside.
+same seed and sitting. The last table of a study holds paired 95 % intervals, in bold where zero is outside.
 """
 
 import argparse
@@ -37,6 +37,8 @@ SHOWN = {
     "extra_percent": ("extra parameters %", 1, 2, 0),
     "peak_mib": ("peak memory MiB", 1, 0, 0),
 }
+# The columns of a study's first table; the others and times make up the second
+QUALITY = ("accuracy", "nll", "brier", "ece", "nll_temperature", "ece_temperature", "aurc")
 TIMES = {"fit_seconds": "fit / deep", "predict_seconds": "predict / deep"}
 PANELS = ("nll", "ece", "near_total", "far_total")
 
@@ -83,27 +85,33 @@ def values(rows, column):
     return np.array([] if "" in found else found, float)
 
 
-def main_table(rows):
-    """Return the lines of the table of a study."""
+def main_tables(rows):
+    """Return the lines of a study's tables: how right and how sure predictions are; foreign items, size and times."""
     groups = group(rows)
-    shown = [name for name in SHOWN if any(len(values(own, name)) for own in groups.values())]
     timed = {column: found for column in TIMES if (found := ratios(rows, column))}
     swept = len({factors for factors, _ in groups}) > 1
-    lines = []
-    for factors, method in groups:
-        own = groups[factors, method]
-        cells = [factors] if swept else []
-        cells += [method, str(len(own))]
-        for name in shown:
-            rivals = [values(r, name) for (f, _), r in groups.items() if f == factors]
-            cells.append(_figure(values(own, name), rivals, *SHOWN[name][1:]))
-        for times in timed.values():
-            found = times.get((factors, method), [])
-            cells.append(f"{np.median(found):.2f}" if found else "")
-        rates = sorted({f"{row['member_lr'] or '-'} / {row['head_lr'] or '-'}" for row in own})
-        lines.append([*cells, ", ".join(rates)])
-    header = [*(["factors"] if swept else []), "method", "seeds", *(SHOWN[name][0] for name in shown)]
-    return _markdown([*header, *(TIMES[column] for column in timed), "member / head rate"], lines)
+    tables = []
+    for quality in (True, False):
+        shown = [name for name in SHOWN if (name in QUALITY) == quality]
+        shown = [name for name in shown if any(len(values(own, name)) for own in groups.values())]
+        header = [*(["factors"] if swept else []), "method", *(SHOWN[name][0] for name in shown)]
+        header += ["seeds", "member / head rate"] if quality else [TIMES[column] for column in timed]
+        lines = []
+        for (factors, method), own in groups.items():
+            cells = [factors, method] if swept else [method]
+            for name in shown:
+                rivals = [values(r, name) for (f, _), r in groups.items() if f == factors]
+                cells.append(_figure(values(own, name), rivals, *SHOWN[name][1:]))
+            if quality:
+                rates = sorted({f"{row['member_lr'] or '-'} / {row['head_lr'] or '-'}" for row in own})
+                cells += [str(len(own)), ", ".join(rates)]
+            else:
+                found = [known.get((factors, method), []) for known in timed.values()]
+                cells += [f"{np.median(times):.2f}" if times else "" for times in found]
+            lines.append(cells)
+        if shown or (timed and not quality):
+            tables.append(_markdown(header, lines))
+    return tables
 
 
 def _figure(own, rivals, factor, digits, direction):
@@ -239,7 +247,7 @@ def main(arguments=None):
         other = sum(row["settings"] not in settings for row in own)
         if other:
             print(f"{other} of {len(own)} rows were made with other settings than {file.name} has now.\n")
-        print("\n".join(main_table(own)))
+        print("\n\n".join("\n".join(lines) for lines in main_tables(own)))
         differences = in_order([row for row in paired if row["study"] == study], methods)
         if differences:
             print("\n" + "\n".join(interval_table(differences)))
