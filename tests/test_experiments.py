@@ -105,7 +105,9 @@ def test__run__study_on_a_handful_of_items__every_cell_with_its_measures(path, d
             assert (row[f"{shift}_total"] != "") == bool(known)
             assert (row[f"{shift}_epistemic"] != "") == bool(known and several)
     paired = rows_of(tmp_path / "evidence_intervals.csv")
-    assert {row["against"] for row in paired} == {"deep", "single"}
+    assert {row["against"] for row in paired} == set(study.test["against"])
+    pairs = {(row["factors"], frozenset((row["method"], row["against"])), row["metric"]) for row in paired}
+    assert len(pairs) == len(paired)
     assert all(float(row["low"]) <= float(row["high"]) for row in paired)
     assert any("| sve " in line for lines in table.main_tables(table.read(out)) for line in lines)
 

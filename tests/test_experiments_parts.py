@@ -8,7 +8,7 @@ from PIL import Image
 
 import skve
 from skve.metrics import paired_bootstrap
-from tests.experiment_cases import STUDIES
+from tests.experiment_cases import EXAMPLES, STUDIES
 
 import _data  # isort: skip
 import _fits  # isort: skip
@@ -193,3 +193,17 @@ def test__csv_table__other_columns_than_the_file__value_error(tmp_path):
     Table(tmp_path / "t.csv", ("a",)).add({"a": 1, "b": 2})
     with pytest.raises(ValueError, match=r"has the columns \['a', 'b'\]; a row to be added has \['a'\]"):
         Table(tmp_path / "t.csv", ("a",)).add({"a": 1})
+
+
+def test__evidence_page__its_tables__are_those_of_the_committed_rows(tmp_path):
+    docs = EXAMPLES.parent / "docs"
+    page = tmp_path / "evidence.md"
+    text = (docs / "evidence.md").read_text(encoding="utf-8")
+    page.write_text(text, encoding="utf-8")
+    table.main(["--csv", str(docs / "data" / "evidence.csv"), "--page", str(page)])
+    assert page.read_text(encoding="utf-8") == text
+    assert "other settings" not in text
+    for study in {row["study"] for row in table.read(docs / "data" / "evidence.csv")}:
+        assert f"<!-- {study} -->\n" in text
+        assert f"<!-- end of {study} -->" in text
+        assert (docs / "pictures" / f"{study}.png").is_file()

@@ -40,11 +40,14 @@ def write_intervals(path, study, cells, predictions):
         if file.is_file():
             groups.setdefault(show(cell.factors), {}).setdefault(cell.method, {})[cell.seed] = file
     for factors, methods in groups.items():
+        paired = set()
         losses = {method: {seed: read(file) for seed, file in files.items()} for method, files in methods.items()}
         for against in study.test["against"]:
             for method in losses:
-                if method == against or against not in losses:
+                pair = frozenset((method, against))
+                if len(pair) < 2 or pair in paired or against not in losses:
                     continue
+                paired.add(pair)
                 known = {"study": study.name, "data": study.data["name"], "factors": factors}
                 for found in differences(losses[method], losses[against]):
                     rows.append({**known, "method": method, "against": against, **found})

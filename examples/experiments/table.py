@@ -1,6 +1,6 @@
 """Show what the studies found: Markdown tables and one picture a study.
 
-    python examples/experiments/table.py --csv docs/data/evidence.csv --pictures docs/pictures
+    python examples/experiments/table.py --csv docs/data/evidence.csv --page docs/evidence.md --pictures docs/pictures
     python examples/experiments/table.py --csv docs/data/evidence.csv --study main_sst2 basis_sst2
 
 Mean ± standard deviation over seeds, the best mean in bold; times as medians of ratios to the deep ensemble of the
@@ -223,6 +223,11 @@ def main(arguments=None):
     parser.add_argument("--csv", required=True, type=pathlib.Path)
     parser.add_argument("--intervals", type=pathlib.Path, help="default: the name of --csv with _intervals")
     parser.add_argument("--study", nargs="+", help="default: all that the CSV holds")
+    parser.add_argument(
+        "--page",
+        type=pathlib.Path,
+        help="put the tables between <!-- STUDY --> and <!-- end of STUDY --> in this file",
+    )
     parser.add_argument("--pictures", type=pathlib.Path, help="folder to draw STUDY.png in")
     parsed = parser.parse_args(arguments)
     if not parsed.csv.is_file():
@@ -237,22 +242,35 @@ def main(arguments=None):
     unknown = sorted(set(parsed.study or []) - set(studies))
     if unknown:
         parser.error(f"--study {' '.join(unknown)}: the CSV has tests of {studies}")
+    page = parsed.page.read_text(encoding="utf-8") if parsed.page else None
     for study in parsed.study or studies:
         file = STUDIES / f"{study}.toml"
         known = Study(file) if file.is_file() else None
         methods = list(known.methods) if known else []
         own = in_order([row for row in rows if row["study"] == study], methods)
-        print(f"\n## {study}\n\n{known.question if known else ''}\n")
-        settings = known.settings_of_tests() if known else {row["settings"] for row in own}
-        other = sum(row["settings"] not in settings for row in own)
-        if other:
-            print(f"{other} of {len(own)} rows were made with other settings than {file.name} has now.\n")
-        print("\n\n".join("\n".join(lines) for lines in main_tables(own)))
         differences = in_order([row for row in paired if row["study"] == study], methods)
-        if differences:
-            print("\n" + "\n".join(interval_table(differences)))
+        text = report(known, own, differences)
         if parsed.pictures is not None:
             plot(own, parsed.pictures / f"{study}.png")
+        if page is None:
+            print(f"\n## {study}\n\n{text}")
+        elif f"<!-- {study} -->" in page:
+            before, begin, rest = page.partition(f"<!-- {study} -->")
+            _, end, after = rest.partition(f"<!-- end of {study} -->")
+            page = f"{before}{begin}\n{text}\n{end}{after}"
+    if parsed.page:
+        parsed.page.write_text(page, encoding="utf-8")
+
+
+def report(study, rows, differences):
+    """Return the text on a study, None if its file is gone: its question and its tables."""
+    parts = [study.question] if study else []
+    settings = study.settings_of_tests() if study else {row["settings"] for row in rows}
+    other = sum(row["settings"] not in settings for row in rows)
+    if other:
+        parts.append(f"{other} of {len(rows)} rows were made with other settings than {study.path.name} has now.")
+    tables = main_tables(rows) + ([interval_table(differences)] if differences else [])
+    return "\n\n".join(parts + ["\n".join(lines) for lines in tables])
 
 
 if __name__ == "__main__":
