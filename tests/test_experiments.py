@@ -1,7 +1,6 @@
 """The experiment runner: studies parse, run end to end on toys, go on after a kill, and say what is wrong."""
 
 import csv
-import json
 import re
 import subprocess
 import sys
@@ -10,7 +9,6 @@ import time
 import numpy as np
 import pytest
 
-import skve
 from tests.experiment_cases import EXAMPLES, SMALL, STUDIES
 
 import _data  # isort: skip
@@ -129,19 +127,40 @@ def test__run__two_trials__the_better_on_validation_data_is_tested(small, data_d
         assert {row["trials"] for row in rows} == {"2"}
 
 
-def test__run__single__is_the_first_member_of_deep_and_fitted_only_once(small, data_dir, tmp_path, monkeypatch):
+def test__run__swept_members__fitted_once_for_all_numbers(small, data_dir, tmp_path, monkeypatch):
     fits = count_fits(monkeypatch)
-    assert start(small, data_dir, tmp_path / "e.csv", "--set", "tuning.trials=1") == 0
-    assert sorted(len(cells) for cells in fits) == [1, 1, 2, 2]  # head, and deep with single, for two seeds
-    row = next(r for r in rows_of(tmp_path / "e.csv") if (r["method"], r["seed"]) == ("single", "1"))
-    study = Study(small, ["tuning.trials=1"])
-    cell = next(c for c in study.cells("test") if (c.method, c.seed) == ("single", 1))
+    one = ("--set", "tuning.trials=1", "--set", "factors.n_members=[1, 2]", "--set", "test.seeds=[1]")
+    assert start(small, data_dir, tmp_path / "e.csv", *one) == 0
+    assert sorted(len(cells) for cells in fits) == [2, 2, 2]
+    row = next(r for r in rows_of(tmp_path / "e.csv") if (r["method"], r["factors"]) == ("deep", "n_members=1"))
+    study = Study(small, ["tuning.trials=1", "methods.deep.n_members=1"])
+    cell = next(c for c in study.cells("test") if (c.method, c.seed) == ("deep", 1))
     parts = _data.load(cell.data, data_dir, 1)
     clf = _fits.make_classifier(cell, {"weights": data_dir}).fit(parts.X_train, parts.y_train)
-    assert type(clf) is skve.SVEClassifier
-    assert clf.ensemble == "single"
     found = measures({"test": clf.predict_proba(parts.X_test)}, {}, parts.y_test, clf.classes_)
     assert float(row["nll"]) == pytest.approx(found["nll"], rel=1e-5)
+
+
+def test__run__trials_in_another_order__their_rows_still_count(small, data_dir, tmp_path, monkeypatch):
+    out = tmp_path / "e.csv"
+    assert start(small, data_dir, out) == 0
+    fits = count_fits(monkeypatch)
+    more = ("--set", "methods.head.trials={head_lr=[1e-1, 1e-2]}")
+    assert start(small, data_dir, out, *more) == 0
+    assert not fits
+
+
+def test__run__predictions_asked_for_later__finished_tests_are_fitted_again(small, data_dir, tmp_path, monkeypatch):
+    out, kept = tmp_path / "e.csv", tmp_path / "kept"
+    one = ("--set", "tuning.trials=1", "--set", "test.seeds=[0]")
+    assert start(small, data_dir, out, *one) == 0
+    fits = count_fits(monkeypatch)
+    assert start(small, data_dir, out, *one, "--predictions", str(kept)) == 0
+    assert len(fits) == 3
+    before = rows_of(tmp_path / "e_intervals.csv")
+    again = (*one, "--predictions", str(tmp_path / "new"), "--limit", "1")
+    assert start(small, data_dir, out, *again) == 0
+    assert rows_of(tmp_path / "e_intervals.csv") == before  # one method alone has no pair: the old ones stay
 
 
 def test__run__interrupted_twice__every_cell_runs_once(small, data_dir, tmp_path, monkeypatch):
@@ -177,7 +196,7 @@ def test__run__last_line_half_written__cut_off_and_run_again(small, data_dir, tm
     out.write_bytes(b"".join(lines[:-1]) + lines[-1][:25])
     fits = count_fits(monkeypatch)
     assert start(small, data_dir, out, *one) == 0
-    assert [cell.identity for cells in fits for cell in cells] == [("small", "head", "", "test", "", "1")]
+    assert [cell.identity[:-1] for cells in fits for cell in cells] == [("small", "head", "", "test", "1")]
     rows = rows_of(out)
     assert len(rows) == 6
     assert all(None not in row and row["status"] == "ok" for row in rows)
@@ -260,7 +279,7 @@ WRONG = {
     "unknown rate": (("head_lr = [1e-2, 1e-1] }\n\n[methods.single", "headlr = [1, 2] }\n\n[methods.single"),
                      "methods.deep.trials.headlr; .* head_lr"),
     "wrong type": (("per_class = 3", 'per_class = "3"'), "data.per_class='3' is of type str; wanted int"),
-    "negative number": (("n_valid = 8", "n_valid = -8"), "data.n_valid=-8; wanted a number of at least 0"),
+    "negative number": (("n_valid = 8", "n_valid = -8"), "data.n_valid=-8; wanted a number of at least 1"),
     "missing key": (("n_valid = 8", ""), "data.n_valid is missing"),
     "unknown loader": (('loader = "arrays"', 'loader = "array"'), "data.loader='array'; .* nearest 'arrays'"),
     "unknown ensemble": (('ensemble = "head"', 'ensemble = "heads"'), "methods.head: .*'ensemble' parameter"),
@@ -291,6 +310,11 @@ def test__study__wrong_file__value_error_names_it(small, case):
         ("data.per_clas=3", "unknown key data.per_clas"),
         ("factors.n_member=[1, 2]", "unknown key factors.n_member; the nearest known one is n_members"),
         ("factors.n_members=2", "factors.n_members=2; wanted a list"),
+        ("factors.head_lr=[1e-2]", "methods.deep sets head_lr, which factors sweep; wanted one of both"),
+        ('factors.per_class=["5"]', "factors.per_class='5' is of type str; wanted int"),
+        ("factors.per_class=[0]", "factors.per_class=0; wanted a number of at least 1"),
+        ("data.n_valid=0", "data.n_valid=0; wanted a number of at least 1"),
+        ("tuning.trials=0", "tuning.trials=0; wanted a number of at least 1"),
         ("question.x=2", "question is a value, no section"),
         ("nothing", "wanted section.key=value"),
     ],
@@ -332,11 +356,24 @@ def test__run__wrong_study_or_sizes_that_data_lack__one_error_before_any_fit(
     assert not (tmp_path / "e.csv").exists()
 
 
-@pytest.mark.parametrize(("name", "value"), [("order", "own"), ("diversity", 0.1)])
-def test__cell_fit__members_that_are_coupled__have_fits_of_their_own(small, name, value):
-    changes = [f"methods.deep.ensemble_params={{{name} = {json.dumps(value)}}}", "factors.n_members=[2, 3]"]
-    fits = {cell.fit for cell in Study(small, changes).cells("test") if cell.method == "deep"}
-    assert len(fits) == (4 if name == "diversity" else 2)  # two seeds
+@pytest.mark.parametrize(
+    ("change", "n_fits"),
+    [
+        ("methods.deep.ensemble_params={order = 'own'}", 1),
+        ("methods.deep.ensemble_params={diversity = 0.1}", 2),
+        ("methods.deep.ensemble='snapshot'", 2),
+        ("common.early_stopping=true", 2),
+    ],
+)
+def test__cell_fit__members_that_are_coupled__have_fits_of_their_own(small, change, n_fits):
+    study = Study(small, [change, "factors.n_members=[2, 3]", "test.seeds=[0]", "common.max_epochs=3"])
+    assert len({cell.fit for cell in study.cells("test") if cell.method == "deep"}) == n_fits
+
+
+def test__cells__options_in_trials__join_those_of_the_method(small):
+    changes = ['methods.deep={ensemble="lora", ensemble_params={gain=2.0}, trials={"ensemble_params.rank"=[2, 4]}}']
+    cells = [cell for cell in Study(small, changes).cells("tune") if cell.method == "deep"]
+    assert [cell.parameters["ensemble_params"] for cell in cells] == [{"gain": 2.0, "rank": n} for n in (2, 4)]
 
 
 @pytest.mark.parametrize("more", [("--jobs", "10000"), ("--threads", "0")])

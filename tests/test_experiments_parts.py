@@ -1,6 +1,7 @@
 """What the experiment runner is made of: data, measures, paired intervals, tables and pictures."""
 
 import csv
+import itertools
 
 import numpy as np
 import pytest
@@ -8,11 +9,12 @@ from PIL import Image
 
 import skve
 from skve.metrics import paired_bootstrap
-from tests.experiment_cases import EXAMPLES, STUDIES
+from tests.experiment_cases import EXAMPLES, STUDIES, write_lines
 
 import _data  # isort: skip
 import _fits  # isort: skip
 import _intervals  # isort: skip
+import ood_scores  # isort: skip
 import table  # isort: skip
 from _common import Table, keep_predictions, measures  # isort: skip
 from _study import Study, show  # isort: skip
@@ -34,6 +36,24 @@ def test__load__sizes_and_seeds__one_validation_part_one_test_part_and_unknown_c
         assert not valid & {np.asarray(x).tobytes() for x in part.X_train}
         assert len(part.shifts["near"]) == 5
     assert np.bincount(np.unique(parts[5, 0].y_train, return_inverse=True)[1]).tolist() == [5] * 4
+
+
+def test__load__rare_class__half_of_it_is_for_training(tmp_path):
+    labels = ["a"] * 20 + ["b"] * 20 + ["c"] * 2
+    for split in ("train", "test"):
+        records = [{"split": split, "text": f"text {i}", "label": label} for i, label in enumerate(labels)]
+        write_lines(tmp_path / f"{split}.jsonl.gz", records)
+    path = next(path for path in STUDIES if path.stem == "main_sst2")
+    data = {**Study(path).data, "path": "train.jsonl.gz", "n_valid": 30, "per_class": None, "far": None}
+    parts = _data.load(data, tmp_path, 0, "valid")
+    assert {label: (parts.y_train == label).sum() for label in "abc"} == {"a": 10, "b": 10, "c": 1}
+    assert (parts.y_valid == "c").sum() == 1
+
+
+def test__read_split__line_that_is_no_record__value_error_shows_what_is_wanted(tmp_path):
+    write_lines(tmp_path / "t.jsonl.gz", [{"split": "train", "sentence": "one"}])
+    with pytest.raises(ValueError, match=r"t.jsonl.gz has a line that is no record .*'text'"):
+        _data.read_split("jsonl", tmp_path / "t.jsonl.gz", "train")
 
 
 def test__load__judged_on_validation__reads_no_test_split(small, data_dir):
@@ -93,7 +113,8 @@ def keep(folder, method, seed, rng, sharpness, truth):
     other = rng.normal(size=(2, 40, 3))
     members = {"test": logits, "valid": logits, "far": other}
     members = {k: np.exp(v) / np.exp(v).sum(-1, keepdims=True) for k, v in members.items()}
-    keep_predictions(folder, "toys", method, seed, members, {"test": truth, "valid": truth}, np.arange(3))
+    labels = {"test": truth, "valid": truth}
+    keep_predictions(folder / f"toys_{method}_{seed}.npz", members, labels, np.arange(3))
     return members["test"].mean(0), members["far"].mean(0)
 
 
@@ -172,6 +193,17 @@ def test__table__csv_and_intervals__prints_tables_and_draws(tmp_path, capsys):
     assert shown.index("| per_class=5 max_epochs=12 | deep |") < shown.index("| per_class=20 max_epochs=3 | deep |")
     assert "| sve less deep | **-2.0 (-3.0 to -1.0)** |" in shown
     assert Image.open(tmp_path / "pictures" / "s.png").width > 300
+    page = tmp_path / "page.md"
+    page.write_text("Before.\n<!-- s -->\nold\n<!-- end of s -->\nAfter.\n")
+    table.main(["--csv", str(out), "--page", str(page)])
+    found = page.read_text()
+    assert found.startswith("Before.\n<!-- s -->\n")
+    assert found.endswith("|\n<!-- end of s -->\nAfter.\n")
+    assert "old" not in found
+    page.write_text("Before.\n<!-- s -->\nAfter.\n")
+    with pytest.raises(SystemExit):
+        table.main(["--csv", str(out), "--page", str(page)])
+    assert page.read_text() == "Before.\n<!-- s -->\nAfter.\n"
     with pytest.raises(SystemExit):
         table.main(["--csv", str(out), "--study", "t"])
     assert "--study t: the CSV has tests of ['s']" in capsys.readouterr().err
@@ -207,3 +239,18 @@ def test__evidence_page__its_tables__are_those_of_the_committed_rows(tmp_path):
         assert f"<!-- {study} -->\n" in text
         assert f"<!-- end of {study} -->" in text
         assert (docs / "pictures" / f"{study}.png").is_file()
+
+
+def test__ood_scores__kept_predictions__a_line_for_each_method(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    truth = rng.integers(3, size=20)
+    for method, seed in itertools.product("ab", range(2)):
+        keep(tmp_path, method, f"{seed}_0123abcd", rng, 3, truth)
+    ood_scores.main([str(tmp_path)])
+    header, _, *lines = capsys.readouterr().out.splitlines()
+    assert header.startswith("| foreign | fits | total | aleatoric | epistemic | first member alone |")
+    assert [line.split(" | ")[1] for line in lines] == ["toys a", "toys b"]
+    assert all(0.5 < float(line.split(" | ")[2]) <= 1 for line in lines)
+    with pytest.raises(SystemExit):
+        ood_scores.main([str(tmp_path / "none")])
+    assert "no predictions of several members" in capsys.readouterr().err

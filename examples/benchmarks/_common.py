@@ -106,34 +106,30 @@ def measures(pooled, epistemic, truth, classes):
     return row
 
 
-def keep_predictions(folder, data, method, seed, members, truth, classes):
+def keep_predictions(path, members, truth, classes):
     """Write members' probabilities, for tables that need more than one figure of a fit.
 
     Parameters
     ----------
-    folder : path or None
-        None keeps nothing.
-    data, method : str
-    seed : int
+    path : path
+        Of an npz file.
     members : dict of str to ndarray of shape (n_members, n_samples, n_classes)
         Of "valid", "test" and groups of no known class.
     truth : dict of str to ndarray of shape (n_samples,)
         Labels of "valid" and "test".
     classes : ndarray of shape (n_classes,)
     """
-    if folder is None:
-        return
-    path = pathlib.Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {f"members_{name}": proba for name, proba in members.items()}
     arrays |= {f"y_{name}": labels.astype(str) for name, labels in truth.items()}
-    np.savez_compressed(path / f"{data}_{method}_{seed}.npz", classes=classes.astype(str), **arrays)
+    np.savez_compressed(path, classes=classes.astype(str), **arrays)
 
 
 class Table:
     """Rows of a CSV file that survive a kill: finished cells are read back and skipped.
 
-    A last line that was written only in part is cut off.
+    A last line that was written only in part does not count, and is cut off when the next row comes.
 
     Parameters
     ----------
@@ -146,24 +142,32 @@ class Table:
         self.path, self.key = pathlib.Path(path), key
         self.rows, self.columns = [], None
         if self.path.exists():
-            text = self.path.read_bytes()
-            whole = text[: text.rfind(b"\n") + 1]
-            if whole != text:
-                os.truncate(self.path, len(whole))
-            with open(self.path, newline="") as stream:
-                reader = csv.DictReader(stream)
-                self.rows, self.columns = list(reader), reader.fieldnames
+            text = self._whole_lines().decode("utf-8")
+            reader = csv.DictReader(io.StringIO(text, newline=""))
+            self.rows, self.columns = list(reader), reader.fieldnames
+
+    def _whole_lines(self):
+        text = self.path.read_bytes()
+        return text[: text.rfind(b"\n") + 1]
 
     def __contains__(self, cell):
         return any(all(str(cell[k]) == row[k] for k in self.key) for row in self.rows)
 
+    def check(self, columns):
+        """Raise ValueError if the file has other columns."""
+        if self.columns not in (None, list(columns)):
+            raise ValueError(f"{self.path} has the columns {self.columns}; a row to be added has {list(columns)}")
+
     def add(self, row):
         """Append a row to the file at once."""
         row = {name: f"{v:.6g}" if isinstance(v, float) else " ".join(str(v).split()) for name, v in row.items()}
-        if self.columns not in (None, list(row)):
-            raise ValueError(f"{self.path} has the columns {self.columns}; a row to be added has {list(row)}")
+        self.check(row)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a", newline="") as stream:
+        if self.path.exists():
+            whole = len(self._whole_lines())
+            if whole < self.path.stat().st_size:
+                os.truncate(self.path, whole)
+        with open(self.path, "a", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, fieldnames=list(row))
             if self.columns is None:
                 writer.writeheader()

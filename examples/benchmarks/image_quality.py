@@ -20,6 +20,7 @@ other images a class of the training split. `table` reads the test split. Both g
 
 import argparse
 import itertools
+import pathlib
 import time
 
 import numpy as np
@@ -149,8 +150,8 @@ def table(arguments):
             kept = {"test": members["in"], "valid": clf.predict_proba_members([images[i] for i in valid])}
             kept |= {name: proba for name, proba in members.items() if name != "in"}
             labels = {"test": truth, "valid": names[y[valid]]}
-            data = f"{arguments.data} {per_class} of {classes_in}"
-            keep_predictions(arguments.predictions, data, method, seed, kept, labels, clf.classes_)
+            name = f"{arguments.data} {per_class} of {classes_in}_{method}_{seed}.npz"
+            keep_predictions(pathlib.Path(arguments.predictions) / name, kept, labels, clf.classes_)
         if method == "deep":  # its first member is the single fine-tune, bit for bit: see the tests
             first = {name: proba[:1] for name, proba in members.items()}
             out.add({**cell, "method": "single", **quality(first, truth, clf.classes_), "seconds": float("nan")})

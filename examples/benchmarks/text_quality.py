@@ -18,6 +18,7 @@ oos_train, oos_val, oos_test, from https://github.com/clinc/oos-eval) and `sst2.
 
 import argparse
 import itertools
+import pathlib
 import time
 
 import numpy as np
@@ -161,7 +162,9 @@ def table(arguments):
         shift = "near" if dataset == "clinc" else "far"  # the same questions: out of the bank's scope, no reviews
         members[shift] = clf.predict_proba_members(out_of_scope)
         truth = {name: parts[name][1] for name in ("valid", "test")}
-        keep_predictions(arguments.predictions, dataset, ensemble, seed, members, truth, clf.classes_)
+        if arguments.predictions is not None:
+            path = pathlib.Path(arguments.predictions) / f"{dataset}_{ensemble}_{seed}.npz"
+            keep_predictions(path, members, truth, clf.classes_)
         for name, count in methods.items():
             measured = quality(clf.classes_, truth["test"], members["test"][:count], members[shift][:count])
             out.add({**cells[name], **setting, **measured, "seconds_of_fit": seconds})

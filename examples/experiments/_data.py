@@ -27,7 +27,8 @@ def load(data, data_dir, seed, judged_on="test"):
     """Return the parts of a study's data.
 
     Which classes are known and which items are tested does not depend on the seed; what is trained and validated
-    does. The validation items come from the end of each class's order, so that they are the same for all sizes.
+    does. The validation items come from the end of each class's order, so that they are the same for all sizes, and
+    are at most half of a class.
 
     Parameters
     ----------
@@ -68,7 +69,7 @@ def load(data, data_dir, seed, judged_on="test"):
         by_class[label] = np.random.default_rng([seed, i]).permutation(np.flatnonzero(y == label))
     shares = np.diff(np.linspace(0, data["n_valid"], len(known) + 1).astype(int))
     if data["valid"] is None:
-        n_valid = dict(zip(known, shares, strict=True))
+        n_valid = {label: min(n, len(by_class[label]) // 2) for label, n in zip(known, shares, strict=True)}
         valid = take(X, y, np.concatenate([own[len(own) - n_valid[label] :] for label, own in by_class.items()]))
     else:
         n_valid = dict.fromkeys(known, 0)
@@ -135,8 +136,12 @@ def _need_arrays(path, name):
 
 
 def _jsonl(path, split):
-    records = [record for record in read_jsonl(path) if record["split"] == split]
-    pairs = [as_prompt(r) if "choices" in r else (r["text"], r["label"]) for r in records]
+    try:
+        records = [record for record in read_jsonl(path) if record["split"] == split]
+        pairs = [as_prompt(r) if "choices" in r else (r["text"], r["label"]) for r in records]
+    except (KeyError, TypeError, ValueError) as error:
+        wanted = "{split, text, label} or {split, question, choices, label}"
+        raise ValueError(f"data: {path} has a line that is no record {wanted}: {error!r}") from error
     return [text for text, _ in pairs], [str(label) for _, label in pairs]
 
 

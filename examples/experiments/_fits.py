@@ -1,6 +1,7 @@
 """One fit and the rows of the CSV that it gives."""
 
 import functools
+import hashlib
 import pathlib
 import re
 import time
@@ -58,9 +59,10 @@ def run_fit(cells, options):
     rows = []
     for cell, values in zip(cells, found, strict=True):
         known = dict(zip(KEY, cell.identity, strict=True))
+        known["trial"] = cell.trial if cell.stage == "tune" else ""
         known |= {"data": cell.data["name"], "ensemble": cell.parameters["ensemble"], "n_members": cell.n_members}
         known |= {name: cell.parameters.get(name, "") for name in ("member_lr", "head_lr")}
-        known |= {"trials": cell.trials, "settings": cell.settings, **status, **values}
+        known |= {"trials": cell.trials, **status, **values}
         known |= {name: options[name] for name in ("threads", "jobs", "sitting")}
         known = {name: "" if isinstance(v, float) and np.isnan(v) else v for name, v in known.items()}
         rows.append({name: known.get(name, "") for name in COLUMNS})
@@ -98,19 +100,20 @@ def _fit(cells, options):
         own = {name: proba[: cell.n_members] for name, proba in members.items()}
         values = sizes | judge(own, truth, clf.classes_, calibrated=cell.judged_on == "test")
         values["extra_percent"] = extra_percent(clf, cell.n_members)
-        if cell.n_members == leader.n_members and cell.parameters["ensemble"] == leader.parameters["ensemble"]:
+        if cell.n_members == leader.n_members:
             values |= timed
         if options["predictions"] is not None and cell.stage == "test":
-            folder, name = predictions_of(cell.study, cell.data["name"], show(cell.factors))
-            folder = pathlib.Path(options["predictions"]) / folder
-            keep_predictions(folder, name, cell.method, cell.seed, own, truth, clf.classes_)
+            keep_predictions(predictions_of(options["predictions"], cell), own, truth, clf.classes_)
         found.append(values)
     return found
 
 
-def predictions_of(study, data, factors):
-    """Return the folder and the beginning of the file names of kept predictions."""
-    return study, re.sub(r"[^\w.=+-]+", "-", f"{data} {factors}".strip())
+def predictions_of(folder, cell):
+    """Return the file of a cell's predictions; other settings have another one."""
+    setting = hashlib.sha256(cell.settings.encode()).hexdigest()[:8]
+    name = f"{cell.data['name']} {show(cell.factors)}".strip()
+    name = re.sub(r"[^\w.=+-]+", "-", name)
+    return pathlib.Path(folder) / cell.study / f"{name}_{cell.method}_{cell.seed}_{setting}.npz"
 
 
 def make_classifier(cell, options):

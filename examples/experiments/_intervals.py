@@ -1,6 +1,7 @@
 """Paired bootstrap intervals of differences between methods, from kept predictions."""
 
 import csv
+import os
 import pathlib
 
 import numpy as np
@@ -22,42 +23,43 @@ def write_intervals(path, study, cells, predictions):
     Parameters
     ----------
     path : path
-        CSV file; rows of other studies stay.
+        CSV file; rows of other pairs stay.
     study : Study
     cells : list of Cell
         Finished tests.
     predictions : path
         Folder of kept predictions; cells whose file is not there are left out.
     """
-    path, rows = pathlib.Path(path), []
-    if path.exists():
-        with open(path, newline="") as stream:
-            rows = [row for row in csv.DictReader(stream) if row["study"] != study.name]
-    groups = {}
+    path, groups, found = pathlib.Path(path), {}, {}
     for cell in cells:
-        folder, name = predictions_of(study.name, cell.data["name"], show(cell.factors))
-        file = pathlib.Path(predictions) / folder / f"{name}_{cell.method}_{cell.seed}.npz"
+        file = predictions_of(predictions, cell)
         if file.is_file():
             groups.setdefault(show(cell.factors), {}).setdefault(cell.method, {})[cell.seed] = file
     for factors, methods in groups.items():
-        paired = set()
         losses = {method: {seed: read(file) for seed, file in files.items()} for method, files in methods.items()}
         for against in study.test["against"]:
             for method in losses:
-                pair = frozenset((method, against))
-                if len(pair) < 2 or pair in paired or against not in losses:
+                pair = (study.name, factors, frozenset((method, against)))
+                if method == against or against not in losses or pair in found:
                     continue
-                paired.add(pair)
                 known = {"study": study.name, "data": study.data["name"], "factors": factors}
-                for found in differences(losses[method], losses[against]):
-                    rows.append({**known, "method": method, "against": against, **found})
-    if not rows:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+                known |= {"method": method, "against": against}
+                found[pair] = [{**known, **row} for row in differences(losses[method], losses[against])]
+    kept = []
+    if path.exists():
+        with open(path, newline="") as stream:
+            kept = list(csv.DictReader(stream))
+    pairs = [(row["study"], row["factors"], frozenset((row["method"], row["against"]))) for row in kept]
+    rows = [row for row, pair in zip(kept, pairs, strict=True) if pair not in found]
+    rows += [row for new in found.values() for row in new]
+    if rows:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f"{path.name}.unfinished")
+        with open(unfinished, "w", newline="") as stream:  # a kill leaves the old file whole
+            writer = csv.DictWriter(stream, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(unfinished, path)
 
 
 def read(file):
@@ -86,8 +88,8 @@ def differences(one, other):
     if not seeds:
         return []
     truth = one[seeds[0]]["truth"]
-    if any(not np.array_equal(method[seed]["truth"], truth) for method in (one, other) for seed in seeds):
-        raise ValueError("the test items differ between seeds or methods, so that fits cannot be paired")
+    if any(not np.array_equal(one[seed]["truth"], other[seed]["truth"]) for seed in seeds):
+        raise ValueError("the test items of the two methods differ, so that their fits cannot be paired")
     metrics = [name for name in one[seeds[0]] if name != "truth" and name in other[seeds[0]]]
     rng = np.random.default_rng(0)
     items, runs = _draws(rng, len(truth)), _draws(rng, len(seeds))

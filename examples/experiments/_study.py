@@ -78,8 +78,8 @@ class Cell:
     @property
     def identity(self):
         """Return what the row is known by: the values of `KEY` as the CSV has them."""
-        tuned = self.trial if self.stage == "tune" else ""
-        return tuple(map(str, (self.study, self.method, show(self.factors), self.stage, tuned, self.seed)))
+        known = (self.study, self.method, show(self.factors), self.stage, self.seed, self.settings)
+        return tuple(" ".join(str(value).split()) for value in known)
 
     @property
     def settings(self):
@@ -95,13 +95,12 @@ class Cell:
     def fit(self):
         """Return what the fit depends on: cells that agree in it are answered by the first members of one fit.
 
-        A single fine-tune is the first member of a deep ensemble; members do not depend on how many there are,
-        but for snapshots, which share the epochs, and where a term of the loss couples them.
+        Members do not depend on how many there are, but for snapshots, which share the epochs, and where a term of
+        the loss or the end of the training couples them.
         """
         own = dict(self.parameters)
-        if own["ensemble"] == "single":
-            own["ensemble"] = "deep"
-        if own["ensemble"] != "snapshot" and not own.get("ensemble_params", {}).get("diversity"):
+        coupled = own["ensemble"] == "snapshot" or own.get("ensemble_params", {}).get("diversity")
+        if not coupled and not own.get("early_stopping"):
             own.pop("n_members", None)
         return json.dumps([self.stage, self.seed, self.data, own, self.judged_on], sort_keys=True)
 
@@ -112,7 +111,7 @@ class Cell:
         return (1 + trained) * self.parameters.get("max_epochs", 10) * (self.data["per_class"] or 100)
 
 
-KEY = ("study", "method", "factors", "stage", "trial", "seed")
+KEY = ("study", "method", "factors", "stage", "seed", "settings")
 
 
 def show(factors):
@@ -173,6 +172,14 @@ class Study:
                 self._one_of(self.data[name]["loader"], fitting, f"data.{name}.loader")
         self._known = self.estimator().get_params()
         self._check_names(self.common, self._known, "common")
+        self._read_factors()
+        self._read_methods(raw["methods"])
+        if self.test["against"] is None:
+            self.test["against"] = [name for name in ("deep", "single") if name in self.methods]
+        for name in self.test["against"]:
+            self._one_of(name, list(self.methods), "test.against")
+
+    def _read_factors(self):
         for name, values in self.factors.items():
             if not isinstance(values, list) or not values:
                 raise ValueError(f"{self.name}: factors.{name}={values!r}; wanted a list of values")
@@ -182,11 +189,9 @@ class Study:
             together = len(_names(name))
             if together > 1 and any(not isinstance(v, list) or len(v) != together for v in values):
                 raise ValueError(f"{self.name}: factors.{name!r}={values!r}; wanted lists of {together} values")
-        self._read_methods(raw["methods"])
-        if self.test["against"] is None:
-            self.test["against"] = [name for name in ("deep", "single") if name in self.methods]
-        for name in self.test["against"]:
-            self._one_of(name, list(self.methods), "test.against")
+        for point in self.points():
+            for name in point.keys() & DATA.keys():
+                self._check_value(point[name], DATA[name][0], name, "factors")
 
     def _read_methods(self, methods):
         if not methods:
@@ -203,7 +208,14 @@ class Study:
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{self.name}: methods.{name}.trials={grid!r}: {error}") from error
             for trial in trials:
-                self._check_names(trial, self._known, f"methods.{name}.trials")
+                options = [part for part in trial if part.startswith("ensemble_params.")]
+                self._check_names(trial, [*self._known, *options], f"methods.{name}.trials")
+            swept = {part for factor in self.factors for part in _names(factor)}
+            twice = sorted(swept & {*own, *grid}) if isinstance(grid, dict) else []
+            if twice:
+                raise ValueError(
+                    f"{self.name}: methods.{name} sets {twice[0]}, which factors sweep; wanted one of both"
+                )
             self.methods[name], self.trials[name] = own, trials[: self.tuning["trials"]]
         counts = {name: len(trials) for name, trials in self.trials.items()}
         if len(set(counts.values())) > 1:
@@ -219,18 +231,23 @@ class Study:
         self._check_names(found, wanted, where)
         section = {}
         for key, (kind, default) in wanted.items():
-            full = f"{where}.{key}".lstrip(".")
             if key not in found and default is REQUIRED:
-                raise ValueError(f"{self.name}: {full} is missing")
+                raise ValueError(f"{self.name}: {f'{where}.{key}'.lstrip('.')} is missing")
             value = found.get(key, copy.copy(default))
-            if key in found and type(value) is not kind:
-                raise ValueError(
-                    f"{self.name}: {full}={value!r} is of type {type(value).__name__}; wanted {kind.__name__}"
-                )
-            if key in found and kind is int and value < 0:
-                raise ValueError(f"{self.name}: {full}={value}; wanted a number of at least 0")
+            if key in found:
+                self._check_value(value, kind, key, where)
             section[key] = value
         return section
+
+    def _check_value(self, value, kind, key, where):
+        full = f"{where}.{key}".lstrip(".")
+        if type(value) is not kind:
+            raise ValueError(
+                f"{self.name}: {full}={value!r} is of type {type(value).__name__}; wanted {kind.__name__}"
+            )
+        least = 0 if key in ("near_classes", "seed") else 1
+        if kind is int and value < least:
+            raise ValueError(f"{self.name}: {full}={value}; wanted a number of at least {least}")
 
     def _check_names(self, found, known, where):
         for name in found:
@@ -296,15 +313,16 @@ class Study:
                 runs = [(trial, seed) for seed in self.test["seeds"]] if trial is not None else []
             for trial, seed in runs:
                 data, parameters = copy.deepcopy(self.data), {"ensemble": "sve", **self.common, **copy.deepcopy(own)}
-                for name, value in point.items():
+                for name, value in [*point.items(), *self.trials[method][trial].items()]:
+                    options = parameters.get("ensemble_params", {})
                     if name in DATA:
                         data[name] = value
                     elif name.startswith("ensemble_params."):
-                        options = parameters.setdefault("ensemble_params", {})
                         parameters["ensemble_params"] = {**options, name.partition(".")[2]: value}
+                    elif name == "ensemble_params":
+                        parameters[name] = {**options, **value}
                     else:
                         parameters[name] = value
-                parameters |= self.trials[method][trial]
                 if stage == "tune":
                     parameters["n_members"] = self.tuning["n_members"]
                 judged_on = "valid" if stage == "tune" else self.test["on"]

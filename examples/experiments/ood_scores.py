@@ -3,8 +3,8 @@
     python examples/experiments/ood_scores.py PREDICTIONS/main_sst2
 
 PREDICTIONS is the folder that `run.py --predictions` filled. For each method, over seeds: the AUROC of each part; how
-many times higher foreign items score than known ones on average; and the AUROC of the best single member's entropy
-beside it, which needs no ensemble.
+many times higher foreign items score than known ones on average; and the AUROC of the first member's entropy, which
+needs no ensemble.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def main(arguments=None):
     folder = parser.parse_args(arguments).predictions
     groups = {}
     for file in sorted(folder.glob("*.npz")):
-        name, _, _ = file.stem.rpartition("_")
+        name = file.stem.rsplit("_", 2)[0]
         with np.load(file) as kept:
             members = {key.removeprefix("members_"): kept[key] for key in kept if key.startswith("members_")}
         for shift in members.keys() & {"near", "far"}:

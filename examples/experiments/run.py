@@ -18,22 +18,34 @@ from tqdm import tqdm
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "benchmarks"))
 from _common import Table
 from _data import load
-from _fits import run_fit
+from _fits import COLUMNS, predictions_of, run_fit
 from _intervals import write_intervals
 from _study import KEY, Study, show
 
 
 class Record:
-    """The rows of a CSV by cell; of several rows of one cell the last counts."""
+    """The rows of a CSV by cell; of several rows of one cell the last counts.
 
-    def __init__(self, path):
-        self.table = Table(path, KEY)
+    Parameters
+    ----------
+    path : path
+        Of the CSV.
+    predictions : path or None
+        Folder in which finished tests have a file.
+    """
+
+    def __init__(self, path, predictions=None):
+        self.table, self.predictions = Table(path, KEY), predictions
+        self.table.check(COLUMNS)
         self.rows = {tuple(row[name] for name in KEY): row for row in self.table.rows}
 
     def finished(self, cell):
-        """Return the row of a cell that is finished with its present settings, or None."""
+        """Return the row of a cell that is finished, or None."""
         row = self.rows.get(cell.identity)
-        return row if row and row["status"] == "ok" and row["settings"] == cell.settings else None
+        if row is None or row["status"] != "ok":
+            return None
+        wanted = self.predictions is not None and cell.stage == "test"
+        return row if not wanted or predictions_of(self.predictions, cell).is_file() else None
 
     def add(self, row):
         self.table.add(row)
@@ -43,7 +55,10 @@ class Record:
 def main(arguments=None):
     """Run a study; return 1 if a cell failed, else 0."""
     arguments, study = _parse(arguments)
-    record = Record(arguments.csv)
+    try:
+        record = Record(arguments.csv, arguments.predictions)
+    except ValueError as error:
+        sys.exit(f"run.py: error: {error}")
     options = {
         "data_dir": arguments.data_dir,
         "weights": arguments.weights or arguments.data_dir,

@@ -44,9 +44,29 @@ PANELS = ("nll", "ece", "near_total", "far_total")
 
 
 def read(path):
-    """Return the finished test rows of a CSV: the last one of each cell."""
-    latest = {tuple(row[name] for name in KEY): row for row in Table(path, KEY).rows}
-    return [row for row in latest.values() if row["status"] == "ok" and row["stage"] == "test"]
+    """Return the finished test rows of a CSV, one for each seed: the last with the settings that the study has now.
+
+    Where there is none, the last with others; the study's file may also be gone.
+    """
+    settings, latest = {}, {}
+    for row in Table(path, KEY).rows:
+        if (row["status"], row["stage"]) != ("ok", "test"):
+            continue
+        name = row["study"]
+        if name not in settings:
+            study = study_of(name)
+            settings[name] = study.settings_of_tests() if study else set()
+        cell = (name, row["method"], row["factors"], row["seed"])
+        present = row["settings"] in settings[name]
+        if cell not in latest or present or latest[cell]["settings"] not in settings[name]:
+            latest[cell] = row
+    return list(latest.values())
+
+
+def study_of(name):
+    """Return the study of a name, or None."""
+    file = STUDIES / f"{name}.toml"
+    return Study(file) if file.is_file() else None
 
 
 def point(factors):
@@ -244,8 +264,7 @@ def main(arguments=None):
         parser.error(f"--study {' '.join(unknown)}: the CSV has tests of {studies}")
     page = parsed.page.read_text(encoding="utf-8") if parsed.page else None
     for study in parsed.study or studies:
-        file = STUDIES / f"{study}.toml"
-        known = Study(file) if file.is_file() else None
+        known = study_of(study)
         methods = list(known.methods) if known else []
         own = in_order([row for row in rows if row["study"] == study], methods)
         differences = in_order([row for row in paired if row["study"] == study], methods)
@@ -254,9 +273,11 @@ def main(arguments=None):
             plot(own, parsed.pictures / f"{study}.png")
         if page is None:
             print(f"\n## {study}\n\n{text}")
-        elif f"<!-- {study} -->" in page:
+        else:
             before, begin, rest = page.partition(f"<!-- {study} -->")
             _, end, after = rest.partition(f"<!-- end of {study} -->")
+            if not begin or not end:
+                parser.error(f"--page {parsed.page}: it wants the lines <!-- {study} --> and <!-- end of {study} -->")
             page = f"{before}{begin}\n{text}\n{end}{after}"
     if parsed.page:
         parsed.page.write_text(page, encoding="utf-8")
@@ -269,6 +290,8 @@ def report(study, rows, differences):
     other = sum(row["settings"] not in settings for row in rows)
     if other:
         parts.append(f"{other} of {len(rows)} rows were made with other settings than {study.path.name} has now.")
+    where = sorted({(row["threads"], row["jobs"]) for row in rows})
+    parts.append(f"Made with {' and '.join(f'{t} threads a fit, {j} fits at a time' for t, j in where)}.")
     tables = main_tables(rows) + ([interval_table(differences)] if differences else [])
     return "\n\n".join(parts + ["\n".join(lines) for lines in tables])
 
