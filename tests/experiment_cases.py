@@ -93,10 +93,11 @@ def write_data(folder):
     ]
     strangers = [{"split": "oos_test", "text": f"what is {i}", "label": "oos"} for i in range(6)]
     write_lines(folder / "clinc150_full.jsonl.gz", texts + strangers)
-    write_lines(folder / "sst2.jsonl.gz", [t | {"label": int(t["label"] == "good")} for t in texts])
+    for name in ("sst2", "glue_sst2"):
+        write_lines(folder / f"{name}.jsonl.gz", [t | {"label": int(t["label"] == "good")} for t in texts])
     questions = [
         {"split": split, "question": f"{i} and 1?", "choices": ["two", "three", "four"], "label": i % 3}
-        for split, n in (("train", 24), ("test", 9))
+        for split, n in (("train", 24), ("dev", 9), ("test", 9))
         for i in range(n)
     ]
     write_lines(folder / "arc_easy.jsonl.gz", questions)
