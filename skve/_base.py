@@ -219,7 +219,7 @@ class BaseSVEClassifier(EnsemblePredictor):
 
         result = _training.train(
             ensemble,
-            _differences.for_members(train_batches, ensemble.rule.options, seeds, len(ensemble.trained)),
+            _differences.for_members(train_batches, ensemble.rule, seeds, len(ensemble.trained)),
             batches(parts[1]) if parts[1] is not None else None,
             self._settings(once, has_validation=parts[1] is not None),
             callbacks=self.callbacks,

@@ -40,8 +40,10 @@ class SVETextClassifier(BaseSVEClassifier):
         pairs. `"batch"`: `init` (`"normal"`, from N(1, init_scale^2); `"signs"`, -1 or 1). `"dropout"`: `rate` (None:
         0.1 for linear layers, 0.01 for convolutions).
         `"single"` and `"deep"`: `train_batch_norm` (False), batch statistics in training. All that train several
-        members: `order` (`"shared"`; `"own"`, each member draws its batches), `bootstrap` (False; each draws samples
-        with replacement), `diversity` (0.0 to 1.0: the share of the pooled prediction's loss in the members' loss).
+        members: `order` (`"shared"`; `"own"`, each member draws its batches; None: `"own"` where members would start
+        alike, as those of `"deep"`, `"head"` and `"bias"` do with `head="lm"`, else `"shared"`), `bootstrap` (False;
+        each draws samples with replacement), `diversity` (0.0 to 1.0: the share of the pooled prediction's loss in
+        the members' loss).
     n_members : int, default=4
         Members of the ensemble; `"single"` has one.
     layers : str or list of str, default="all"

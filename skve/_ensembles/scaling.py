@@ -39,6 +39,10 @@ class BatchEnsemble(LayerRule):
     prefixes = (INPUT_OFFSETS, OUTPUT_OFFSETS)
     takes = {**DIFFERENCES, "init": ("normal", [StrOptions({"normal", "signs"})])}
 
+    @property
+    def draws_start(self):
+        return self.options["init"] == "signs" or super().draws_start
+
     def new_layer(self, site, weight, generator):
         d_in = n_inputs(weight, site.kind)
         d_out = weight.numel() // weight.shape[0] if site.kind == "transposed" else weight.shape[0]
