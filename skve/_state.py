@@ -160,6 +160,7 @@ def new_ensemble(
     train_bias,
     batch_size,
     precision,
+    early_stopping=False,
     checkpointing=False,
 ):
     """Build the ensemble that is to be trained.
@@ -201,7 +202,7 @@ def new_ensemble(
 
     rule = rule_for(sites)
     n_members = rule.n_members(n_members)
-    rule.check(n_members)
+    rule.check(n_members, early_stopping)
     try:
         traced = trace(backbone, rule.changed, example, size, rule.added)
     except (RuntimeError, AssertionError, TypeError, AttributeError, IndexError) as error:

@@ -110,7 +110,7 @@ class MemberRule:
         """Return the learning rate of a tensor of the backbone's part where the estimator's is `member_lr`."""
         return member_lr
 
-    def check(self, n_members):
+    def check(self, n_members, early_stopping=False):
         """Raise ValueError if the options do not fit together, or the members not into memory."""
         options = self.options
         if options["diversity"] == 0:
