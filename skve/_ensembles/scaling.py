@@ -34,6 +34,7 @@ class BatchEnsemble(LayerRule):
 
     They are kept as offsets from 1, so that weight decay pulls toward the pretrained weights. `init="normal"` draws
     them from N(1, init_scale^2), `init="signs"` from {-1, 1}, as the paper does for networks that start untrained.
+    Unlike the paper's, W stays as it was pretrained, and every member sees the whole batch instead of its own part.
     """
 
     prefixes = (INPUT_OFFSETS, OUTPUT_OFFSETS)
