@@ -9,9 +9,9 @@ from .base import DIFFERENCES, INPUT_OFFSETS, OUTPUT_OFFSETS, SCALES, LayerRule,
 
 
 class ChannelScales(LayerRule):
-    """Log scales of each layer's input channels, `W diag(exp(delta))`: log ratios in the identity basis.
+    """Log scales of each layer's input channels, `W diag(exp(delta))`: log ratios along the axes of the inputs.
 
-    A convolution's channel is scaled at all positions of the kernel alike.
+    There are d_in of them, for convolutions one for each channel, at all positions of the kernel alike.
     """
 
     prefixes = (SCALES,)
