@@ -66,7 +66,7 @@ class Backbone:
                 if basis == "singular":
                     factors = _svd.decompose(weight, site.kind)
                 else:
-                    factors = _svd.random_basis(weight, site.kind, site.layer)
+                    factors = _svd.random_basis(weight, site.kind, site.layer, self.factors(site).Vt)
                 self._factors[key] = factors.to(weight.device)
             return self._factors[key]
 

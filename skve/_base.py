@@ -192,6 +192,7 @@ class BaseSVEClassifier(EnsemblePredictor):
             print("skve: loading and decomposing the backbone", file=sys.stderr)
         backbone = self._load_backbone(self.backbone, classes=classes_).on(device)
         checkpointing = getattr(self, "activation_checkpointing", False)
+        settings = self._settings(once, has_validation=parts[1] is not None)
         ensemble, plan = _state.new_ensemble(
             backbone,
             self._make_pipeline(parts[0][0], backbone, device, training=False),
@@ -206,6 +207,7 @@ class BaseSVEClassifier(EnsemblePredictor):
             train_bias=self.train_bias,
             batch_size=self.batch_size,
             precision=self.precision,
+            early_stopping=settings.early_stopping,
             checkpointing=checkpointing,
         )
 
@@ -219,9 +221,9 @@ class BaseSVEClassifier(EnsemblePredictor):
 
         result = _training.train(
             ensemble,
-            _differences.for_members(train_batches, ensemble.rule.options, seeds, len(ensemble.trained)),
+            _differences.for_members(train_batches, ensemble.rule, seeds, len(ensemble.trained)),
             batches(parts[1]) if parts[1] is not None else None,
-            self._settings(once, has_validation=parts[1] is not None),
+            settings,
             callbacks=self.callbacks,
             verbose=self.verbose,
             chunk=1 if device.type == "cpu" or checkpointing else len(ensemble.trained),

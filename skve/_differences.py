@@ -5,20 +5,20 @@ import torch
 from ._training import _AHEAD
 
 
-def for_members(batches, options, seeds, n_members):
-    """Return training batches in which members differ as the options "order" and "bootstrap" say.
+def for_members(batches, rule, seeds, n_members):
+    """Return training batches in which members differ as the rule's order and its option "bootstrap" say.
 
     Member m draws from its own generators; those of the first one draw the order that all share, too.
     """
     n_samples = len(batches.targets)
-    if options["bootstrap"]:  # how often each sample is among as many that are drawn with replacement
+    if rule.options["bootstrap"]:  # how often each sample is among as many that are drawn with replacement
         draws = [
             torch.randint(n_samples, (n_samples,), generator=seeds.generator("bootstrap", m))
             for m in range(n_members)
         ]
         counts = torch.stack([drawn.bincount(minlength=n_samples) for drawn in draws])
         batches = batches.copy(weights=batches.weights * counts)
-    if options["order"] == "shared":
+    if n_members == 1 or rule.order == "shared":
         return batches
     weights = batches.weights.expand(n_members, n_samples)
     return OwnOrders(

@@ -160,6 +160,7 @@ def new_ensemble(
     train_bias,
     batch_size,
     precision,
+    early_stopping=False,
     checkpointing=False,
 ):
     """Build the ensemble that is to be trained.
@@ -201,7 +202,7 @@ def new_ensemble(
 
     rule = rule_for(sites)
     n_members = rule.n_members(n_members)
-    rule.check(n_members)
+    rule.check(n_members, early_stopping)
     try:
         traced = trace(backbone, rule.changed, example, size, rule.added)
     except (RuntimeError, AssertionError, TypeError, AttributeError, IndexError) as error:
@@ -251,6 +252,7 @@ def new_ensemble(
     rule.noise = seeds.generator("noise")
     if start is None:
         members = _new_members(rule, head, n_members, seeds, device, backbone.head_start)
+        _warn_of_equal_members(rule, n_members, len(pipeline), batch_size)
     else:
         members = _go_on(start, plan, rule, n_members, device)
     dtype = resolve_training_dtype(precision, device, linear_share)
@@ -277,6 +279,22 @@ def _new_members(rule, head, n_members, seeds, device, head_start):
         if member is None:
             members[index] = rule.new_copy(members[rule.trained(n_members)[0]], generators[index])
     return members
+
+
+def _warn_of_equal_members(rule, n_members, n_samples, batch_size):
+    """Warn where neither the members' start nor their batches set them apart."""
+    if len(rule.trained(n_members)) == 1 or not rule.starts_alike or rule.options["bootstrap"]:
+        return
+    remedies = []
+    if rule.order == "shared":
+        remedies.append("order='own' (and no diversity) in ensemble_params")
+    if n_samples <= batch_size:
+        remedies.append(f"a batch_size below the {n_samples} samples, which are one batch")
+    if remedies:
+        warn(
+            f"all {n_members} members start alike and see the same batches: they will be one and the same, without "
+            f"epistemic uncertainty; set {' and '.join(remedies)}, or bootstrap=True"
+        )
 
 
 def _go_on(start, plan, rule, n_members, device):

@@ -82,18 +82,23 @@ def decompose(weight, kind):
     return Factors(U.float().contiguous(), sigma.float(), Vt.float().contiguous())
 
 
-def random_basis(weight, kind, name):
-    """Return the factors of a weight in random directions, which its `name` seeds: U = W Q, sigma = 1, Vt = Q^T.
+def random_basis(weight, kind, name, Vt):
+    """Return the factors of a weight in a random basis of its row space: U = W Q, sigma = 1, Vt = Q^T.
 
-    Q (d_in, r) has r = min(d_out, d_in) orthonormal columns, uniform among all such; with the right singular
-    vectors in place of Q, `U diag(sigma) Vt` would be the thin singular value decomposition.
+    Q = V R has r = min(d_out, d_in) orthonormal columns: the right singular vectors V (d_in, r), given as `Vt`,
+    turned by a rotation or reflection R (r, r), uniform among all such and seeded by `name`. With Q = V,
+    `U diag(sigma) Vt` would be the thin singular value decomposition.
     """
     matrix = as_matrix(weight.detach().cpu().double(), kind)
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7])
     generator = torch.Generator().manual_seed(seed)
-    normal = torch.randn((matrix.shape[1], min(matrix.shape)), generator=generator, dtype=torch.float64)
-    Q, R = torch.linalg.qr(normal)
-    Q = Q * R.diagonal().sign()  # the one decomposition with a positive diagonal, whatever the library
+    V = Vt.cpu().double().T
+    normal = torch.randn(V.shape, generator=generator, dtype=torch.float64)
+    # V^T normal is a Gaussian (r, r) that turns with V: Q depends on the row space alone, not on the signs of
+    # singular vectors or on what a library makes of equal singular values.
+    R, triangle = torch.linalg.qr(V.T @ normal)
+    R = R * triangle.diagonal().sign()  # the one decomposition with a positive diagonal, whatever the library
+    Q = V @ R
     ones = torch.ones(Q.shape[1], dtype=torch.float32)
     return Factors((matrix @ Q).float().contiguous(), ones, Q.T.float().contiguous())
 

@@ -34,14 +34,16 @@ class SVETextClassifier(BaseSVEClassifier):
         rate; `"dropout"`, one whose members are passes with masks of their own (Monte Carlo dropout). Nothing else:
         `"head"`, heads on the frozen backbone.
     ensemble_params : dict, default=None
-        Options of the ensemble. `"sve"` and `"sve+lora"`: `basis` (`"singular"`; `"random"` puts random orthonormal
-        directions in the place of the right singular vectors). `"lora"` and `"sve+lora"`: `rank` (8), `scale` (1.0)
-        of the product, `gain` (10.0) of Xavier's start; `"sve+lora"` also `lora_lr` (1e-4), the learning rate of the
-        pairs. `"batch"`: `init` (`"normal"`, from N(1, init_scale^2); `"signs"`, -1 or 1). `"dropout"`: `rate` (None:
+        Options of the ensemble. `"sve"` and `"sve+lora"`: `basis` (`"singular"`; `"random"` turns the right
+        singular vectors by a random rotation). `"lora"` and `"sve+lora"`: `rank` (8), `scale` (1.0) of the product,
+        `gain` (10.0) of Xavier's start; `"sve+lora"` also `lora_lr` (1e-4), the learning rate of the pairs.
+        `"batch"`: `init` (`"normal"`, from N(1, init_scale^2); `"signs"`, -1 or 1). `"dropout"`: `rate` (None:
         0.1 for linear layers, 0.01 for convolutions).
         `"single"` and `"deep"`: `train_batch_norm` (False), batch statistics in training. All that train several
-        members: `order` (`"shared"`; `"own"`, each member draws its batches), `bootstrap` (False; each draws samples
-        with replacement), `diversity` (0.0 to 1.0: the share of the pooled prediction's loss in the members' loss).
+        members: `order` (`"shared"`; `"own"`, each member draws its batches; None: `"own"` where members would start
+        alike, as those of `"deep"`, `"head"` and `"bias"` do with `head="lm"`, else `"shared"`), `bootstrap` (False;
+        each draws samples with replacement), `diversity` (0.0 to 1.0: the share of the pooled prediction's loss in
+        the members' loss).
     n_members : int, default=4
         Members of the ensemble; `"single"` has one.
     layers : str or list of str, default="all"

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from sklearn.model_selection import GridSearchCV
 from skorch.callbacks import Callback
 
-from skve import _device, _ensembles
+from skve import _ensembles
 from skve._device import Seeds
 from tests.toys import TinyCNN, TinyMLP, arrays_of, members_close, same_arrays, toy_classifier
 
@@ -137,22 +137,21 @@ def test__deep__more_memory_than_there_is__value_error_with_the_numbers_before_i
     from skve._ensembles import fine_tuning
 
     n_weights = sum(p.numel() for p in TinyMLP().parameters())
-    monkeypatch.setattr(fine_tuning, "available_memory", lambda device: 4 * n_weights * 5 * 3)
+    monkeypatch.setattr(fine_tuning, "available_memory", lambda device: 4 * n_weights * 6 * 3)
     monkeypatch.setattr(_ensembles.FullFineTuning, "new_member", None)  # nothing is made in vain
     with pytest.raises(ValueError, match=rf"n_members=4 fine-tunes of {n_weights:,} weights need .* are free on cpu"):
         toy_classifier(TinyMLP(), ensemble="deep", n_members=4).fit(*images)
     monkeypatch.undo()
-    monkeypatch.setattr(fine_tuning, "available_memory", lambda device: 4 * n_weights * 5 * 3)
+    monkeypatch.setattr(fine_tuning, "available_memory", lambda device: 4 * n_weights * 6 * 3)
     toy_classifier(TinyMLP(), ensemble="deep", n_members=3, max_epochs=1).fit(*images)
     toy_classifier(TinyMLP(), ensemble="dropout", n_members=50, max_epochs=1).fit(*images)
-    toy_classifier(TinyMLP(), ensemble="snapshot", n_members=6, max_epochs=3).fit(*images)
-    with pytest.raises(ValueError, match=r"n_members=7 fine-tunes"):
-        toy_classifier(TinyMLP(), ensemble="snapshot", n_members=7, max_epochs=4).fit(*images)
-
-
-def test__available_memory__this_machine__a_number_of_bytes():
-    free = _device.available_memory(torch.device("cpu"))
-    assert free is None or 10**7 < free < 10**14
+    toy_classifier(TinyMLP(), ensemble="snapshot", n_members=5, max_epochs=3).fit(*images)
+    with pytest.raises(ValueError, match=r"n_members=6 fine-tunes"):
+        toy_classifier(TinyMLP(), ensemble="snapshot", n_members=6, max_epochs=4).fit(*images)
+    stopping = {"early_stopping": True, "validation_fraction": 0.25}  # keeps the best epoch, too
+    with pytest.raises(ValueError, match=r"n_members=3 fine-tunes"):
+        toy_classifier(TinyMLP(), ensemble="deep", n_members=3, **stopping).fit(*images)
+    toy_classifier(TinyMLP(), ensemble="deep", n_members=2, max_epochs=1, **stopping).fit(*images)
 
 
 def test__grid_search__ensembles__compared_by_their_likelihood(images):

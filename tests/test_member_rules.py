@@ -1,6 +1,7 @@
 """Each member rule against its definition: single layers, rebuilt plain networks, and what a fit makes of it."""
 
 import copy
+import hashlib
 
 import numpy as np
 import pytest
@@ -82,7 +83,7 @@ def rebuilt(ensemble, options, rule, site, member):
         ratios = member[f"log_ratios.{layer}"].exp()
         changed = U @ torch.diag(sigma * ratios) @ Vt + member[f"up.{layer}"] @ member[f"down.{layer}"]
     elif ensemble == "sve":
-        Q = _svd.random_basis(weight, kind, layer).Vt.T
+        Q = rule.factors(site).Vt.T
         changed = matrix + matrix @ Q @ torch.diag(member[f"log_ratios.{layer}"].expm1()) @ Q.T
     else:
         changed = matrix
@@ -239,15 +240,45 @@ def is_normal_around_one(values):
     return abs(float(values.mean()) - 1) < 0.05 and abs(float(values.std()) - 0.5) < 0.05
 
 
-def test__random_basis__any_weight__orthonormal_seeded_by_name_and_whole_where_square():
+def random_basis(weight, name="fc", kind="linear"):
+    return _svd.random_basis(weight, kind, name, _svd.decompose(weight, kind).Vt)
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (9, 6), (6, 6), (4, 3, 3, 3), (40, 3, 3, 3)])
+def test__random_basis__any_weight__orthonormal_in_the_row_space_and_seeded_by_name(shape):
+    weight, kind = torch.randn(shape), "linear" if len(shape) == 2 else "convolution"
+    matrix = _svd.as_matrix(weight, kind)
+    r = min(matrix.shape)
+    factors = random_basis(weight, kind=kind)
+    torch.testing.assert_close(factors.Vt @ factors.Vt.T, torch.eye(r), **CLOSE)
+    torch.testing.assert_close(factors.U, matrix @ factors.Vt.T, **CLOSE)
+    torch.testing.assert_close(factors.U @ factors.Vt, matrix, **CLOSE)  # nothing of the row space is left out
+    folded = _svd.as_matrix(_layers.fold(weight, kind, factors, torch.randn(r)), kind)
+    assert torch.linalg.matrix_rank(torch.cat([matrix, folded]), rtol=1e-4) == r
+    assert not torch.allclose(factors.Vt.abs(), _svd.decompose(weight, kind).Vt.abs(), atol=0.1)
+    assert torch.equal(random_basis(weight, kind=kind).Vt, factors.Vt)
+    assert not torch.allclose(random_basis(weight, "other", kind).Vt.abs(), factors.Vt.abs(), atol=0.1)
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (9, 6)])
+def test__random_basis__layer__as_in_a_dense_computation(shape):
+    weight, log_ratios = torch.randn(shape), 0.3 * torch.randn(6)
+    W = weight.double()
+    seed = int.from_bytes(hashlib.sha256(b"fc").digest()[:7])
+    normal = torch.randn((shape[1], 6), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    Q, triangle = torch.linalg.qr(torch.linalg.pinv(W) @ W @ normal)  # without a singular vector
+    Q = Q * triangle.diagonal().sign()
+    expected = (W + W @ Q @ torch.diag(log_ratios.double().expm1()) @ Q.T).float()
+    torch.testing.assert_close(_layers.fold(weight, "linear", random_basis(weight), log_ratios), expected, **CLOSE)
+
+
+def test__random_basis__singular_vectors_of_another_library__same():
     weight = torch.randn(6, 9)
-    factors = _svd.random_basis(weight, "linear", "fc")
-    torch.testing.assert_close(factors.Vt @ factors.Vt.T, torch.eye(6), **CLOSE)
-    torch.testing.assert_close(factors.U, weight @ factors.Vt.T, **CLOSE)
-    assert torch.equal(_svd.random_basis(weight, "linear", "fc").Vt, factors.Vt)
-    assert not torch.allclose(_svd.random_basis(weight, "linear", "other").Vt.abs(), factors.Vt.abs(), atol=0.1)
-    tall = _svd.random_basis(weight.T, "linear", "fc")  # r = d_in directions span everything
-    torch.testing.assert_close(tall.U @ tall.Vt, weight.T, **CLOSE)
+    Vt = _svd.decompose(weight, "linear").Vt
+    turned = Vt.clone()
+    turned[::2] *= -1
+    turned[1:3] = torch.tensor([[0.6, 0.8], [-0.8, 0.6]]) @ turned[1:3]  # as if two singular values were equal
+    torch.testing.assert_close(_svd.random_basis(weight, "linear", "fc", turned).Vt, random_basis(weight).Vt, **CLOSE)
 
 
 def test__random_basis__right_singular_vectors_in_its_place__singular_value_ensemble():

@@ -17,7 +17,7 @@ Options = dict[str, tuple[object, list]]  # name -> default, constraints as in s
 
 # How members come to differ, besides their random start; for every rule that trains several members.
 DIFFERENCES: Options = {
-    "order": ("shared", [StrOptions({"shared", "own"})]),
+    "order": (None, [StrOptions({"shared", "own"}), None]),
     "bootstrap": (False, ["boolean"]),
     "diversity": (0.0, [Interval(numbers.Real, 0, 1, closed="both")]),
 }
@@ -86,11 +86,31 @@ class MemberRule:
         """Return how often the learning rate runs through its schedule; a member is kept after each cycle."""
         return 1
 
+    @property
+    def draws_start(self):
+        """Whether members' parts of the backbone start at random."""
+        return False
+
+    @property
+    def starts_alike(self):
+        """Whether all members are one and the same at the start, as nothing is drawn and heads have a given start."""
+        return self.backbone.head_start is not None and not self.draws_start
+
+    @property
+    def order(self):
+        """Whether members see the batches in one order ("shared"), or each in its own ("own").
+
+        Where nobody says, the order sets those apart that start alike; the diversity term wants one order.
+        """
+        if self.options["order"] is not None:
+            return self.options["order"]
+        return "own" if self.starts_alike and self.options["diversity"] == 0 else "shared"
+
     def member_lr(self, key, member_lr):
         """Return the learning rate of a tensor of the backbone's part where the estimator's is `member_lr`."""
         return member_lr
 
-    def check(self, n_members):
+    def check(self, n_members, early_stopping=False):
         """Raise ValueError if the options do not fit together, or the members not into memory."""
         options = self.options
         if options["diversity"] == 0:
@@ -98,10 +118,11 @@ class MemberRule:
         unfit = f"ensemble_params: diversity={options['diversity']} compares members on the same samples, "
         if n_members < 2:
             raise ValueError(f"{unfit}and there is one; wanted n_members=2 or more, or diversity=0")
+        given = {**options, "order": self.order}
         wanted = {"order": "shared", "bootstrap": False, "train_batch_norm": False}
         for name, value in wanted.items():
-            if options.get(name, value) != value:
-                raise ValueError(f"{unfit}which {name}={options[name]!r} does not give; wanted {name}={value!r}")
+            if given.get(name, value) != value:
+                raise ValueError(f"{unfit}which {name}={given[name]!r} does not give; wanted {name}={value!r}")
 
     def shares(self, key):
         """Say whether all members have one and the same tensor under `key`."""
@@ -164,6 +185,10 @@ class LayerRule(MemberRule):
     def call(self, site, inputs, weight, own, bias):
         """Apply a member's layer to its inputs; `weight` is the pretrained matrix (d_out, d_in)."""
         raise NotImplementedError
+
+    @property
+    def draws_start(self):
+        return bool(self.prefixes) and self.init_scale > 0
 
     def bias_name(self, site):
         """Return the full name of the bias that members own, or None."""

@@ -16,10 +16,11 @@ _COLOURS = 4  # layers with as few input channels read the image itself, of whic
 class Dropout(FullFineTuning):
     """Monte Carlo dropout (arXiv 1506.02142): one full fine-tune, `n_members` passes.
 
-    Input channels of the selected layers are dropped, at all positions of a sample alike, and the rest is scaled by
-    1 / (1 - rate). In training each sample and step draws anew (layers that are not plainly called: each step). A
-    member is one draw, `W diag(mask) / (1 - rate)` with a mask of its own that stays: predictions repeat themselves,
-    and depend neither on the batch nor on the number of members. The backbone's own dropout stays off.
+    Input channels of the selected layers are dropped, and the rest is scaled by 1 / (1 - rate). In training each step
+    draws anew for each row of the input's first axis: mostly a sample with all its positions, a window in windowed
+    attention, a token where tokens are flattened (layers that are not plainly called draw once for all). A member is
+    one draw, `W diag(mask) / (1 - rate)` with a mask of its own that stays: predictions repeat themselves, and
+    depend neither on the batch nor on the number of members. The backbone's own dropout stays off.
 
     By default the rate is 0.1 for linear layers and 0.01 for convolutions: whole channels of all layers at 0.1 leave
     nothing of the features of EfficientNet-Lite0 behind its 33 layers.
@@ -96,7 +97,8 @@ class Dropout(FullFineTuning):
     def drop(self, inputs, kind, factors):
         """Return a layer's inputs with channels dropped while the network trains, and the factors that did it.
 
-        The factors (n_samples, n_channels) are drawn where there are none; a checkpointed block asks twice.
+        The factors (length of the first axis, n_channels) are drawn where there are none; a checkpointed block asks
+        twice.
         """
         if not self._training:
             return inputs, factors

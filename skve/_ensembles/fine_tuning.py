@@ -6,7 +6,13 @@ from torch import nn
 from .._device import available_memory
 from .base import DIFFERENCES, WEIGHTS, MemberRule, Options
 
-COPIES = 5  # of a weight in training: itself, gradient, two moments of AdamW, the last complete epoch
+# Copies of a weight at the peak of a training, which is reached twice. At the end of an epoch: the weight, its
+# gradient, two moments of AdamW, the state of the last complete epoch, and that of this one, which replaces it. After
+# the last: the first five and the arrays that are handed over. Members in one pass of a GPU are stacked in yet
+# another copy, but fewer of them pass together where that does not fit.
+COPIES = 6
+COPIES_KEPT = 3  # of a member that no longer trains: all but gradient and moments
+COPIES_BEST = 1  # the best epoch's state, with early stopping
 BATCH_NORM: Options = {"train_batch_norm": (False, ["boolean"])}
 
 
@@ -38,17 +44,18 @@ class FullFineTuning(MemberRule):
     def changed(self):
         return self._names
 
-    def check(self, n_members):
-        super().check(n_members)
+    def check(self, n_members, early_stopping=False):
+        super().check(n_members, early_stopping)
         n_trained = len(self.trained(n_members))
         n_kept = 0 if self.shares(WEIGHTS) else n_members - n_trained
         n_weights = sum(self.backbone.module.get_parameter(name).numel() for name in self._names)
-        needed = 4 * n_weights * (COPIES * n_trained + 2 * n_kept)  # kept members are in the last epoch's copy, too
+        copies = COPIES + COPIES_BEST if early_stopping else COPIES
+        needed = 4 * n_weights * (copies * n_trained + COPIES_KEPT * n_kept)
         free = available_memory(self.backbone.device)
         if free is not None and needed > free:
             raise ValueError(
                 f"n_members={n_members} fine-tunes of {n_weights:,} weights need {needed / 1e9:.2f} GB in training "
-                f"(float32 weights, gradients, two moments of AdamW, the last epoch's copy) and {free / 1e9:.2f} GB "
+                f"(float32 weights, gradients, two moments of AdamW, copies of epochs) and {free / 1e9:.2f} GB "
                 f"are free on {self.backbone.device}; lower n_members, or take an ensemble whose members own less, "
                 f"such as 'sve' or 'lora'"
             )

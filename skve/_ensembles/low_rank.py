@@ -29,6 +29,10 @@ class LowRank(LayerRule):
         "gain": (10.0, [POSITIVE]),
     }
 
+    @property
+    def draws_start(self):
+        return True
+
     def new_layer(self, site, weight, generator):
         d_out, d_in = _svd.as_matrix(weight, site.kind).shape
         rank = min(self.options["rank"], d_out, d_in)

@@ -9,9 +9,9 @@ from .base import DIFFERENCES, INPUT_OFFSETS, OUTPUT_OFFSETS, SCALES, LayerRule,
 
 
 class ChannelScales(LayerRule):
-    """Log scales of each layer's input channels, `W diag(exp(delta))`: log ratios in the identity basis.
+    """Log scales of each layer's input channels, `W diag(exp(delta))`: log ratios along the axes of the inputs.
 
-    A convolution's channel is scaled at all positions of the kernel alike.
+    There are d_in of them, for convolutions one for each channel, at all positions of the kernel alike.
     """
 
     prefixes = (SCALES,)
@@ -34,10 +34,15 @@ class BatchEnsemble(LayerRule):
 
     They are kept as offsets from 1, so that weight decay pulls toward the pretrained weights. `init="normal"` draws
     them from N(1, init_scale^2), `init="signs"` from {-1, 1}, as the paper does for networks that start untrained.
+    Unlike the paper's, W stays as it was pretrained, and every member sees the whole batch instead of its own part.
     """
 
     prefixes = (INPUT_OFFSETS, OUTPUT_OFFSETS)
     takes = {**DIFFERENCES, "init": ("normal", [StrOptions({"normal", "signs"})])}
+
+    @property
+    def draws_start(self):
+        return self.options["init"] == "signs" or super().draws_start
 
     def new_layer(self, site, weight, generator):
         d_in = n_inputs(weight, site.kind)

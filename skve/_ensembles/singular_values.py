@@ -10,9 +10,9 @@ from .base import DIFFERENCES, RATIOS, LayerRule, draw
 class SingularValues(LayerRule):
     """Singular value ensemble (arXiv 2601.22068): log ratios of the singular values, optionally biases.
 
-    With `basis="random"` the same number r = min(d_out, d_in) of log ratios scales random directions Q (d_in, r),
-    orthonormal and fixed for each layer, in place of the right singular vectors V: `W + W Q diag(expm1(delta)) Q^T`,
-    which with Q = V is the singular value ensemble, since W V = U diag(sigma).
+    With `basis="random"` the same number r = min(d_out, d_in) of log ratios scales the directions Q = V R in place of
+    the right singular vectors V (d_in, r): `W + W Q diag(expm1(delta)) Q^T`, with a random rotation R, fixed for each
+    layer. The row space stays that of V; with Q = V it is the singular value ensemble, since W V = U diag(sigma).
     """
 
     prefixes: tuple[str, ...] = (RATIOS,)
