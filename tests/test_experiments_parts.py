@@ -248,7 +248,7 @@ def test__ood_scores__kept_predictions__a_line_for_each_method(tmp_path, capsys)
         keep(tmp_path, method, f"{seed}_0123abcd", rng, 3, truth)
     ood_scores.main([str(tmp_path)])
     header, _, *lines = capsys.readouterr().out.splitlines()
-    assert header.startswith("| foreign | fits | total | aleatoric | epistemic | first member alone |")
+    assert header.startswith("| foreign | data, method | total | aleatoric | epistemic | first member |")
     assert [line.split(" | ")[1] for line in lines] == ["toys a", "toys b"]
     assert all(0.5 < float(line.split(" | ")[2]) <= 1 for line in lines)
     with pytest.raises(SystemExit):

@@ -1,37 +1,54 @@
-"""Which part of the uncertainty tells foreign items: AUROC of total, aleatoric and epistemic, from kept predictions.
+"""Which part of the uncertainty tells foreign items, and why: a table from kept predictions.
 
     python examples/experiments/ood_scores.py PREDICTIONS/main_sst2
 
-PREDICTIONS is the folder that `run.py --predictions` filled. For each method, over seeds: the AUROC of each part; how
-many times higher foreign items score than known ones on average; and the AUROC of the first member's entropy, which
-needs no ensemble.
+PREDICTIONS is the folder that `run.py --predictions` filled. For each method, means over seeds of
+
+* the AUROC of foreign against known items by total, aleatoric and epistemic uncertainty (mutual information), and by
+  the entropy of the first member, which needs no ensemble;
+* that of total and of epistemic uncertainty with two members, all pairs of them averaged: what grows with the number
+  of members was noisy;
+* that of epistemic uncertainty against only those known items that are answered wrongly;
+* the epistemic share of the total uncertainty, in known and in foreign items.
 """
 
 import argparse
+import itertools
 import pathlib
-import re
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from skve.uncertainty import entropy, mutual_information
 
-SCORES = {
-    "total": lambda members: entropy(members.mean(axis=0)),
-    "aleatoric": lambda members: np.mean([entropy(member) for member in members], axis=0),
-    "epistemic": mutual_information,
-    "first member alone": lambda members: entropy(members[0]),
-}
+COLUMNS = ["total", "aleatoric", "epistemic", "first member", "total, 2 members", "epistemic, 2 members"]
+COLUMNS += ["epistemic, against wrong answers", "epistemic share, known %", "foreign %"]
 
 
-def tell(inside, outside):
-    """Return {score: (AUROC, mean of foreign items over mean of known ones)}."""
-    truth = np.repeat([0, 1], [inside.shape[1], outside.shape[1]])
-    found = {}
-    for name, score in SCORES.items():
-        known, foreign = score(inside), score(outside)
-        found[name] = roc_auc_score(truth, np.concatenate([known, foreign])), foreign.mean() / known.mean()
-    return found
+def total(members):
+    return entropy(members.mean(axis=0))
+
+
+def aleatoric(members):
+    return np.mean([entropy(member) for member in members], axis=0)
+
+
+def auroc(score, known, foreign):
+    """Return the AUROC of a score; `known` and `foreign` hold probabilities (n_members, n_samples, n_classes)."""
+    truth = np.repeat([0, 1], [known.shape[1], foreign.shape[1]])
+    return roc_auc_score(truth, np.concatenate([score(known), score(foreign)]))
+
+
+def tell(known, foreign, right):
+    """Return the figures of one fit, by column; `right` says which known items are answered right."""
+    pairs = [list(pair) for pair in itertools.combinations(range(len(known)), 2)]
+    figures = [auroc(score, known, foreign) for score in (total, aleatoric, mutual_information)]
+    figures.append(auroc(total, known[:1], foreign[:1]))
+    for score in (total, mutual_information):
+        figures.append(np.mean([auroc(score, known[pair], foreign[pair]) for pair in pairs]))
+    figures.append(auroc(mutual_information, known[:, ~right], foreign) if not right.all() else np.nan)
+    figures += [100 * mutual_information(items).mean() / total(items).mean() for items in (known, foreign)]
+    return figures
 
 
 def main(arguments=None):
@@ -40,20 +57,23 @@ def main(arguments=None):
     folder = parser.parse_args(arguments).predictions
     groups = {}
     for file in sorted(folder.glob("*.npz")):
-        name = file.stem.rsplit("_", 2)[0]
+        name, _, setting = file.stem.rsplit("_", 2)
         with np.load(file) as kept:
             members = {key.removeprefix("members_"): kept[key] for key in kept if key.startswith("members_")}
+            right = kept["classes"][members["test"].mean(axis=0).argmax(axis=1)] == kept["y_test"]
         for shift in members.keys() & {"near", "far"}:
             if len(members[shift]) > 1:
-                groups.setdefault((shift, name), []).append(tell(members["test"], members[shift]))
+                groups.setdefault((shift, name.replace("_", " "), setting), []).append(
+                    tell(members["test"], members[shift], right)
+                )
     if not groups:
         parser.error(f"{folder}: there are no predictions of several members with foreign items")
-    print(f"| foreign | fits | {' | '.join(SCORES)} | {' | '.join(f'{name}, ratio' for name in list(SCORES)[:3])} |")
-    print("|---" * (2 + 2 * len(SCORES) - 1) + "|")
-    for (shift, name), found in sorted(groups.items()):
-        mean = {score: np.mean([one[score] for one in found], axis=0) for score in SCORES}
-        cells = [f"{mean[score][0]:.3f}" for score in SCORES] + [f"{mean[s][1]:.1f}" for s in list(SCORES)[:3]]
-        print(f"| {shift} | {re.sub('_', ' ', name)} | {' | '.join(cells)} |")
+    print(f"| foreign | data, method | {' | '.join(COLUMNS)} |")
+    print("|---" * (2 + len(COLUMNS)) + "|")
+    for (shift, name, _), found in sorted(groups.items()):
+        means = np.mean(found, axis=0)
+        cells = [f"{mean:.3f}" for mean in means[:-2]] + [f"{mean:.1f}" for mean in means[-2:]]
+        print(f"| {shift} | {name} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
