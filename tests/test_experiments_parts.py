@@ -209,6 +209,26 @@ def test__table__csv_and_intervals__prints_tables_and_draws(tmp_path, capsys):
     assert "--study t: the CSV has tests of ['s']" in capsys.readouterr().err
 
 
+def test__verdict__pairs_in_either_direction__better_worse_or_level():
+    def pair(method, against, metric, estimate, low, high):
+        known = {"study": "main_a", "method": method, "against": against, "metric": metric}
+        return known | {"estimate": estimate, "low": low, "high": high}
+
+    rows = [
+        pair("sve", "deep", "nll", "-0.02", "-0.03", "-0.01"),
+        pair("head", "sve", "nll", "-0.02", "-0.03", "-0.01"),
+        pair("sve", "deep", "far_total", "0.1", "-0.1", "0.3"),
+        pair("head", "sve", "far_total", "-0.1", "-0.2", "-0.05"),
+        pair("head", "deep", "nll", "1", "1", "1"),
+    ]
+    assert table.verdict(rows, "sve", ["main_a"])[2:] == [
+        "| NLL | deep | **better** -0.020 |",
+        "| NLL | head | *worse* +0.020 |",
+        "| far, total | deep | level +0.100 |",
+        "| far, total | head | **better** +0.100 |",
+    ]
+
+
 def test__table__rows_of_other_settings_than_the_study_has__says_so(tmp_path, capsys):
     study = Study(STUDIES[0].with_name("rates.toml"))
     cell = study.cells("test")[0]
@@ -232,7 +252,7 @@ def test__evidence_page__its_tables__are_those_of_the_committed_rows(tmp_path):
     page = tmp_path / "evidence.md"
     text = (docs / "evidence.md").read_text(encoding="utf-8")
     page.write_text(text, encoding="utf-8")
-    table.main(["--csv", str(docs / "data" / "evidence.csv"), "--page", str(page)])
+    table.main(["--csv", str(docs / "data" / "evidence.csv"), "--verdict", "sve", "--page", str(page)])
     assert page.read_text(encoding="utf-8") == text
     assert "other settings" not in text
     for study in {row["study"] for row in table.read(docs / "data" / "evidence.csv")}:

@@ -1,6 +1,7 @@
-"""Show what the studies found: Markdown tables and one picture a study.
+r"""Show what the studies found: Markdown tables and one picture a study.
 
-    python examples/experiments/table.py --csv docs/data/evidence.csv --page docs/evidence.md --pictures docs/pictures
+    python examples/experiments/table.py --csv docs/data/evidence.csv --verdict sve --page docs/evidence.md \
+        --pictures docs/pictures
     python examples/experiments/table.py --csv docs/data/evidence.csv --study main_sst2 basis_sst2
 
 Mean ± standard deviation over seeds, the best mean in bold; times as medians of ratios to the deep ensemble of the
@@ -40,6 +41,7 @@ SHOWN = {
 # The columns of a study's first table; the others and times make up the second
 QUALITY = ("accuracy", "nll", "brier", "ece", "nll_temperature", "ece_temperature", "aurc")
 TIMES = {"fit_seconds": "fit / deep", "predict_seconds": "predict / deep"}
+VERDICT = ("nll", "near_total", "far_total")
 PANELS = ("nll", "ece", "near_total", "far_total")
 
 
@@ -176,6 +178,33 @@ def interval_table(rows):
     return _markdown([*(["factors"] if swept else []), "difference", *(SHOWN[m][0] for m in metrics)], lines)
 
 
+def verdict(rows, method, studies):
+    """Return the lines of a table of paired differences of one method from every other, study by study.
+
+    "better" and "worse" stand where the 95 % interval leaves zero out.
+    """
+    lines = []
+    for metric in VERDICT:
+        cells = {}
+        for row in rows:
+            if (
+                row["study"] not in studies
+                or row["metric"] != metric
+                or method not in (row["method"], row["against"])
+            ):
+                continue
+            sign = 1 if pair[0] == method else -1
+            other = pair[1] if sign == 1 else pair[0]
+            low, high = sorted(sign * float(row[name]) for name in ("low", "high"))
+            better = SHOWN[metric][3] * low > 0 and SHOWN[metric][3] * high > 0
+            word = "**better**" if better else "*worse*" if low > 0 or high < 0 else "level"
+            cells.setdefault(other, {})[row["study"]] = f"{word} {sign * float(row['estimate']):+.3f}"
+        title = SHOWN[metric][0]
+        for other, found in cells.items():
+            lines.append([title, other, *(found.get(study, "") for study in studies)])
+    return _markdown(["", f"{method} less", *(study.removeprefix("main_") for study in studies)], lines)
+
+
 def _markdown(header, lines):
     return [f"| {' | '.join(header)} |", "|---" * len(header) + "|", *(f"| {' | '.join(line)} |" for line in lines)]
 
@@ -248,6 +277,7 @@ def main(arguments=None):
         type=pathlib.Path,
         help="put the tables between <!-- STUDY --> and <!-- end of STUDY --> in this file",
     )
+    parser.add_argument("--verdict", metavar="METHOD", help="compare a method with all others, over the main studies")
     parser.add_argument("--pictures", type=pathlib.Path, help="folder to draw STUDY.png in")
     parsed = parser.parse_args(arguments)
     if not parsed.csv.is_file():
@@ -263,6 +293,25 @@ def main(arguments=None):
     if unknown:
         parser.error(f"--study {' '.join(unknown)}: the CSV has tests of {studies}")
     page = parsed.page.read_text(encoding="utf-8") if parsed.page else None
+
+    def put(name, text):
+        """Print a part, or put it where the page wants it."""
+        nonlocal page
+        if page is None:
+            print(f"\n## {name}\n\n{text}")
+            return
+        before, begin, rest = page.partition(f"<!-- {name} -->")
+        _, end, after = rest.partition(f"<!-- end of {name} -->")
+        if not begin or not end:
+            parser.error(f"--page {parsed.page}: it wants the lines <!-- {name} --> and <!-- end of {name} -->")
+        page = f"{before}{begin}\n{text}\n{end}{after}"
+
+    if parsed.verdict:
+        known = sorted({row[name] for row in paired for name in ("method", "against")})
+        if parsed.verdict not in known:
+            parser.error(f"--verdict {parsed.verdict}: the intervals know {known}")
+        shown = [study for study in parsed.study or studies if study.startswith("main_")]
+        put("verdict", "\n".join(verdict(paired, parsed.verdict, shown)))
     for study in parsed.study or studies:
         known = study_of(study)
         methods = list(known.methods) if known else []
@@ -271,14 +320,7 @@ def main(arguments=None):
         text = report(known, own, differences)
         if parsed.pictures is not None:
             plot(own, parsed.pictures / f"{study}.png")
-        if page is None:
-            print(f"\n## {study}\n\n{text}")
-        else:
-            before, begin, rest = page.partition(f"<!-- {study} -->")
-            _, end, after = rest.partition(f"<!-- end of {study} -->")
-            if not begin or not end:
-                parser.error(f"--page {parsed.page}: it wants the lines <!-- {study} --> and <!-- end of {study} -->")
-            page = f"{before}{begin}\n{text}\n{end}{after}"
+        put(study, text)
     if parsed.page:
         parsed.page.write_text(page, encoding="utf-8")
 
