@@ -187,11 +187,8 @@ def verdict(rows, method, studies):
     for metric in VERDICT:
         cells = {}
         for row in rows:
-            if (
-                row["study"] not in studies
-                or row["metric"] != metric
-                or method not in (row["method"], row["against"])
-            ):
+            pair = (row["method"], row["against"])
+            if row["study"] not in studies or row["metric"] != metric or method not in pair:
                 continue
             sign = 1 if pair[0] == method else -1
             other = pair[1] if sign == 1 else pair[0]
