@@ -186,7 +186,7 @@ class SVETextClassifier(BaseSVEClassifier):
         "scale": 1e-2,
         "bias": 1e-2,
         "lora": 1e-4,
-        "batch": 1e-2,
+        "batch": 3e-3,
         "dropout": 5e-5,
         "snapshot": 5e-5,
         "single": 5e-5,

@@ -49,6 +49,23 @@ def test__guide__table__every_ensemble_with_its_options_and_defaults():
         }, name
 
 
+def test__guide__default_rates__those_of_the_estimators():
+    listed = {}
+    table = GUIDE.read_text("utf-8").partition("`member_lr` by default")[2].partition("\n\n")[0]
+    for line in table.splitlines()[2:]:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        listed |= dict.fromkeys(re.findall(r'`"([^"]+)"`', cells[0]), tuple(map(float, cells[1:])))
+    assert listed.keys() == _ensembles.RULES.keys() - {"head"}
+    for ensemble in _ensembles.RULES:
+        image, text = skve.SVEClassifier(ensemble=ensemble), skve.SVETextClassifier(ensemble=ensemble)
+        member_lr, head_lr = image._default_rates()
+        owns_all = ensemble in ("deep", "single", "snapshot", "dropout")
+        assert head_lr == (0.003 if owns_all else 0.005 if ensemble == "head" else 0.01)
+        assert text._default_rates()[1] == 0.01
+        if ensemble != "head":
+            assert listed[ensemble] == (member_lr, text._default_rates()[0])
+
+
 @pytest.mark.parametrize(
     ("place", "load"),
     [
