@@ -62,6 +62,8 @@ class Cell:
         The study's section on data.
     parameters : dict
         Of the estimator.
+    judged_on : {"test", "valid"}
+        Which items give the figures.
     """
 
     study: str
