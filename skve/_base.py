@@ -155,8 +155,10 @@ class BaseSVEClassifier(EnsemblePredictor):
 
     def _fit_or_stay(self, *args, **kwargs):
         from ._device import neutral_modes, resolve_device
+        from ._ensembles import check_options
 
         self._validate_params()
+        check_options(self.ensemble, self.ensemble_params)  # before a backbone of many gigabytes is read
         # A copy is fitted and takes over in one assignment: Ctrl-C at any moment leaves a whole estimator.
         fitted = copy.copy(self)
         with self._out_of_memory_explained("fit"), neutral_modes(resolve_device(self.device)):

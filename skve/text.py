@@ -55,7 +55,8 @@ class SVETextClassifier(BaseSVEClassifier):
     train_bias : bool, default=False
         Whether members also own the biases of the selected layers.
     member_lr : float, default=None
-        Learning rate of what members own of the backbone. None: 1e-2 for `"sve"`, 5e-5 for fine-tunes.
+        Learning rate of what members own of the backbone. None: 5e-5 for fine-tunes, 1e-4 for
+        `"lora"`, 3e-3 for `"batch"`, else 1e-2.
     head_lr : float, default=None
         Learning rate of the heads. None: 1e-2 with `head="linear"`, 1e-5 with `head="lm"`.
     weight_decay : float, default=0.0
@@ -134,13 +135,16 @@ class SVETextClassifier(BaseSVEClassifier):
         Labels, sorted.
     history_ : dict
         Lists with an entry for each epoch: `"epoch"`, `"loss"` (mean over members), `"valid_nll"` (NaN
-        without validation data); `"ratio_spread"` and `"gradient_norm"` hold such a list for each layer.
+        without validation data); `"ratio_spread"` (where there are `ratios_`) and `"gradient_norm"` hold such a
+        list for each layer.
     n_iter_ : int
         Epochs trained.
     temperature_ : float
         Over 1 where `calibrate` found predictions too sure, 1 without it.
     ratios_ : dict of str to ndarray of shape (n_members, r)
-        Ratios of the singular values to the pretrained ones, for each adapted layer.
+        Ratios of the singular values to the pretrained ones, for each adapted layer; with `basis="random"` along
+        its directions, with `"scale"` the factors of the input channels (r is their number). Empty for ensembles
+        without such factors.
     n_member_parameters_ : int
         Numbers that one member owns.
     preprocess_ : dict

@@ -43,8 +43,9 @@ class SVEClassifier(BaseSVEClassifier):
         `"batch"`: `init` (`"normal"`, from N(1, init_scale^2); `"signs"`, -1 or 1). `"dropout"`: `rate` (None:
         0.1 for linear layers, 0.01 for convolutions).
         `"single"` and `"deep"`: `train_batch_norm` (False), batch statistics in training. All that train several
-        members: `order` (`"shared"`; `"own"`, each member draws its batches), `bootstrap` (False; each draws samples
-        with replacement), `diversity` (0.0 to 1.0: the share of the pooled prediction's loss in the members' loss).
+        members: `order` (None, `"shared"` here; `"own"`, each member draws its batches), `bootstrap` (False; each
+        draws samples with replacement), `diversity` (0.0 to 1.0: the share of the pooled prediction's loss in the
+        members' loss).
     n_members : int, default=4
         Members of the ensemble; `"single"` has one.
     layers : str or list of str, default="all"
@@ -56,9 +57,10 @@ class SVEClassifier(BaseSVEClassifier):
     train_bias : bool, default=False
         Whether members also own the biases of the selected layers.
     member_lr : float, default=None
-        Learning rate of what members own of the backbone. None: 5e-2 for `"sve"`, 1e-4 for fine-tunes.
+        Learning rate of what members own of the backbone. None: 5e-2 for `"sve"` and `"sve+lora"`, 2e-2 for
+        `"scale"`, 1e-2 for `"batch"`, 3e-3 for `"bias"`, 3e-4 for `"lora"`, 1e-4 for fine-tunes.
     head_lr : float, default=None
-        Learning rate of the heads. None: 1e-2 for `"sve"`, 3e-3 for fine-tunes, 5e-3 for `"head"`.
+        Learning rate of the heads. None: 1e-2, but 3e-3 for fine-tunes and 5e-3 for `"head"`.
     weight_decay : float, default=0.0
         Decoupled weight decay (AdamW) of what members own of the backbone. It pulls toward the pretrained weights,
         those of full fine-tunes toward zero.
@@ -118,13 +120,16 @@ class SVEClassifier(BaseSVEClassifier):
         Labels, sorted.
     history_ : dict
         Lists with an entry for each epoch: `"epoch"`, `"loss"` (mean over members), `"valid_nll"` (NaN
-        without validation data); `"ratio_spread"` and `"gradient_norm"` hold such a list for each layer.
+        without validation data); `"ratio_spread"` (where there are `ratios_`) and `"gradient_norm"` hold such a
+        list for each layer.
     n_iter_ : int
         Epochs trained.
     temperature_ : float
         Over 1 where `calibrate` found predictions too sure, 1 without it.
     ratios_ : dict of str to ndarray of shape (n_members, r)
-        Ratios of the singular values to the pretrained ones, for each adapted layer.
+        Ratios of the singular values to the pretrained ones, for each adapted layer; with `basis="random"` along
+        its directions, with `"scale"` the factors of the input channels (r is their number). Empty for ensembles
+        without such factors.
     n_member_parameters_ : int
         Numbers that one member owns.
     preprocess_ : dict

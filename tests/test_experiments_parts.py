@@ -16,8 +16,8 @@ import _fits  # isort: skip
 import _intervals  # isort: skip
 import ood_scores  # isort: skip
 import table  # isort: skip
-from _common import Table, keep_predictions, measures  # isort: skip
-from _study import Study, show  # isort: skip
+from _common import Table, keep_predictions  # isort: skip
+from _study import Study, digest_of, show  # isort: skip
 
 
 # --------------------------------------------------------------------------------------- data, measures
@@ -125,6 +125,7 @@ def test__differences__two_methods__as_the_paired_bootstrap_of_the_package(tmp_p
     read = {name: {s: _intervals.read(tmp_path / f"toys_{name}_{s}.npz") for s in range(3)} for name in proba}
     found = {row["metric"]: row for row in _intervals.differences(read["a"], read["b"])}
     one, other = (np.stack([test for test, _ in proba[name]]) for name in ("a", "b"))
+    labels = {"test": truth, "valid": truth}
 
     def nll(y, p):
         return -np.log(p[np.arange(len(y)), y]).mean()
@@ -133,13 +134,17 @@ def test__differences__two_methods__as_the_paired_bootstrap_of_the_package(tmp_p
     assert float(found["nll"]["estimate"]) == pytest.approx(expected.estimate, rel=1e-4)
     assert float(found["nll"]["low"]) == pytest.approx(expected.low, abs=0.05)
     assert float(found["nll"]["high"]) == pytest.approx(expected.high, abs=0.05)
-    for metric, name in (("accuracy", "accuracy"), ("ece", "ece"), ("far_total", "far_total")):
-        each = [
-            np.mean([measures({"test": t, "far": f}, {}, truth, np.arange(3))[metric] for t, f in proba[method]])
-            for method in ("a", "b")
+    judged = {
+        name: [
+            _fits.judge({"test": t[None], "valid": t[None], "far": f[None]}, labels, np.arange(3), True) for t, f in p
         ]
-        assert float(found[name]["estimate"]) == pytest.approx(each[0] - each[1], abs=1e-5)
-        assert (found[name]["n_seeds"], found[name]["n_items"]) == (3, 80)
+        for name, p in proba.items()
+    }
+    for metric in ("accuracy", "brier", "ece", "nll_temperature", "far_total"):
+        one, other = (np.mean([values[metric] for values in judged[name]]) for name in ("a", "b"))
+        assert float(found[metric]["estimate"]) == pytest.approx(one - other, abs=1e-5)
+        assert (found[metric]["n_seeds"], found[metric]["n_items"]) == (3, 80)
+    assert "nll_temperature" not in _intervals.read(tmp_path / "toys_a_0.npz", calibrated=False)
 
 
 def test__differences__other_test_items__value_error(tmp_path):
@@ -187,11 +192,16 @@ def test__table__csv_and_intervals__prints_tables_and_draws(tmp_path, capsys):
         writer = csv.DictWriter(stream, _intervals.COLUMNS)
         writer.writeheader()
         values = {"metric": "ece", "estimate": -0.02, "low": -0.03, "high": -0.01, "method": "sve", "against": "deep"}
-        writer.writerow({"study": "s", "factors": "per_class=5 max_epochs=12", **values})
+        values |= {"study": "s", "factors": "per_class=5 max_epochs=12"}
+        writer.writerow({**values, "settings": f"{digest_of('')} {digest_of('')}"})
+        writer.writerow({**values, "metric": "nll", "settings": f"{digest_of('{}')} {digest_of('')}"})
     table.main(["--csv", str(out), "--pictures", str(tmp_path / "pictures")])
-    shown = capsys.readouterr().out
+    captured = capsys.readouterr()
+    shown = captured.out
     assert shown.index("| per_class=5 max_epochs=12 | deep |") < shown.index("| per_class=20 max_epochs=3 | deep |")
+    assert "| difference | ECE % |" in shown
     assert "| sve less deep | **-2.0 (-3.0 to -1.0)** |" in shown
+    assert "1 differences of other settings" in captured.err
     assert Image.open(tmp_path / "pictures" / "s.png").width > 300
     page = tmp_path / "page.md"
     page.write_text("Before.\n<!-- s -->\nold\n<!-- end of s -->\nAfter.\n")

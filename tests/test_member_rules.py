@@ -393,6 +393,25 @@ def test__hybrid__lora_lr__rate_of_the_pairs_alone(images):
     assert sorted(rates) == [(3e-3, 8), (0.1, 4), (0.2, 4)]  # two members, two layers
 
 
+def test__unfit_option__any_backbone__error_before_it_is_read(images):
+    def backbone():
+        raise AssertionError("read")
+
+    with pytest.raises(ValueError, match="has no option"):
+        toy_classifier(backbone, ensemble="lora", ensemble_params={"init": "signs"}).fit(*images)
+
+
+@pytest.mark.parametrize("ensemble", ["sve", "dropout", "deep"])
+def test__attention_with_dropout_of_its_own__any_kind__stays_off(images, ensemble):
+    with_dropout, without = (
+        toy_classifier(TinyTransformer(dropout=rate), ensemble=ensemble, max_epochs=1).fit(*images)
+        for rate in (0.5, 0.0)
+    )
+    for key, array in arrays_of(without).items():
+        assert np.array_equal(arrays_of(with_dropout)[key], array), key
+    assert np.array_equal(with_dropout.predict_proba(images[0]), without.predict_proba(images[0]))
+
+
 def test__bias__layer_without_one__gets_one(images):
     classifier = toy_classifier(TinyCNN(), ensemble="bias", member_lr=1e-2).fit(*images)
     owned = {key for key in arrays_of(classifier) if key.startswith("bias_offsets.")}

@@ -64,10 +64,10 @@ class TinyCNN(nn.Module):
 
 
 class TinyBlock(nn.Module):
-    def __init__(self, width):
+    def __init__(self, width, dropout=0.0):
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attn = nn.MultiheadAttention(width, 2, batch_first=True)
+        self.attn = nn.MultiheadAttention(width, 2, dropout=dropout, batch_first=True)
         self.norm2 = nn.LayerNorm(width)
         self.fc1 = nn.Linear(width, 2 * width)
         self.fc2 = nn.Linear(2 * width, width)
@@ -81,10 +81,10 @@ class TinyBlock(nn.Module):
 class TinyTransformer(nn.Module):
     """Patches, two blocks with nn.MultiheadAttention: (n, 3, 16, 16) to (n, 16, 12)."""
 
-    def __init__(self, seed=0, width=12):
+    def __init__(self, seed=0, width=12, dropout=0.0):
         super().__init__()
         self.patch_embed = nn.Conv2d(3, width, 4, stride=4)
-        self.blocks = nn.Sequential(TinyBlock(width), TinyBlock(width))
+        self.blocks = nn.Sequential(TinyBlock(width, dropout), TinyBlock(width, dropout))
         self.norm = nn.LayerNorm(width)
         seeded(self, seed)
 

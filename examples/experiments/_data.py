@@ -39,7 +39,7 @@ def load(data, data_dir, seed, judged_on="test"):
         Of the choice of training and validation items.
     judged_on : {"test", "valid"}
         "valid" takes the validation items for the test, and the held-out classes of the training split as near
-        ones: the test split is not read.
+        ones: the test split is not read. `near` and `far` name their own split.
 
     Returns
     -------

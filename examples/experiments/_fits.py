@@ -1,7 +1,6 @@
 """One fit and the rows of the CSV that it gives."""
 
 import functools
-import hashlib
 import pathlib
 import re
 import time
@@ -110,10 +109,9 @@ def _fit(cells, options):
 
 def predictions_of(folder, cell):
     """Return the file of a cell's predictions; other settings have another one."""
-    setting = hashlib.sha256(cell.settings.encode()).hexdigest()[:8]
     name = f"{cell.data['name']} {show(cell.factors)}".strip()
     name = re.sub(r"[^\w.=+-]+", "-", name)
-    return pathlib.Path(folder) / cell.study / f"{name}_{cell.method}_{cell.seed}_{setting}.npz"
+    return pathlib.Path(folder) / cell.study / f"{name}_{cell.method}_{cell.seed}_{cell.digest}.npz"
 
 
 def make_classifier(cell, options):
@@ -166,13 +164,18 @@ def judge(members, truth, classes, calibrated):
     values = measures(judged, epistemic, truth["test"], classes)
     values["brier"] = brier_score_loss(truth["test"], pooled["test"], labels=classes, scale_by_half=False)
     if calibrated:
-        codes = np.searchsorted(classes, truth["valid"])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # where the samples do not tell the temperature, it stays 1
-            temperature = fit_temperature(pooled["valid"], codes, np.ones(len(codes)))
+        temperature = temperature_of(pooled["valid"], truth["valid"], classes)
         after = measures({"test": apply_temperature(pooled["test"], temperature)}, {}, truth["test"], classes)
         values |= {"temperature": temperature, "nll_temperature": after["nll"], "ece_temperature": after["ece"]}
     return values
+
+
+def temperature_of(proba, truth, classes):
+    """Return the temperature that validation samples ask for; where they do not tell it, it stays 1."""
+    codes = np.searchsorted(classes, truth)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return fit_temperature(proba, codes, np.ones(len(codes)))
 
 
 def extra_percent(clf, n_members):

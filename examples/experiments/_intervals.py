@@ -5,13 +5,17 @@ import os
 import pathlib
 
 import numpy as np
-from _fits import predictions_of
+from _fits import predictions_of, temperature_of
 from _study import show
 
+from skve._temperature import apply_temperature
 from skve.uncertainty import entropy
 
 N_RESAMPLES = 2000
-COLUMNS = ["study", "data", "factors", "method", "against", "metric", "estimate", "low", "high", "n_seeds", "n_items"]
+COLUMNS = [
+    *("study", "data", "factors", "method", "against", "metric", "estimate", "low", "high", "n_seeds", "n_items"),
+    "settings",
+]
 
 
 def write_intervals(path, study, cells, predictions):
@@ -30,13 +34,17 @@ def write_intervals(path, study, cells, predictions):
     predictions : path
         Folder of kept predictions; cells whose file is not there are left out.
     """
-    path, groups, found = pathlib.Path(path), {}, {}
+    path, groups, digests, found = pathlib.Path(path), {}, {}, {}
     for cell in cells:
         file = predictions_of(predictions, cell)
         if file.is_file():
             groups.setdefault(show(cell.factors), {}).setdefault(cell.method, {})[cell.seed] = file
+            digests[show(cell.factors), cell.method] = cell.digest
     for factors, methods in groups.items():
-        losses = {method: {seed: read(file) for seed, file in files.items()} for method, files in methods.items()}
+        losses = {
+            method: {seed: read(file, study.test["on"] == "test") for seed, file in files.items()}
+            for method, files in methods.items()
+        }
         for against in study.test["against"]:
             for method in losses:
                 pair = (study.name, factors, frozenset((method, against)))
@@ -44,6 +52,7 @@ def write_intervals(path, study, cells, predictions):
                     continue
                 known = {"study": study.name, "data": study.data["name"], "factors": factors}
                 known |= {"method": method, "against": against}
+                known["settings"] = f"{digests[factors, method]} {digests[factors, against]}"
                 found[pair] = [{**known, **row} for row in differences(losses[method], losses[against])]
     kept = []
     if path.exists():
@@ -62,24 +71,36 @@ def write_intervals(path, study, cells, predictions):
         os.replace(unfinished, path)
 
 
-def read(file):
-    """Return what the figures are means of, for the items of one fit."""
+def read(file, calibrated=True):
+    """Return what the figures are means of, for the items of one fit.
+
+    With `calibrated` after a temperature, too: the validation items are others than those that judge.
+    """
     with np.load(file) as kept:
         members = {name.removeprefix("members_"): kept[name] for name in kept if name.startswith("members_")}
-        truth, classes = kept["y_test"], kept["classes"]
+        truth, classes, y_valid = kept["y_test"], kept["classes"], kept["y_valid"]
     proba = members["test"].mean(axis=0)
     codes = np.searchsorted(classes, truth)
     confidence, correct = proba.max(axis=1), proba.argmax(axis=1) == codes
-    likelihood = np.maximum(proba[np.arange(len(codes)), codes], np.finfo(float).eps)
+    likelihood = _likelihood(proba, codes)
+    tempered = {}
+    if calibrated:
+        temperature = temperature_of(members["valid"].mean(axis=0), y_valid, classes)
+        tempered["nll_temperature"] = -np.log(_likelihood(apply_temperature(proba, temperature), codes))
     uncertain = {name: entropy(group.mean(axis=0)) for name, group in members.items() if name != "valid"}
     return {
         "truth": truth,
         "accuracy": correct.astype(float),
         "nll": -np.log(likelihood),
+        **tempered,
         "brier": (np.square(proba).sum(axis=1) - 2 * likelihood + 1),
         "ece": (np.ceil(confidence * 15).astype(int) - 1, correct - confidence),
         **{f"{shift}_total": (uncertain["test"], uncertain[shift]) for shift in uncertain if shift != "test"},
     }
+
+
+def _likelihood(proba, codes):
+    return np.maximum(proba[np.arange(len(codes)), codes], np.finfo(float).eps)
 
 
 def differences(one, other):

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import difflib
+import hashlib
 import itertools
 import json
 import pathlib
@@ -90,6 +91,10 @@ class Cell:
         return json.dumps(known, sort_keys=True, separators=(",", ":"))
 
     @property
+    def digest(self):
+        return digest_of(self.settings)
+
+    @property
     def n_members(self):
         return 1 if self.parameters["ensemble"] == "single" else self.parameters.get("n_members", 4)
 
@@ -114,6 +119,11 @@ class Cell:
 
 
 KEY = ("study", "method", "factors", "stage", "seed", "settings")
+
+
+def digest_of(settings):
+    """Return a short name of a cell's settings."""
+    return hashlib.sha256(settings.encode()).hexdigest()[:8]
 
 
 def show(factors):
@@ -287,12 +297,12 @@ class Study:
             different[json.dumps([cell.data, cell.judged_on])] = cell.data, cell.judged_on
         return list(different.values())
 
-    def settings_of_tests(self):
-        """Return the settings that tests may have, whichever trial was chosen."""
-        found = set()
+    def possible_tests(self):
+        """Return the cells that tests may have, whichever trial was chosen."""
+        found = []
         for trial in range(self.n_trials):
             chosen = {(method, show(point)): trial for method in self.methods for point in self.points()}
-            found |= {cell.settings for cell in self.cells("test", chosen)}
+            found += self.cells("test", chosen)
         return found
 
     def cells(self, stage, chosen=None):

@@ -17,7 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "benchmarks"))
 from _common import Table
-from _study import KEY, Study
+from _study import KEY, Study, digest_of
 
 STUDIES = pathlib.Path(__file__).parent / "studies"
 # Column of the CSV -> (title, factor, digits, direction: 1 higher is better, -1 lower, 0 neither)
@@ -57,12 +57,25 @@ def read(path):
         name = row["study"]
         if name not in settings:
             study = study_of(name)
-            settings[name] = study.settings_of_tests() if study else set()
+            settings[name] = {cell.settings for cell in study.possible_tests()} if study else set()
         cell = (name, row["method"], row["factors"], row["seed"])
         present = row["settings"] in settings[name]
         if cell not in latest or present or latest[cell]["settings"] not in settings[name]:
             latest[cell] = row
     return list(latest.values())
+
+
+def read_intervals(path, rows):
+    """Return the paired differences between rows that are shown, and how many are between others."""
+    shown = {(row["study"], row["factors"], row["method"]): digest_of(row["settings"]) for row in rows}
+    with open(path, newline="") as stream:
+        found = list(csv.DictReader(stream))
+    paired = []
+    for row in found:
+        digests = (shown.get((row["study"], row["factors"], row[name]), "") for name in ("method", "against"))
+        if row["settings"] == " ".join(digests):
+            paired.append(row)
+    return paired, len(found) - len(paired)
 
 
 def study_of(name):
@@ -281,10 +294,13 @@ def main(arguments=None):
         parser.error(f"--csv {parsed.csv}: there is no such file")
     rows = read(parsed.csv)
     intervals = parsed.intervals or parsed.csv.with_name(f"{parsed.csv.stem}_intervals.csv")
-    paired = []
-    if intervals.is_file():
-        with open(intervals, newline="") as stream:
-            paired = list(csv.DictReader(stream))
+    paired, other = read_intervals(intervals, rows) if intervals.is_file() else ([], 0)
+    if other:
+        print(
+            f"table.py: {other} differences of other settings than the rows have are left out; run.py --predictions "
+            f"makes new ones",
+            file=sys.stderr,
+        )
     studies = list(dict.fromkeys(row["study"] for row in rows))
     unknown = sorted(set(parsed.study or []) - set(studies))
     if unknown:
@@ -313,8 +329,7 @@ def main(arguments=None):
         known = study_of(study)
         methods = list(known.methods) if known else []
         own = in_order([row for row in rows if row["study"] == study], methods)
-        differences = in_order([row for row in paired if row["study"] == study], methods)
-        text = report(known, own, differences)
+        text = report(known, own, in_order([row for row in paired if row["study"] == study], methods))
         if parsed.pictures is not None:
             plot(own, parsed.pictures / f"{study}.png")
         put(study, text)
@@ -325,12 +340,13 @@ def main(arguments=None):
 def report(study, rows, differences):
     """Return the text on a study, None if its file is gone: its question and its tables."""
     parts = [study.question] if study else []
-    settings = study.settings_of_tests() if study else {row["settings"] for row in rows}
+    possible = study.possible_tests() if study else []
+    settings = {cell.settings for cell in possible} if study else {row["settings"] for row in rows}
     other = sum(row["settings"] not in settings for row in rows)
     if other:
         parts.append(f"{other} of {len(rows)} rows were made with other settings than {study.path.name} has now.")
     where = sorted({(row["threads"], row["jobs"]) for row in rows})
-    parts.append(f"Made with {' and '.join(f'{t} threads a fit, {j} fits at a time' for t, j in where)}.")
+    parts.append(f"Threads a fit × fits at a time: {', '.join(f'{t} × {j}' for t, j in where)}.")
     tables = main_tables(rows) + ([interval_table(differences)] if differences else [])
     return "\n\n".join(parts + ["\n".join(lines) for lines in tables])
 
