@@ -256,7 +256,7 @@ class EnsemblePredictor(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
 
     @property
     def ratios_(self):
-        """Ratios of singular values (or channels) to the pretrained ones: dict of layer to (n_members, r), float32."""
+        """Ratios of singular values (or channels) to the pretrained ones: dict of layer to (n_members, r)."""
         return self._fitted("ratios_").ratios()
 
     @property

@@ -41,7 +41,15 @@ def count_fits(monkeypatch):
 def test__studies__all_that_are_promised__there():
     datasets = ("flowers_cnn", "flowers_vit", "clinc", "sst2")
     promised = {f"{kind}_{data}" for kind in ("main", "basis") for data in datasets}
-    promised |= {"pretrained", "members", "rates", "members_that_differ", "remedies"}
+    promised |= {
+        "pretrained",
+        "members",
+        "rates",
+        "default_rates",
+        "members_that_differ",
+        "remedies",
+        "remedies_clinc",
+    }
     promised |= {"paper_sst2_bert", "paper_arc_easy_llama2"}
     promised |= {"paper_flowers102_dino_vits16", "paper_flowers102_dinov2", "paper_pets_dinov2"}
     promised |= {"paper_cifar100_dinov2"}

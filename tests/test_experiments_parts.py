@@ -125,7 +125,6 @@ def test__differences__two_methods__as_the_paired_bootstrap_of_the_package(tmp_p
     read = {name: {s: _intervals.read(tmp_path / f"toys_{name}_{s}.npz") for s in range(3)} for name in proba}
     found = {row["metric"]: row for row in _intervals.differences(read["a"], read["b"])}
     one, other = (np.stack([test for test, _ in proba[name]]) for name in ("a", "b"))
-    labels = {"test": truth, "valid": truth}
 
     def nll(y, p):
         return -np.log(p[np.arange(len(y)), y]).mean()
@@ -134,12 +133,12 @@ def test__differences__two_methods__as_the_paired_bootstrap_of_the_package(tmp_p
     assert float(found["nll"]["estimate"]) == pytest.approx(expected.estimate, rel=1e-4)
     assert float(found["nll"]["low"]) == pytest.approx(expected.low, abs=0.05)
     assert float(found["nll"]["high"]) == pytest.approx(expected.high, abs=0.05)
-    judged = {
-        name: [
-            _fits.judge({"test": t[None], "valid": t[None], "far": f[None]}, labels, np.arange(3), True) for t, f in p
-        ]
-        for name, p in proba.items()
-    }
+
+    def judge(pooled, foreign):
+        members = {"test": pooled[None], "valid": pooled[None], "far": foreign[None]}
+        return _fits.judge(members, {"test": truth, "valid": truth}, np.arange(3), calibrated=True)
+
+    judged = {name: [judge(*kept) for kept in runs] for name, runs in proba.items()}
     for metric in ("accuracy", "brier", "ece", "nll_temperature", "far_total"):
         one, other = (np.mean([values[metric] for values in judged[name]]) for name in ("a", "b"))
         assert float(found[metric]["estimate"]) == pytest.approx(one - other, abs=1e-5)
