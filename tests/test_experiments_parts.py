@@ -220,7 +220,7 @@ def test__table__csv_and_intervals__prints_tables_and_draws(tmp_path, capsys):
 
 def test__verdict__pairs_in_either_direction__better_worse_or_level():
     def pair(method, against, metric, estimate, low, high):
-        known = {"study": "main_a", "method": method, "against": against, "metric": metric}
+        known = {"study": "main_a", "factors": "", "method": method, "against": against, "metric": metric}
         return known | {"estimate": estimate, "low": low, "high": high}
 
     rows = [
@@ -229,12 +229,16 @@ def test__verdict__pairs_in_either_direction__better_worse_or_level():
         pair("sve", "deep", "far_total", "0.1", "-0.1", "0.3"),
         pair("head", "sve", "far_total", "-0.1", "-0.2", "-0.05"),
         pair("head", "deep", "nll", "1", "1", "1"),
+        pair("head", "sve", "nll", "-0.01", "-1", "1") | {"factors": "per_class=5"},
+        pair("sve", "deep", "nll", "1", "1", "1") | {"study": "basis_a"},
     ]
-    assert table.verdict(rows, "sve", ["main_a"])[2:] == [
-        "| NLL | deep | **better** -0.020 |",
-        "| NLL | head | *worse* +0.020 |",
-        "| far, total | deep | level +0.100 |",
-        "| far, total | head | **better** +0.100 |",
+    assert table.verdict(rows, "sve", "main") == [
+        "|  | sve less | a | a per_class=5 |",
+        "|---|---|---|---|",
+        "| NLL | deep | **better** -0.020 |  |",
+        "| NLL | head | *worse* +0.020 | level +0.010 |",
+        "| far, total | deep | level +0.100 |  |",
+        "| far, total | head | **better** +0.100 |  |",
     ]
 
 
@@ -261,7 +265,9 @@ def test__evidence_page__its_tables__are_those_of_the_committed_rows(tmp_path):
     page = tmp_path / "evidence.md"
     text = (docs / "evidence.md").read_text(encoding="utf-8")
     page.write_text(text, encoding="utf-8")
-    table.main(["--csv", str(docs / "data" / "evidence.csv"), "--verdict", "sve", "--page", str(page)])
+    table.main(
+        ["--csv", str(docs / "data" / "evidence.csv"), "--verdict", "main=sve", "basis=singular", "--page", str(page)]
+    )
     assert page.read_text(encoding="utf-8") == text
     assert "other settings" not in text
     for study in {row["study"] for row in table.read(docs / "data" / "evidence.csv")}:

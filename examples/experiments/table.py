@@ -1,7 +1,7 @@
 r"""Show what the studies found: Markdown tables and one picture a study.
 
-    python examples/experiments/table.py --csv docs/data/evidence.csv --verdict sve --page docs/evidence.md \
-        --pictures docs/pictures
+    python examples/experiments/table.py --csv docs/data/evidence.csv --verdict main=sve basis=singular \
+        --page docs/evidence.md --pictures docs/pictures
     python examples/experiments/table.py --csv docs/data/evidence.csv --study main_sst2 basis_sst2
 
 Mean ± standard deviation over seeds, the best mean in bold; times as medians of ratios to the deep ensemble of the
@@ -191,28 +191,32 @@ def interval_table(rows):
     return _markdown([*(["factors"] if swept else []), "difference", *(SHOWN[m][0] for m in metrics)], lines)
 
 
-def verdict(rows, method, studies):
-    """Return the lines of a table of paired differences of one method from every other, study by study.
+def verdict(rows, method, kind):
+    """Return the lines of a table of paired differences of one method from every other, study by study of a kind.
 
     "better" and "worse" stand where the 95 % interval leaves zero out.
     """
     lines = []
+    rows = [row for row in rows if row["study"].startswith(f"{kind}_") and method in (row["method"], row["against"])]
+    columns = list(dict.fromkeys((row["study"], row["factors"]) for row in rows))
     for metric in VERDICT:
         cells = {}
         for row in rows:
             pair = (row["method"], row["against"])
-            if row["study"] not in studies or row["metric"] != metric or method not in pair:
+            if row["metric"] != metric:
                 continue
             sign = 1 if pair[0] == method else -1
             other = pair[1] if sign == 1 else pair[0]
             low, high = sorted(sign * float(row[name]) for name in ("low", "high"))
             better = SHOWN[metric][3] * low > 0 and SHOWN[metric][3] * high > 0
             word = "**better**" if better else "*worse*" if low > 0 or high < 0 else "level"
-            cells.setdefault(other, {})[row["study"]] = f"{word} {sign * float(row['estimate']):+.3f}"
+            shown = f"{word} {sign * float(row['estimate']):+.3f}"
+            cells.setdefault(other, {})[row["study"], row["factors"]] = shown
         title = SHOWN[metric][0]
         for other, found in cells.items():
-            lines.append([title, other, *(found.get(study, "") for study in studies)])
-    return _markdown(["", f"{method} less", *(study.removeprefix("main_") for study in studies)], lines)
+            lines.append([title, other, *(found.get(column, "") for column in columns)])
+    names = (f"{study.removeprefix(f'{kind}_')} {factors}".strip() for study, factors in columns)
+    return _markdown(["", f"{method} less", *names], lines)
 
 
 def _markdown(header, lines):
@@ -287,7 +291,14 @@ def main(arguments=None):
         type=pathlib.Path,
         help="put the tables between <!-- STUDY --> and <!-- end of STUDY --> in this file",
     )
-    parser.add_argument("--verdict", metavar="METHOD", help="compare a method with all others, over the main studies")
+    parser.add_argument(
+        "--verdict",
+        nargs="+",
+        default=[],
+        metavar="KIND=METHOD",
+        help='compare a method with all others over studies of a kind: "main=sve" over all main_*; on a page between '
+        "<!-- verdict of KIND --> and its end",
+    )
     parser.add_argument("--pictures", type=pathlib.Path, help="folder to draw STUDY.png in")
     parsed = parser.parse_args(arguments)
     if not parsed.csv.is_file():
@@ -319,12 +330,15 @@ def main(arguments=None):
             parser.error(f"--page {parsed.page}: it wants the lines <!-- {name} --> and <!-- end of {name} -->")
         page = f"{before}{begin}\n{text}\n{end}{after}"
 
-    if parsed.verdict:
-        known = sorted({row[name] for row in paired for name in ("method", "against")})
-        if parsed.verdict not in known:
-            parser.error(f"--verdict {parsed.verdict}: the intervals know {known}")
-        shown = [study for study in parsed.study or studies if study.startswith("main_")]
-        put("verdict", "\n".join(verdict(paired, parsed.verdict, shown)))
+    for wanted in parsed.verdict:
+        kind, _, method = wanted.partition("=")
+        own = [
+            row for row in paired if row["study"].startswith(f"{kind}_") and row["study"] in (parsed.study or studies)
+        ]
+        known = sorted({row[name] for row in own for name in ("method", "against")})
+        if method not in known:
+            parser.error(f"--verdict {wanted}: wanted KIND=METHOD; the intervals of {kind}_* know {known}")
+        put(f"verdict of {kind}", "\n".join(verdict(own, method, kind)))
     for study in parsed.study or studies:
         known = study_of(study)
         methods = list(known.methods) if known else []
