@@ -192,12 +192,12 @@ def interval_table(rows):
 
 
 def verdict(rows, method, kind):
-    """Return the lines of a table of paired differences of one method from every other, study by study of a kind.
+    """Return the lines of a table of paired differences of one method from every other, study by study.
 
     "better" and "worse" stand where the 95 % interval leaves zero out.
     """
     lines = []
-    rows = [row for row in rows if row["study"].startswith(f"{kind}_") and method in (row["method"], row["against"])]
+    rows = [row for row in rows if method in (row["method"], row["against"])]
     columns = list(dict.fromkeys((row["study"], row["factors"]) for row in rows))
     for metric in VERDICT:
         cells = {}
@@ -332,9 +332,8 @@ def main(arguments=None):
 
     for wanted in parsed.verdict:
         kind, _, method = wanted.partition("=")
-        own = [
-            row for row in paired if row["study"].startswith(f"{kind}_") and row["study"] in (parsed.study or studies)
-        ]
+        shown = [study for study in parsed.study or studies if study.startswith(f"{kind}_")]
+        own = [row for row in paired if row["study"] in shown]
         known = sorted({row[name] for row in own for name in ("method", "against")})
         if method not in known:
             parser.error(f"--verdict {wanted}: wanted KIND=METHOD; the intervals of {kind}_* know {known}")
