@@ -105,6 +105,17 @@ def test__make_classifier__random_text_backbone__untrained_and_the_same_each_tim
     assert not np.array_equal(models[0][name], trained.state_dict()[name])
 
 
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [("sve", (0.01, 0.2)), ("lora", (1e-4, 1e-2)), ("head", ("", 0.2))],
+)
+def test__rates__none_in_the_study__those_of_the_estimator(data_dir, tmp_path, method, expected):
+    changes = [f"methods={{{method}={{ensemble='{method}'{', head_lr=0.2' if method != 'lora' else ''}}}}}"]
+    study = Study(STUDIES[0].with_name("main_sst2.toml"), [*changes, "test.against=[]", "common={}"])
+    found = _fits.rates_of(study.cells("test")[0], {"weights": data_dir})
+    assert (found["member_lr"], found["head_lr"]) == expected
+
+
 # ------------------------------------------------------------------------------------ intervals, tables
 
 

@@ -60,12 +60,22 @@ def run_fit(cells, options):
         known = dict(zip(KEY, cell.identity, strict=True))
         known["trial"] = cell.trial if cell.stage == "tune" else ""
         known |= {"data": cell.data["name"], "ensemble": cell.parameters["ensemble"], "n_members": cell.n_members}
-        known |= {name: cell.parameters.get(name, "") for name in ("member_lr", "head_lr")}
+        known |= rates_of(cell, options)
         known |= {"trials": cell.trials, **status, **values}
         known |= {name: options[name] for name in ("threads", "jobs", "sitting")}
         known = {name: "" if isinstance(v, float) and np.isnan(v) else v for name, v in known.items()}
         rows.append({name: known.get(name, "") for name in COLUMNS})
     return rows
+
+
+def rates_of(cell, options):
+    """Return the learning rates of a cell, those of the estimator where the study names none."""
+    clf = make_classifier(cell, options)
+    rates = {}
+    for name, default in zip(("member_lr", "head_lr"), clf._default_rates(), strict=True):
+        given = getattr(clf, name)
+        rates[name] = default if given is None else given
+    return {**rates, "member_lr": ""} if clf.ensemble == "head" else rates  # heads own nothing else
 
 
 def _fit(cells, options):

@@ -256,12 +256,14 @@ def plot(rows, path):
             else:
                 axis.errorbar(means, x, xerr=spread, marker="o", linestyle="none", capsize=2, label=label)
         if not swept:
+            axis.margins(y=0.1 + 0.4 / max(1, len(axis.get_yticks())))  # few methods stand apart from the frame
             axis.invert_yaxis()
         else:
             ticks = sorted({float(p[swept[0]]) for p in points.values()})
             axis.set_xscale("log" if ticks[0] > 0 else "linear")
             axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axis.minorticks_off()
+    figure.supxlabel("mean and standard deviation over seeds", fontsize="small")
     if swept or len(points) > 1:
         axes[-1].legend(fontsize="small")
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
