@@ -258,6 +258,7 @@ def plot(rows, path):
         if not swept:
             axis.margins(y=0.1 + 0.4 / max(1, len(axis.get_yticks())))  # few methods stand apart from the frame
             axis.invert_yaxis()
+            axis.tick_params(labelleft=axis is axes[0])
         else:
             ticks = sorted({float(p[swept[0]]) for p in points.values()})
             axis.set_xscale("log" if ticks[0] > 0 else "linear")
@@ -265,7 +266,8 @@ def plot(rows, path):
             axis.minorticks_off()
     figure.supxlabel("mean and standard deviation over seeds", fontsize="small")
     if swept or len(points) > 1:
-        axes[-1].legend(fontsize="small")
+        known = axes[-1].get_legend_handles_labels()
+        figure.legend(*known, loc="outside upper center", ncols=min(4, len(known[1])), fontsize="small")
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
 
