@@ -118,7 +118,7 @@ def diagnose(est, X=None, y=None, *, X_ood=None, reference=None):
         Holds a ``Finding`` (``name``, ``evidence``, ``remedy``) for each of these that is the case:
 
         - ``"layer without gradient"``: a layer never received a gradient.
-        - ``"ratios hardly moved"``: the singular values stayed where they were drawn.
+        - ``"ratios hardly moved"``: the singular values, or the factors of channels, stayed where they were drawn.
         - ``"ratios ran away"``: those of a layer changed by a factor, not by a share.
         - ``"init_scale too large"``: above 0.05, and the members are not accurate.
         - ``"members collapsed"``: the members say the same, so there is no epistemic uncertainty.
@@ -206,7 +206,8 @@ class _Case:
             self.logs = {layer: np.log(np.asarray(values, float)) for layer, values in ratios.items()}
         params: dict = self.model.get_params() if hasattr(self.model, "get_params") else {}
         self.ensemble = params.get("ensemble", "sve")
-        self.init_scale = params.get("init_scale") if self.ensemble == "sve" else None  # others have no use for it
+        own_start = self.ensemble in ("sve", "sve+lora", "scale")  # others draw no ratios
+        self.init_scale = params.get("init_scale") if own_start else None
         self.gradient_norm = (getattr(self.model, "history_", None) or {}).get("gradient_norm") or {}
 
     def is_right(self, proba):
@@ -257,7 +258,7 @@ def _ratios_ran_away(case):
     worst = max(gone, key=lambda layer: np.nan_to_num(size[layer], nan=np.inf))
     return (
         f"the log ratios of {_some(gone)} have a root mean square above {_RAN_AWAY:g}; {worst} has "
-        f"{size[worst]:.2g}, a factor of {np.exp(size[worst]):.2g} on its singular values",
+        f"{size[worst]:.2g}, a factor of {np.exp(size[worst]):.2g}",
         "lower member_lr, or raise weight_decay, which pulls the ratios back to 1",
     )
 

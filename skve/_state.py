@@ -7,7 +7,7 @@ import torch
 
 from . import _svd
 from ._device import is_out_of_memory, resolve_training_dtype
-from ._ensembles import BATCHES_PER_INSTALLATION, RATIOS, RULES, Ensemble, Head, is_trained, make_rule
+from ._ensembles import BATCHES_PER_INSTALLATION, FACTORS, RULES, Ensemble, Head, is_trained, make_rule
 from ._layers import Trace, trace
 from ._step import shape_of
 from ._warnings import warn
@@ -72,7 +72,7 @@ class FittedState:
         return max(len(value) for value in self.arrays.values())
 
     def ratios(self):
-        return {k.removeprefix(RATIOS): np.exp(v) for k, v in self.arrays.items() if k.startswith(RATIOS)}
+        return {k.partition(".")[2]: np.exp(v) for k, v in self.arrays.items() if k.startswith(FACTORS)}
 
     def n_member_parameters(self):
         return int(sum(value[0].size for key, value in self.arrays.items() if is_trained(key)))

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from ._device import is_out_of_memory, release_memory
-from ._ensembles import BATCHES_PER_INSTALLATION, RATIOS, is_trained
+from ._ensembles import BATCHES_PER_INSTALLATION, FACTORS, is_trained
 
 MOST_SKIPPED = 20  # steps in a row: float16's loss scale falls from 2 ** 16 to 2 ** -4 meanwhile
 
@@ -222,7 +222,7 @@ class Step:
                 continue
             self._skipped[index] = 0
             self._still.discard(index)
-            of_ratios += [(key, norm) for key, norm in norms.items() if key.startswith(RATIOS)]
+            of_ratios += [(key, norm) for key, norm in norms.items() if key.startswith(FACTORS)]
             if self.settings.grad_clip is not None:
                 torch.nn.utils.clip_grads_with_norm_(member.parameters(), self.settings.grad_clip, total)
 

@@ -16,7 +16,7 @@ from skorch.callbacks import Callback, EarlyStopping, LRScheduler
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 
-from ._ensembles import HEAD, RATIOS, SCALES, WEIGHTS, is_trained
+from ._ensembles import FACTORS, HEAD, WEIGHTS, is_trained
 from ._step import Step
 from ._warnings import warn
 
@@ -221,10 +221,10 @@ class _History(Callback):
         self.rows["valid_nll"].append(float(record.get("valid_loss", math.nan)))
         for key, norms in net.step.gradient_norms.items():
             mean = float(torch.stack(norms).mean())
-            self.layers["gradient_norm"].setdefault(key.removeprefix(RATIOS), []).append(mean)
+            self.layers["gradient_norm"].setdefault(key.partition(".")[2], []).append(mean)
         for key, log_ratios in _stacked_ratios(net.module_).items():
             spread = float(torch.exp(log_ratios.cpu().double()).std(unbiased=False))
-            self.layers["ratio_spread"].setdefault(key.removeprefix(RATIOS), []).append(spread)
+            self.layers["ratio_spread"].setdefault(key.partition(".")[2], []).append(spread)
         self.complete = (self.complete[0] + 1, copy.deepcopy(net.module_.state_dict()))
 
     def to_dict(self):
@@ -242,7 +242,7 @@ def _stacked_ratios(ensemble):
     return {
         key: torch.stack([member[key].detach() for member in members])
         for key in ensemble.keys
-        if key.startswith(RATIOS)
+        if key.startswith(FACTORS)
     }
 
 
@@ -377,6 +377,6 @@ def train(ensemble, train_batches, valid_batches, settings, *, callbacks=None, v
         net.notify("on_train_end", X=train_batches, y=valid_batches)
     arrays = ensemble.arrays()
     for key, value in arrays.items():
-        if not np.isfinite(np.exp(value) if key.startswith((RATIOS, SCALES)) else value).all():
+        if not np.isfinite(np.exp(value) if key.startswith(FACTORS) else value).all():
             raise net.step.diverged(f"{key} is not finite after the last step")
     return Result(arrays, history.to_dict(), history.complete[0], interrupted)

@@ -120,8 +120,8 @@ class SVEClassifier(BaseSVEClassifier):
         Labels, sorted.
     history_ : dict
         Lists with an entry for each epoch: `"epoch"`, `"loss"` (mean over members), `"valid_nll"` (NaN
-        without validation data); `"ratio_spread"` (where there are `ratios_`) and `"gradient_norm"` hold such a
-        list for each layer.
+        without validation data); `"ratio_spread"` and `"gradient_norm"` hold such a list for each layer that has
+        `ratios_`.
     n_iter_ : int
         Epochs trained.
     temperature_ : float

@@ -29,13 +29,21 @@ def test__own_order_and_bootstrap__alone_and_among_others__same_bits(images, ens
         assert np.array_equal(arrays_of(plain)[key][0], value[0]) == (options == OWN), key  # the first draws the same
 
 
-def test__own_order__two_members_from_one_start__come_to_differ(images):
-    start = {"init_scale": 0.0, "head_lr": 1e-30, "member_lr": 1e-2, "n_members": 2}
+def test__own_order__two_members_from_one_start__come_to_differ(images, monkeypatch):
+    new_member = _ensembles.Head.new_member
+    same = torch.Generator().manual_seed(0).get_state()
+
+    def same_head(self, generator, device, start=None):
+        return new_member(self, torch.Generator().set_state(same), device, start)
+
+    monkeypatch.setattr(_ensembles.Head, "new_member", same_head)
+    start = {"init_scale": 0.0, "member_lr": 1e-2, "n_members": 2}
     spread = {}
     for order in ("shared", "own"):
         classifier = toy_classifier(TinyMLP(), ensemble_params={"order": order}, **start).fit(*images)
         spread[order] = np.abs(np.diff(classifier.ratios_["fc2"], axis=0)).max()
-    assert spread["own"] != spread["shared"]
+    assert spread["shared"] == 0
+    assert spread["own"] > 1e-3
 
 
 def test__bootstrap__weights__as_sample_weights_of_the_drawn_counts(images):
@@ -139,8 +147,13 @@ def test__deep__more_memory_than_there_is__value_error_with_the_numbers_before_i
     n_weights = sum(p.numel() for p in TinyMLP().parameters())
     monkeypatch.setattr(fine_tuning, "available_memory", lambda device: 4 * n_weights * 6 * 3)
     monkeypatch.setattr(_ensembles.FullFineTuning, "new_member", None)  # nothing is made in vain
-    with pytest.raises(ValueError, match=rf"n_members=4 fine-tunes of {n_weights:,} weights need .* are free on cpu"):
+    numbers = rf"n_members=4 fine-tunes of {n_weights:,} weights would need .* lower n_members"
+    with pytest.raises(ValueError, match=numbers):
         toy_classifier(TinyMLP(), ensemble="deep", n_members=4).fit(*images)
+    monkeypatch.setattr(fine_tuning, "available_memory", lambda device: 4 * n_weights * 5)
+    for ensemble in ("single", "dropout"):  # one network, whatever n_members is
+        with pytest.raises(ValueError, match=r"^a fine-tune of .* are free on cpu; take an ensemble whose"):
+            toy_classifier(TinyMLP(), ensemble=ensemble, n_members=4).fit(*images)
     monkeypatch.undo()
     monkeypatch.setattr(fine_tuning, "available_memory", lambda device: 4 * n_weights * 6 * 3)
     toy_classifier(TinyMLP(), ensemble="deep", n_members=3, max_epochs=1).fit(*images)

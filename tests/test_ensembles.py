@@ -229,8 +229,18 @@ def test__ratios__fitted__for_each_layer_and_member(images):
     assert not np.allclose(classifier.ratios_["fc2"], 1)
 
 
-def test__ratios__head_ensemble__none(images):
-    assert toy_classifier(TinyMLP(), ensemble="head", max_epochs=1).fit(*images).ratios_ == {}
+def test__ratios__channel_scales__factors_of_the_input_channels(images):
+    settings = {"ensemble": "scale", "n_members": 2, "layers": ["fc2"], "max_epochs": 2}
+    classifier = toy_classifier(TinyMLP(), **settings).fit(*images)
+    np.testing.assert_array_equal(classifier.ratios_["fc2"], np.exp(arrays_of(classifier)["log_scales.fc2"]))
+    for name in ("ratio_spread", "gradient_norm"):
+        assert {layer: len(values) for layer, values in classifier.history_[name].items()} == {"fc2": 2}
+
+
+@pytest.mark.parametrize("ensemble", ["head", "batch", "bias", "lora", "single"])
+def test__ratios__ensembles_without_factors__none(images, ensemble):
+    classifier = toy_classifier(TinyMLP(), ensemble=ensemble, max_epochs=1).fit(*images)
+    assert classifier.ratios_ == classifier.history_["ratio_spread"] == classifier.history_["gradient_norm"] == {}
 
 
 def test__new_member__init_scale__standard_deviation_of_the_log_ratios():

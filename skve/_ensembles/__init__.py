@@ -2,7 +2,7 @@
 
 from sklearn.utils._param_validation import validate_parameter_constraints
 
-from .base import BIASES, HEAD, MASKS, RATIOS, SCALES, WEIGHTS, LinearHeads, MemberRule, is_trained
+from .base import BIASES, FACTORS, HEAD, MASKS, WEIGHTS, LinearHeads, MemberRule, is_trained
 from .dropout import Dropout
 from .ensemble import BATCHES_PER_INSTALLATION, Ensemble, Head
 from .fine_tuning import FullFineTuning, SingleFineTuning
@@ -15,11 +15,10 @@ from .snapshots import Snapshots
 __all__ = [
     "BATCHES_PER_INSTALLATION",
     "BIASES",
+    "FACTORS",
     "HEAD",
     "MASKS",
-    "RATIOS",
     "RULES",
-    "SCALES",
     "WEIGHTS",
     "BatchEnsemble",
     "Biases",

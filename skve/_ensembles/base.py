@@ -12,6 +12,7 @@ from .. import _svd
 # A member is a flat dict of tensors; the prefix of a key says what it is, the rest names the layer or parameter.
 RATIOS, SCALES, BIASES, WEIGHTS, HEAD = "log_ratios.", "log_scales.", "bias_offsets.", "weights.", "head."
 INPUT_OFFSETS, OUTPUT_OFFSETS, DOWN, UP, MASKS = "input_offsets.", "output_offsets.", "down.", "up.", "masks."
+FACTORS = (RATIOS, SCALES)  # kept as logarithms; their exponentials are `ratios_`
 Member = Mapping[str, torch.Tensor]
 Options = dict[str, tuple[object, list]]  # name -> default, constraints as in scikit-learn
 

@@ -53,11 +53,13 @@ class FullFineTuning(MemberRule):
         needed = 4 * n_weights * (copies * n_trained + COPIES_KEPT * n_kept)
         free = available_memory(self.backbone.device)
         if free is not None and needed > free:
+            n_networks = n_trained + n_kept
+            what = f"n_members={n_members} fine-tunes" if n_networks > 1 else "a fine-tune"
+            remedy = "lower n_members, or " if n_networks > 1 else ""
             raise ValueError(
-                f"n_members={n_members} fine-tunes of {n_weights:,} weights need {needed / 1e9:.2f} GB in training "
-                f"(float32 weights, gradients, two moments of AdamW, copies of epochs) and {free / 1e9:.2f} GB "
-                f"are free on {self.backbone.device}; lower n_members, or take an ensemble whose members own less, "
-                f"such as 'sve' or 'lora'"
+                f"{what} of {n_weights:,} weights would need {needed / 1e9:.2f} GB in training (float32 weights, "
+                f"gradients, two moments of AdamW, copies of epochs) and {free / 1e9:.2f} GB are free on "
+                f"{self.backbone.device}; {remedy}take an ensemble whose members own less, such as 'sve' or 'lora'"
             )
 
     def new_member(self, generator):
