@@ -202,16 +202,17 @@ def test__table__csv_and_intervals__prints_tables_and_draws(tmp_path, capsys):
         writer = csv.DictWriter(stream, _intervals.COLUMNS)
         writer.writeheader()
         values = {"metric": "ece", "estimate": -0.02, "low": -0.03, "high": -0.01, "method": "sve", "against": "deep"}
-        values |= {"study": "s", "factors": "per_class=5 max_epochs=12"}
+        values |= {"study": "s", "factors": "per_class=5 max_epochs=12", "n_seeds": 2}
         writer.writerow({**values, "settings": f"{digest_of('')} {digest_of('')}"})
         writer.writerow({**values, "metric": "nll", "settings": f"{digest_of('{}')} {digest_of('')}"})
+        writer.writerow({**values, "metric": "nll", "settings": f"{digest_of('')} {digest_of('')}", "n_seeds": 1})
     table.main(["--csv", str(out), "--pictures", str(tmp_path / "pictures")])
     captured = capsys.readouterr()
     shown = captured.out
     assert shown.index("| per_class=5 max_epochs=12 | deep |") < shown.index("| per_class=20 max_epochs=3 | deep |")
     assert "| difference | ECE % |" in shown
     assert "| sve less deep | **-2.0 (-3.0 to -1.0)** |" in shown
-    assert "1 differences of other settings" in captured.err
+    assert "2 differences of other settings or seeds" in captured.err
     assert Image.open(tmp_path / "pictures" / "s.png").width > 300
     page = tmp_path / "page.md"
     page.write_text("Before.\n<!-- s -->\nold\n<!-- end of s -->\nAfter.\n")

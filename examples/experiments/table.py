@@ -66,14 +66,20 @@ def read(path):
 
 
 def read_intervals(path, rows):
-    """Return the paired differences between rows that are shown, and how many are between others."""
-    shown = {(row["study"], row["factors"], row["method"]): digest_of(row["settings"]) for row in rows}
+    """Return the paired differences between rows that are shown, over all their seeds, and how many others."""
+    shown, seeds = {}, {}
+    for row in rows:
+        cell = (row["study"], row["factors"], row["method"])
+        shown[cell] = digest_of(row["settings"])
+        seeds.setdefault(cell, set()).add(row["seed"])
     with open(path, newline="") as stream:
         found = list(csv.DictReader(stream))
     paired = []
     for row in found:
-        digests = (shown.get((row["study"], row["factors"], row[name]), "") for name in ("method", "against"))
-        if row["settings"] == " ".join(digests):
+        pair = [(row["study"], row["factors"], row[name]) for name in ("method", "against")]
+        if row["settings"] != " ".join(shown.get(cell, "") for cell in pair):
+            continue
+        if int(row["n_seeds"]) == len(seeds[pair[0]] & seeds[pair[1]]):
             paired.append(row)
     return paired, len(found) - len(paired)
 
@@ -312,8 +318,8 @@ def main(arguments=None):
     paired, other = read_intervals(intervals, rows) if intervals.is_file() else ([], 0)
     if other:
         print(
-            f"table.py: {other} differences of other settings than the rows have are left out; run.py --predictions "
-            f"makes new ones",
+            f"table.py: {other} differences of other settings or seeds than the rows have are left out; "
+            f"run.py --predictions makes new ones",
             file=sys.stderr,
         )
     studies = list(dict.fromkeys(row["study"] for row in rows))
