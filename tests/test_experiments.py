@@ -46,6 +46,7 @@ def test__studies__all_that_are_promised__there():
         "members",
         "rates",
         "default_rates",
+        *(f"equal_rates_{data}" for data in datasets),
         "members_that_differ",
         "remedies",
         "remedies_clinc",
