@@ -157,8 +157,13 @@ def untrained(fake):
         fake.ratios_[layer] = np.exp(rng.normal(scale=fake.init_scale, size=(N_MEMBERS, 64)))
 
 
-def test__diagnose__ratios_as_drawn__hardly_moved():
-    (finding,) = diagnose(Fake(changes=untrained).fit())
+@pytest.mark.parametrize("ensemble", ["sve", "scale", "sve+lora"])
+def test__diagnose__ratios_as_drawn__hardly_moved(ensemble):
+    class Kind(Fake):
+        def get_params(self, deep=True):
+            return {**super().get_params(deep), "ensemble": ensemble}
+
+    (finding,) = diagnose(Kind(changes=untrained).fit())
     assert finding.name == "ratios hardly moved"
     assert "init_scale=0.01" in finding.evidence
     assert "member_lr" in finding.remedy
