@@ -206,8 +206,8 @@ class _Case:
             self.logs = {layer: np.log(np.asarray(values, float)) for layer, values in ratios.items()}
         params: dict = self.model.get_params() if hasattr(self.model, "get_params") else {}
         self.ensemble = params.get("ensemble", "sve")
-        own_start = self.ensemble in ("sve", "sve+lora", "scale")  # others draw no ratios
-        self.init_scale = params.get("init_scale") if own_start else None
+        draws_ratios = self.ensemble in ("sve", "sve+lora", "scale")
+        self.init_scale = params.get("init_scale") if draws_ratios else None
         self.gradient_norm = (getattr(self.model, "history_", None) or {}).get("gradient_norm") or {}
 
     def is_right(self, proba):

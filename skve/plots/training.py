@@ -166,7 +166,7 @@ class TrainingDisplay:
 
 
 class LayersDisplay:
-    """How far the singular values of each layer moved, by member.
+    """How far the singular values, or the factors of channels, of each layer moved, by member.
 
     On the left, the root mean square of the log ratios of each member, in percent: 0 is unchanged. On the
     right the ratios themselves: median, and the range of the middle 90 %, over all members. Use
@@ -175,7 +175,8 @@ class LayersDisplay:
     Parameters
     ----------
     ratios : dict of {str: ndarray of shape (n_members, n_values)}
-        For each layer, singular values as ratios to their pretrained values; 1 is unchanged.
+        For each layer, singular values as ratios to their pretrained values, or with ``ensemble="scale"`` the
+        factors of its input channels; 1 is unchanged.
     name : str, default=None
         Name of the model, for the title.
 
