@@ -191,7 +191,7 @@ class BaseSVEClassifier(EnsemblePredictor):
         parts = self._validation_part(items, codes, weights, X_val, y_val, classes_, seeds, once)
         device = resolve_device(self.device)
         if self.verbose:
-            print("skve: loading and decomposing the backbone", file=sys.stderr)
+            print("skve: preparing the backbone", file=sys.stderr)
         backbone = self._load_backbone(self.backbone, classes=classes_).on(device)
         checkpointing = getattr(self, "activation_checkpointing", False)
         settings = self._settings(once, has_validation=parts[1] is not None)
