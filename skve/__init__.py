@@ -10,8 +10,8 @@ _PUBLIC = {
     "SVEClassifier": "skve.vision",
     "SVETextClassifier": "skve.text",
     "SelectiveClassifier": "skve.selective",
-    "diagnose": "skve._diagnose",
-    "load": "skve._saving",
+    "diagnose": "skve.diagnosis",
+    "load": "skve._fitted.saving",
     "predict_uncertainty": "skve.uncertainty",
 }
 _SUBMODULES = {"datasets", "metrics", "plots", "testing", "uncertainty"}

@@ -10,8 +10,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.utils import Bunch
 
-from ._decoding import readable_formats
-from ._warnings import warn
+from skve._inputs.image_decoding import readable_formats
+from skve._runtime.warnings import warn
 
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 
 from sklearn.utils._param_validation import StrOptions
 
-from . import _text_backbones, _text_inputs, _text_models
-from ._base import COUNT, BaseSVEClassifier
-from ._tokens import TextPipeline
+from skve._backbones import from_transformers
+from skve._base import COUNT, BaseSVEClassifier
+from skve._inputs.text_pipeline import TextPipeline
+from skve._inputs.texts import check_texts
 
 
 class SVETextClassifier(BaseSVEClassifier):
@@ -181,7 +182,7 @@ class SVETextClassifier(BaseSVEClassifier):
         "head": [StrOptions({"linear", "lm"})],
         "label_words": ["array-like", dict, None],
         "multiple_choice": ["boolean"],
-        "backbone_dtype": [StrOptions(set(_text_models.DTYPES))],
+        "backbone_dtype": [StrOptions(set(from_transformers.DTYPES))],
         "activation_checkpointing": ["boolean"],
     }
     _member_lr = {
@@ -277,7 +278,7 @@ class SVETextClassifier(BaseSVEClassifier):
         self.callbacks = callbacks
 
     def _check_inputs(self, X, *, reset):
-        texts = _text_inputs.check_texts(X, paired=None if reset else self._paired)
+        texts = check_texts(X, paired=None if reset else self._paired)
         if reset:
             self._paired = texts.paired
         return texts
@@ -285,16 +286,16 @@ class SVETextClassifier(BaseSVEClassifier):
     def _load_backbone(self, spec, preprocess=None, classes=None):
         if preprocess is not None:
             head = "lm" if preprocess["label_words"] is not None else "linear"
-            backbone = _text_backbones.load_text_backbone(spec, head=head, dtype=preprocess["dtype"])
+            backbone = from_transformers.load_text_backbone(spec, head=head, dtype=preprocess["dtype"])
             if backbone.preprocess["tokenizer_sha256"] != preprocess["tokenizer_sha256"]:
                 raise ValueError(
                     f"the tokenizer of the backbone {backbone.description['name']!r} has changed since the fit; "
                     f"bring back the fitted one, or fit again"
                 )
-            return _text_backbones.reconfigure(backbone, preprocess)
+            return from_transformers.reconfigure(backbone, preprocess)
         words = self._words(classes)
-        return _text_backbones.configure(
-            _text_backbones.load_text_backbone(spec, head=self.head, dtype=self.backbone_dtype),
+        return from_transformers.configure(
+            from_transformers.load_text_backbone(spec, head=self.head, dtype=self.backbone_dtype),
             pooling=self.pooling,
             max_length=self.max_length,
             truncation_side=self.truncation_side,

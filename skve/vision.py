@@ -1,19 +1,13 @@
 """SVEClassifier: singular value ensembles of pretrained image models."""
 
-import collections
-import concurrent.futures
 import numbers
 
-import numpy as np
-import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from . import _image_backbones, _inputs
-from ._augment import augment
-from ._base import BaseSVEClassifier
-from ._device import reader_threads
-
-_KEPT_BYTES = 1024**3
+from skve._backbones import from_timm
+from skve._base import BaseSVEClassifier
+from skve._inputs.image_pipeline import ImagePipeline
+from skve._inputs.images import check_images
 
 
 class SVEClassifier(BaseSVEClassifier):
@@ -244,20 +238,20 @@ class SVEClassifier(BaseSVEClassifier):
 
     def _check_inputs(self, X, *, reset):
         known = None if reset else self._float_scale
-        images = _inputs.check_images(X, image_shape=self.image_shape, float_scale=known, learn=reset)
+        images = check_images(X, image_shape=self.image_shape, float_scale=known, learn=reset)
         if reset:
             self._float_scale = images.float_scale
         return images
 
     def _load_backbone(self, spec, preprocess=None, classes=None):
         if preprocess is None:
-            return _image_backbones.load_image_backbone(spec, self.image_size)
+            return from_timm.load_image_backbone(spec, self.image_size)
         size = preprocess["input_size"][-1]
         if self.image_size is None:  # most likely the fit's entry of the cache
-            backbone = _image_backbones.load_image_backbone(spec, None)
+            backbone = from_timm.load_image_backbone(spec, None)
             if backbone.preprocess["input_size"][-1] == size:
                 return backbone.view(preprocess=preprocess)
-        return _image_backbones.load_image_backbone(spec, size).view(preprocess=preprocess)
+        return from_timm.load_image_backbone(spec, size).view(preprocess=preprocess)
 
     def _make_pipeline(self, items, backbone, device, *, training):
         return ImagePipeline(items, backbone.preprocess, device, augment=self.augment, keep=training)
@@ -271,107 +265,3 @@ class SVEClassifier(BaseSVEClassifier):
         tags.input_tags.three_d_array = True
         tags.input_tags.string = True
         return tags
-
-
-class ImagePipeline:
-    """Turns images into the network's batches: decode, resize, crop; then augment and normalise.
-
-    Parameters
-    ----------
-    images : ImageSequence
-    preprocess : dict
-        timm's data configuration.
-    device : torch.device
-    augment : {"light", "strong"}, callable or None
-    keep : bool
-        Whether images will be read again and again, so that decoded ones should be kept, up to 1 GiB.
-    """
-
-    def __init__(self, images, preprocess, device, *, augment=None, keep=False):
-        import timm.data
-
-        self.images, self.device, self.augment = images, device, augment
-        shape = tuple(preprocess["input_size"])
-        self._resize = timm.data.create_transform(
-            input_size=shape,
-            is_training=False,
-            use_prefetcher=True,  # gives uint8 tensors; normalised below, after augmentation
-            interpolation=preprocess["interpolation"],
-            crop_pct=preprocess["crop_pct"],
-            crop_mode=preprocess["crop_mode"],
-        )
-        self._mean = torch.tensor(preprocess["mean"], dtype=torch.float32, device=device).reshape(1, -1, 1, 1)
-        self._std = torch.tensor(preprocess["std"], dtype=torch.float32, device=device).reshape(1, -1, 1, 1)
-        self._grey = shape[0] == 1
-        self._kept: dict[int, torch.Tensor] = {}
-        self._keep = keep and len(images) * int(np.prod(shape)) <= _KEPT_BYTES
-
-    def __len__(self):
-        return len(self.images)
-
-    mean_size = 1.0  # what the rows that a layer multiplies grow with: samples
-
-    def size(self, indices):
-        """Return the number of samples in the batch of these images."""
-        return len(indices)
-
-    def batches(self, batch_size, generator):
-        """Return the indices of each batch, in a random order if there is a generator."""
-        return _inputs.index_batches(len(self.images), batch_size, generator)
-
-    def load(self, indices):
-        """Return the images at `indices`, decoded and resized, as uint8 of shape (n, channels, side, side)."""
-        return torch.stack([self._read(int(index)) for index in indices])
-
-    def load_each(self, batches, ahead):
-        """Yield what `load` returns for each batch; threads read the files of the next `ahead` batches meanwhile."""
-        n_threads = reader_threads(self.device)
-        if n_threads == 0:
-            yield from map(self.load, batches)
-            return
-        pool = concurrent.futures.ThreadPoolExecutor(n_threads, "skve-reader")
-        try:
-            begun: collections.deque[list] = collections.deque()
-            for indices in batches:
-                begun.append([(int(index), self._begin(int(index), pool)) for index in indices])
-                if len(begun) > ahead:
-                    yield self._finish(begun.popleft())
-            yield from map(self._finish, begun)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _begin(self, index, pool):
-        slow = index not in self._kept and self.images.is_encoded(index)
-        return pool.submit(self._read, index) if slow else None
-
-    def _finish(self, begun):
-        """Return a batch; what no thread has taken up yet is read here. Errors come in the order of the images."""
-        done = [
-            _completed(self._read, index) if future is None or future.cancel() else future for index, future in begun
-        ]
-        return torch.stack([future.result() for future in done])
-
-    def _read(self, index):
-        pixels = self._kept.get(index)
-        if pixels is None:
-            image = self.images[index]
-            pixels = self._resize(image.convert("L") if self._grey else image)
-            if self._keep:
-                self._kept[index] = pixels
-        return pixels
-
-    def prepare(self, raw, generator):
-        """Return the network's input on its device: scaled, augmented where a generator is given, normalised."""
-        images = raw.to(self.device).float() / 255
-        if generator is not None and self.augment is not None:
-            images = augment(images, self.augment, generator)
-        return ((images - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
-
-
-def _completed(function, argument):
-    future: concurrent.futures.Future = concurrent.futures.Future()
-    try:
-        future.set_result(function(argument))
-    except Exception as error:
-        future.set_exception(error)
-    return future

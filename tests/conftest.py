@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from skve import _backbones
+from skve._backbones import cache
 from tests.toys import toy_images
 
 
@@ -26,9 +26,9 @@ def validation():
 @pytest.fixture
 def empty_cache():
     """An empty cache of backbones before the test, and none of the test's entries after it."""
-    _backbones.clear_cache()
+    cache.clear_cache()
     yield
-    _backbones.clear_cache()
+    cache.clear_cache()
 
 
 @pytest.fixture
@@ -47,38 +47,18 @@ def global_state():
     return state
 
 
-@pytest.fixture(scope="session")
-def data_dir(tmp_path_factory):
-    """A folder with a handful of data for every study of the experiment runner."""
-    from tests.experiment_cases import write_data
-
-    folder = tmp_path_factory.mktemp("data")
-    write_data(folder)
-    return folder
-
-
-@pytest.fixture
-def small(tmp_path):
-    """The file of a small study."""
-    from tests.experiment_cases import SMALL
-
-    path = tmp_path / "small.toml"
-    path.write_text(SMALL)
-    return path
-
-
 @pytest.fixture
 def train_in_chunks(monkeypatch):
     """Return a function that lets the following fits pass `chunk` members through the network together."""
-    from skve import _training
+    from skve._training import loop
 
-    original = _training.train
+    original = loop.train
 
     def use(chunk):
         def train(*args, **kwargs):
             return original(*args, **{**kwargs, "chunk": chunk})
 
-        monkeypatch.setattr(_training, "train", train)
+        monkeypatch.setattr(loop, "train", train)
 
     return use
 

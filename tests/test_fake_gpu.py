@@ -7,7 +7,8 @@ from packaging.version import Version
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_any, tree_leaves, tree_map
 
-from skve import SVETextClassifier, _backbones
+from skve import SVETextClassifier
+from skve._backbones import cache
 from skve.testing import make_toy_text_backbone
 from tests.toys import TinyCNN, TinyMLP, TinyTransformer, toy_classifier
 
@@ -170,9 +171,9 @@ def test__fit__validation_and_going_on__no_tensor_left_behind(gpu, images, valid
 
 @pytest.mark.parametrize("form", ["folded", "two_factor"])
 def test__fit_and_predict__both_forms_on_a_gpu__no_tensor_left_behind(gpu, images, monkeypatch, form):
-    from skve import _layers
+    from skve._ensembles import forms
 
-    monkeypatch.setattr(_layers, "choose_form", lambda *args, **kwargs: form)
+    monkeypatch.setattr(forms, "choose_form", lambda *args, **kwargs: form)
     check(gpu, image_classifier(TinyMLP), *images)
 
 
@@ -229,6 +230,6 @@ def test__out_of_memory__on_a_gpu__parts_of_the_batch_and_no_tensor_left_behind(
 def test__cache__copy_on_a_gpu__one_for_all_fits(gpu, images):
     for ensemble in ("sve", "head"):
         check(gpu, image_classifier(ensemble=ensemble), *images)
-    (backbone,) = _backbones._cache.values()
+    (backbone,) = cache._cache.values()
     assert list(backbone._copies) == [GPU]
     assert {parameter.device.type for parameter in backbone.module.parameters()} == {"cpu"}

@@ -17,7 +17,15 @@ import skve
 
 HEAVY = ["torch", "torchvision", "timm", "transformers", "skorch", "sklearn", "safetensors", "pandas", "matplotlib"]
 # metrics and others have docstrings that are tested with their modules
-PUBLIC = ["skve", "skve.vision", "skve.text", "skve.datasets", "skve.testing", "skve._saving", "skve.uncertainty"]
+PUBLIC = [
+    "skve",
+    "skve.vision",
+    "skve.text",
+    "skve.datasets",
+    "skve.testing",
+    "skve._fitted.saving",
+    "skve.uncertainty",
+]
 
 ROOT = Path(__file__).resolve().parents[1]
 NOT_WITH_THE_LOWEST = {"peers", "gemma", "dev"}  # extras for development alone

@@ -19,7 +19,7 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from skve import SelectiveClassifier, predict_uncertainty
-from tests.test_uncertainty import MeanOfMembers
+from tests.uncertainty.test_uncertainty import MeanOfMembers
 
 WEIGHT_CHECKS = (
     "check_sample_weights_pandas_series",

@@ -22,8 +22,11 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 import skve
-from skve import SVETextClassifier, _backbones, _layers, _step
-from skve._saving import LOCK
+from skve import SVETextClassifier
+from skve._backbones import cache, network
+from skve._ensembles import forms
+from skve._fitted.saving import LOCK
+from skve._training import step
 from skve.datasets import load_intents
 from skve.testing import check_text_estimator, make_toy_text_backbone
 
@@ -104,7 +107,7 @@ def test__minilm__saved_and_loaded__same_bits(fitted, intents, include_backbone,
         == (["backbone"] if include_backbone else []) + ["members", "skve.json"] + ["tokenizer"] * include_backbone
     )
     if include_backbone:
-        monkeypatch.setattr("skve._backbones.importlib.util.find_spec", lambda name: None)
+        monkeypatch.setattr("skve._backbones.sources.importlib.util.find_spec", lambda name: None)
     loaded = skve.load(tmp_path)
     np.testing.assert_array_equal(loaded.predict_proba(intents[2]), fitted.predict_proba(intents[2]))
     assert type(loaded) is SVETextClassifier
@@ -245,12 +248,12 @@ def test__members__in_one_pass__as_in_turn(family, train_in_chunks):
 @pytest.mark.parametrize("ensemble", ["sve", "deep"])
 def test__activation_checkpointing__every_block__twice_in_a_step_and_same_result(family, ensemble, monkeypatch):
     calls = []
-    original = _layers._CheckpointedForward.__init__
+    original = network._CheckpointedForward.__init__
 
     def counting(self, forward):
         original(self, lambda *args, **kwargs: calls.append(1) or forward(*args, **kwargs))
 
-    monkeypatch.setattr(_layers._CheckpointedForward, "__init__", counting)
+    monkeypatch.setattr(network._CheckpointedForward, "__init__", counting)
     clf = toy(family, ensemble=ensemble, activation_checkpointing=True, max_epochs=1, precision="float32")
     clf.fit(TEXTS, LABELS)
     n_steps, n_blocks = 3 * 2, 2  # batches times members
@@ -277,14 +280,14 @@ def test__activation_checkpointing__training__fewer_bytes_kept():
     def bytes_kept(checkpointing):
         kept = []
         clf = toy(activation_checkpointing=checkpointing, n_members=1, max_epochs=1, precision="float32")
-        original = _step.Step._member_losses
+        original = step.Step._member_losses
 
         def losses(self, *args):
             with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
                 return original(self, *args)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_step.Step, "_member_losses", losses)
+            patch.setattr(step.Step, "_member_losses", losses)
             clf.fit(TEXTS, LABELS)
         return sum(kept)
 
@@ -293,13 +296,13 @@ def test__activation_checkpointing__training__fewer_bytes_kept():
 
 def test__forms__texts_of_varying_length__chosen_by_mean_tokens(monkeypatch):
     seen = []
-    original = _layers.choose_form
+    original = forms.choose_form
 
     def choose(kind, d_out, d_in, n_positions, *, training):
         seen.append((training, n_positions))
         return original(kind, d_out, d_in, n_positions, training=training)
 
-    monkeypatch.setattr(_layers, "choose_form", choose)
+    monkeypatch.setattr(forms, "choose_form", choose)
     texts = ["a", "b" * 40] * 12  # 3 and 42 tokens
     clf = toy("bert", max_epochs=1, pooling="cls").fit(texts, LABELS)
     clf.predict(texts[:10])
@@ -396,7 +399,7 @@ def test__cache__clones_and_folds__one_backbone(empty_cache):
     for pooling in ("mean", "cls"):
         clone(clf).set_params(pooling=pooling).fit(TEXTS, LABELS)
     gc.collect()
-    assert len(skve._backbones._cache) == 1
+    assert len(skve._backbones.cache._cache) == 1
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff"], ids=["no JSON", "no Unicode"])
@@ -404,6 +407,6 @@ def test__embedded_tokenizer__broken__value_error_names_the_backbone(tmp_path, c
     toy().fit(TEXTS, LABELS).save(tmp_path, include_backbone=True)
     loaded = skve.load(tmp_path)
     loaded.backbone.files["tokenizer.json"] = content
-    _backbones.clear_cache()  # of what save rebuilt
+    cache.clear_cache()  # of what save rebuilt
     with pytest.raises(ValueError, match=r"the embedded backbone .* cannot be rebuilt: .*; take a whole copy"):
         loaded.predict(TEXTS)

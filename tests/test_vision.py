@@ -144,10 +144,10 @@ def test__predict__under_no_grad_and_inference_mode__same_bits(fitted, data):
 
 
 def test__fit__after_a_prediction_in_inference_mode__cache_can_be_trained(images, empty_cache):
-    from skve import _backbones
+    from skve._backbones import cache
 
     classifier = toy_classifier(TinyCNN()).fit(*images)
-    _backbones.clear_cache()
+    cache.clear_cache()
     with torch.inference_mode():
         classifier.predict(images[0])
     assert same_arrays(toy_classifier(TinyCNN()).fit(*images), classifier)

@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from skve import SVEClassifier, _backbones, _image_backbones
+from skve import SVEClassifier
+from skve._backbones import backbone as backbone_module
+from skve._backbones import from_timm
 
 SIDE = 16
 
@@ -171,11 +173,11 @@ TOYS = [TinyMLP, TinyCNN, TinyTransformer, TorchEncoder, ReadsWeight, HuggingFac
 
 def make_backbone(module):
     """Freeze a module, which the caller gives away, without preprocessing and without the cache."""
-    return _backbones.freeze(module, {"kind": "module", "name": "toy", "architecture": None}, {}, _features)
+    return backbone_module.freeze(module, {"kind": "module", "name": "toy", "architecture": None}, {}, _features)
 
 
 def _features(module, images):
-    return _image_backbones.image_features(module, images)
+    return from_timm.image_features(module, images)
 
 
 def toy_inputs(n=4, seed=0, dtype=torch.float32):

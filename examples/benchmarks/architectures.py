@@ -20,7 +20,8 @@ import torchvision
 from timm.models import mlp_mixer as mixer
 from torch import nn
 
-from skve import _backbones, _image_backbones, _layers, _svd
+from skve._backbones import backbone as backbone_module
+from skve._backbones import decomposition, from_timm, layer_selection, trace
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 BEGIN, END = "<!-- table: written by examples/benchmarks/architectures.py -->", "<!-- end of the table -->"
@@ -335,14 +336,14 @@ def describe(family):
     """Return a row of the table: what `layers="all"` adapts of the full-size architecture, and what not, and why."""
     with torch.device("meta"):
         module = family.build().eval().requires_grad_(False)
-        preprocess = _image_backbones.image_preprocess(module)
+        preprocess = from_timm.image_preprocess(module)
         inputs = torch.empty(2, *preprocess["input_size"])
-    backbone = _backbones.Backbone(module, {}, preprocess, _image_backbones.image_features)
-    sites, skipped = _svd.find_sites(module)
-    traced = _layers.trace(backbone, [site.parameter for site in sites], inputs, len(inputs))
+    backbone = backbone_module.Backbone(module, {}, preprocess, from_timm.image_features)
+    sites, skipped = layer_selection.find_sites(module)
+    traced = trace.trace(backbone, [site.parameter for site in sites], inputs, len(inputs))
     skipped |= {site.layer: "the features do not depend on it" for site in sites if site.parameter not in traced.used}
     adapted = [site for site in sites if site.layer not in skipped]
-    shapes = [_svd.as_matrix(module.get_parameter(site.parameter), site.kind).shape for site in adapted]
+    shapes = [decomposition.as_matrix(module.get_parameter(site.parameter), site.kind).shape for site in adapted]
     known = {site.layer for site in sites} | set(skipped)
     frozen = [m for name, m in module.named_modules() if isinstance(m, nn.Linear | nn.Conv2d) and name not in known]
     grouped = sum(getattr(layer, "groups", 1) > 1 for layer in frozen)

@@ -22,7 +22,7 @@ import numpy as np
 from _common import SHIFTS, Table, measures
 from sklearn.metrics import log_loss
 
-from skve._temperature import apply_temperature, fit_temperature
+from skve._fitted.temperature import apply_temperature, fit_temperature
 from skve.metrics import expected_calibration_error, paired_bootstrap
 from skve.uncertainty import mutual_information
 

@@ -24,7 +24,8 @@ from PIL import Image
 from skorch.callbacks import Callback
 
 import skve
-from skve import _device, vision
+from skve import vision
+from skve._runtime import device as device_module
 from skve.datasets import load_fashion
 
 SIZE = (500, 375)
@@ -98,7 +99,7 @@ def fit(paths, labels, layers, waiting, epochs):
 def measure(paths, labels, layers, rounds, epochs):
     """Print the waiting of both ways in training and in prediction."""
     waiting, results = Waiting(), {}
-    ways = {"read ahead": _device.reader_threads, "in turn": lambda device: 0}
+    ways = {"read ahead": device_module.reader_threads, "in turn": lambda device: 0}
     for repeat in range(rounds + 1):
         for name, threads in ways.items():
             vision.reader_threads = threads
@@ -117,7 +118,7 @@ def measure(paths, labels, layers, rounds, epochs):
             }
             if repeat > 0:  # the first round warms up
                 results.setdefault(name, []).append((row, proba))
-    vision.ImagePipeline.load_each, vision.reader_threads = waiting._load_each, _device.reader_threads
+    vision.ImagePipeline.load_each, vision.reader_threads = waiting._load_each, device_module.reader_threads
     for name, rows in results.items():
         figures = {key: statistics.median(row[key] for row, _ in rows) for key in rows[0][0]}
         print(f"layers={layers!r}, {name}: " + ", ".join(f"{key} {value:.3f}" for key, value in figures.items()))
@@ -150,7 +151,7 @@ if __name__ == "__main__":
         found, labels = images(arguments.data, arguments.n)
         paths = write(found, pathlib.Path(folder))
         size = statistics.mean(path.stat().st_size for path in paths)
-        readers = _device.reader_threads(torch.device("cpu"))
+        readers = device_module.reader_threads(torch.device("cpu"))
         print(
             f"{len(paths)} files of {size / 1000:.0f} kB, {1000 * decode_alone(paths):.1f} ms each to decode; "
             f"{readers} reading thread(s) beside {arguments.threads} of torch's"

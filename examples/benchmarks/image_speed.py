@@ -23,7 +23,7 @@ from _common import forget_peak, machine, memory, require_idle
 from torch.utils.flop_counter import FlopCounterMode
 
 import skve
-from skve import _image_backbones, _svd
+from skve._backbones import decomposition, from_timm, layer_selection
 
 
 def vit():
@@ -115,7 +115,7 @@ def time_predictions(case, rounds, n):
     size, batch = CASES[case]["image_size"], CASES[case]["batch_size"]
     X, y = images(n, size)
     clf = make(case, "sve", max_epochs=1, layers="all").fit(X[:batch], y[:batch])
-    backbone = _image_backbones.load_image_backbone(CASES[case]["backbone"], size)
+    backbone = from_timm.load_image_backbone(CASES[case]["backbone"], size)
     pipeline = clf._make_pipeline(clf._check_inputs(X, reset=False), backbone, "cpu", training=False)
 
     def plain():
@@ -131,10 +131,10 @@ def time_predictions(case, rounds, n):
 
 
 def time_decomposition(case):
-    backbone = _image_backbones.load_image_backbone(CASES[case]["backbone"], CASES[case]["image_size"])
-    sites = _svd.find_sites(backbone.module)[0]
+    backbone = from_timm.load_image_backbone(CASES[case]["backbone"], CASES[case]["image_size"])
+    sites = layer_selection.find_sites(backbone.module)[0]
     weights = dict(backbone.module.named_parameters())
-    taken = seconds(lambda: [_svd.decompose(weights[site.parameter], site.kind) for site in sites])
+    taken = seconds(lambda: [decomposition.decompose(weights[site.parameter], site.kind) for site in sites])
     print(f"{case}: decomposition of {len(sites)} layers, once a process: {taken:.2f} s")
 
 
@@ -142,7 +142,7 @@ def peak_of_fit(case, kind):
     """Print the memory that a fit takes, in MiB; runs in a process of its own."""
     size, batch = CASES[case]["image_size"], CASES[case]["batch_size"]
     X, y = images(4 * batch, size)
-    backbone = _image_backbones.load_image_backbone(CASES[case]["backbone"], size)
+    backbone = from_timm.load_image_backbone(CASES[case]["backbone"], size)
     before = memory("VmRSS")
     forget_peak()
     if kind == "plain":

@@ -32,7 +32,7 @@ def make_module(scale=1.0):
     """Build EfficientNet-Lite0 with the bundled weights, the stem's scaled."""
     import torch
 
-    from skve._image_backbones import load_image_backbone
+    from skve._backbones.from_timm import load_image_backbone
 
     module = copy.deepcopy(load_image_backbone("bundled:efficientnet_lite0", 32).module)
     with torch.no_grad():
@@ -42,11 +42,12 @@ def make_module(scale=1.0):
 
 def measure(way, n_fits):
     """Fit and predict `n_fits` times and print a row after each."""
-    from skve import SVEClassifier, _backbones
+    from skve import SVEClassifier
+    from skve._backbones import cache
     from skve.datasets import load_fashion
 
     if way == "other":
-        _backbones.CACHE_BYTES = 200 * 10**6
+        cache.CACHE_BYTES = 200 * 10**6
     data = load_fashion()
     X, y, X_test = data.images[:32], data.target[:32], data.images_test[:32]
     for index in range(n_fits):

@@ -15,8 +15,9 @@ import torch
 from _common import machine, require_idle
 
 from skve import SVETextClassifier
-from skve._layers import choose_form
-from skve._svd import as_matrix, find_sites
+from skve._backbones.decomposition import as_matrix
+from skve._backbones.layer_selection import find_sites
+from skve._ensembles.forms import choose_form
 
 N_MEMBERS, BATCH = 4, 32
 

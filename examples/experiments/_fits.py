@@ -15,10 +15,10 @@ from joblib.externals.loky import ProcessPoolExecutor
 from sklearn.metrics import brier_score_loss
 
 import skve
-from skve import _backbones, _image_backbones, _text_backbones
+from skve._backbones import from_timm, from_transformers, sources
 from skve._ensembles import HEAD, WEIGHTS
 from skve._ensembles.base import MASKS
-from skve._temperature import apply_temperature, fit_temperature
+from skve._fitted.temperature import apply_temperature, fit_temperature
 from skve.uncertainty import mutual_information
 
 COLUMNS = [
@@ -141,7 +141,7 @@ def make_classifier(cell, options):
 def _random_image_model(name):
     import timm
 
-    architecture = _image_backbones.BUNDLED[name.removeprefix("bundled:")][-1] if "bundled:" in name else name
+    architecture = from_timm.BUNDLED[name.removeprefix("bundled:")][-1] if "bundled:" in name else name
     return timm.create_model(architecture, pretrained=False, num_classes=0)
 
 
@@ -150,7 +150,7 @@ def _random_text_model(name):
 
     folder = name
     if name.startswith("bundled:"):
-        folder = _backbones.bundled_file(name, _text_backbones.BUNDLED)[0].parent
+        folder = sources.bundled_file(name, from_transformers.BUNDLED)[0].parent
     return AutoModel.from_config(AutoConfig.from_pretrained(folder)), AutoTokenizer.from_pretrained(folder)
 
 

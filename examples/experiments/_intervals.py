@@ -8,7 +8,7 @@ import numpy as np
 from _fits import predictions_of, temperature_of
 from _study import show
 
-from skve._temperature import apply_temperature
+from skve._fitted.temperature import apply_temperature
 from skve.uncertainty import entropy
 
 N_RESAMPLES = 2000

@@ -2,15 +2,15 @@
 
 from sklearn.utils._param_validation import validate_parameter_constraints
 
-from .base import BIASES, FACTORS, HEAD, MASKS, WEIGHTS, LinearHeads, MemberRule, is_trained
-from .dropout import Dropout
-from .ensemble import BATCHES_PER_INSTALLATION, Ensemble, Head
-from .fine_tuning import FullFineTuning, SingleFineTuning
-from .hybrid import SingularValuesAndPairs
-from .low_rank import LowRank
-from .scaling import BatchEnsemble, Biases, ChannelScales
-from .singular_values import SingularValues
-from .snapshots import Snapshots
+from skve._ensembles.base import BIASES, FACTORS, HEAD, MASKS, WEIGHTS, LinearHeads, MemberRule, is_trained
+from skve._ensembles.dropout import Dropout
+from skve._ensembles.ensemble import BATCHES_PER_INSTALLATION, Ensemble, Head
+from skve._ensembles.fine_tuning import FullFineTuning, SingleFineTuning
+from skve._ensembles.hybrid import SingularValuesAndPairs
+from skve._ensembles.low_rank import LowRank
+from skve._ensembles.scaling import BatchEnsemble, Biases, ChannelScales
+from skve._ensembles.singular_values import SingularValues
+from skve._ensembles.snapshots import Snapshots
 
 __all__ = [
     "BATCHES_PER_INSTALLATION",

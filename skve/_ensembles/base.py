@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from .. import _svd
+from skve._backbones import decomposition
 
 # A member is a flat dict of tensors; the prefix of a key says what it is, the rest names the layer or parameter.
 RATIOS, SCALES, BIASES, WEIGHTS, HEAD = "log_ratios.", "log_scales.", "bias_offsets.", "weights.", "head."
@@ -213,7 +213,9 @@ class LayerRule(MemberRule):
     def new_bias(self, site):
         """Return the offset of a layer's bias as it starts: zeros (d_out,)."""
         weight = self._parameters[site.parameter]
-        return torch.zeros(_svd.as_matrix(weight, site.kind).shape[0], dtype=torch.float32, device=weight.device)
+        return torch.zeros(
+            decomposition.as_matrix(weight, site.kind).shape[0], dtype=torch.float32, device=weight.device
+        )
 
     def prepare(self, network, traced, size, *, training):
         if training:
@@ -221,7 +223,7 @@ class LayerRule(MemberRule):
         for site in self.sites:
             if site.layer not in traced.positions or not network.calls_plainly(site.layer):
                 continue
-            matrix = _svd.as_matrix(self._parameters[site.parameter], site.kind)
+            matrix = decomposition.as_matrix(self._parameters[site.parameter], site.kind)
             if self.calls(matrix.shape, traced.positions[site.layer] * size, training):
                 self._called[site.layer] = _CalledForm(self, site, matrix)
                 network.set_forward(site.layer, self._called[site.layer])

@@ -5,9 +5,9 @@ import numbers
 import torch
 from sklearn.utils._param_validation import Interval
 
-from .. import _layers
-from .base import MASKS, WEIGHTS, n_inputs
-from .fine_tuning import FullFineTuning
+from skve._ensembles import forms
+from skve._ensembles.base import MASKS, WEIGHTS, n_inputs
+from skve._ensembles.fine_tuning import FullFineTuning
 
 _RATES = {"convolution": 0.01}  # by kind of layer, where no rate is given; 0.1 for the others
 _COLOURS = 4  # layers with as few input channels read the image itself, of which nothing is dropped
@@ -88,7 +88,7 @@ class Dropout(FullFineTuning):
             if self._training:
                 mask = self._draw(mask.shape, site.kind, self.noise).to(mask.device)
             factors = mask / (1 - self._rate(site.kind, len(mask)))
-            network.set_tensor(site.parameter, _layers.scale_channels(weight, site.kind, inputs=factors))
+            network.set_tensor(site.parameter, forms.scale_channels(weight, site.kind, inputs=factors))
 
     def set_training(self, network, mode):
         super().set_training(network, mode)

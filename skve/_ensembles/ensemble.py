@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .. import _layers
-from .._device import autocast
-from .base import HEAD, MemberRule, is_trained
+from skve._backbones.network import Network
+from skve._ensembles.base import HEAD, MemberRule, is_trained
+from skve._runtime.device import autocast
 
 BATCHES_PER_INSTALLATION = 16  # in prediction: batches that are kept while members take turns
 
@@ -81,7 +81,7 @@ class Ensemble(nn.Module):
         Modules whose activations are computed again in the backward pass instead of being kept.
     """
 
-    network: _layers.Network
+    network: Network
     rule: MemberRule
     head: Head
     dtype: torch.dtype
@@ -91,7 +91,7 @@ class Ensemble(nn.Module):
 
     def __init__(self, rule, head, members, traced, size, *, training, dtype=torch.float32, checkpoints=()):
         super().__init__()
-        network = _layers.Network(rule.backbone)
+        network = Network(rule.backbone)
         if training:
             network.avoid_fast_paths()
         rule.prepare(network, traced, size, training=training)

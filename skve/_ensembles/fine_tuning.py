@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from .._device import available_memory
-from .base import DIFFERENCES, WEIGHTS, MemberRule, Options
+from skve._ensembles.base import DIFFERENCES, WEIGHTS, MemberRule, Options
+from skve._runtime.memory import available_memory
 
 # Copies of a weight at the peak of a training, which is reached twice. At the end of an epoch: the weight, its
 # gradient, two moments of AdamW, the state of the last complete epoch, and that of this one, which replaces it. After

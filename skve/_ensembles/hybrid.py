@@ -1,7 +1,7 @@
 """Members that own singular values and low-rank pairs of the same weights."""
 
-from .low_rank import POSITIVE, LowRank
-from .singular_values import SingularValues
+from skve._ensembles.low_rank import POSITIVE, LowRank
+from skve._ensembles.singular_values import SingularValues
 
 
 class SingularValuesAndPairs(SingularValues, LowRank):

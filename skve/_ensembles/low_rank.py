@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from sklearn.utils._param_validation import Interval
 
-from .. import _layers, _svd
-from .base import DIFFERENCES, DOWN, UP, LayerRule
+from skve._backbones import decomposition
+from skve._ensembles import forms
+from skve._ensembles.base import DIFFERENCES, DOWN, UP, LayerRule
 
 POSITIVE = Interval(numbers.Real, 0, None, closed="neither")
 
@@ -34,14 +35,14 @@ class LowRank(LayerRule):
         return True
 
     def new_layer(self, site, weight, generator):
-        d_out, d_in = _svd.as_matrix(weight, site.kind).shape
+        d_out, d_in = decomposition.as_matrix(weight, site.kind).shape
         rank = min(self.options["rank"], d_out, d_in)
         bound = self.options["gain"] * math.sqrt(6 / (rank + d_in))
         uniform = 2 * torch.rand((rank, d_in), generator=generator, dtype=torch.float32) - 1
         return {DOWN: bound * uniform, UP: torch.zeros((d_out, rank), dtype=torch.float32)}
 
     def fold(self, site, weight, own):
-        return _layers.add_change(weight, site.kind, self.options["scale"] * (own[UP] @ own[DOWN]))
+        return forms.add_change(weight, site.kind, self.options["scale"] * (own[UP] @ own[DOWN]))
 
     def calls(self, shape, n_positions, training):
         return training

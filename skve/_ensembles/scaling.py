@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from sklearn.utils._param_validation import StrOptions
 
-from .. import _layers
-from .base import DIFFERENCES, INPUT_OFFSETS, OUTPUT_OFFSETS, SCALES, LayerRule, draw, n_inputs
+from skve._ensembles import forms
+from skve._ensembles.base import DIFFERENCES, INPUT_OFFSETS, OUTPUT_OFFSETS, SCALES, LayerRule, draw, n_inputs
 
 
 class ChannelScales(LayerRule):
@@ -20,7 +20,7 @@ class ChannelScales(LayerRule):
         return {SCALES: draw(n_inputs(weight, site.kind), generator, self.init_scale)}
 
     def fold(self, site, weight, own):
-        return _layers.scale_channels(weight, site.kind, inputs=torch.exp(own[SCALES]))
+        return forms.scale_channels(weight, site.kind, inputs=torch.exp(own[SCALES]))
 
     def calls(self, shape, n_positions, training):
         return training  # the frozen weight needs no gradient
@@ -56,7 +56,7 @@ class BatchEnsemble(LayerRule):
 
     def fold(self, site, weight, own):
         inputs, outputs = 1 + own[INPUT_OFFSETS], 1 + own[OUTPUT_OFFSETS]
-        return _layers.scale_channels(weight, site.kind, inputs=inputs, outputs=outputs)
+        return forms.scale_channels(weight, site.kind, inputs=inputs, outputs=outputs)
 
     def calls(self, shape, n_positions, training):
         return training

@@ -2,9 +2,9 @@
 
 from sklearn.utils._param_validation import StrOptions
 
-from .. import _layers
-from .._svd import Factors
-from .base import DIFFERENCES, RATIOS, LayerRule, draw
+from skve._backbones.decomposition import Factors
+from skve._ensembles import forms
+from skve._ensembles.base import DIFFERENCES, RATIOS, LayerRule, draw
 
 
 class SingularValues(LayerRule):
@@ -33,15 +33,15 @@ class SingularValues(LayerRule):
         return {RATIOS: draw(len(self.factors(site).sigma), generator, self.init_scale)}
 
     def calls(self, shape, n_positions, training):
-        return _layers.choose_form("linear", shape[0], shape[1], n_positions, training=training) == "two_factor"
+        return forms.choose_form("linear", shape[0], shape[1], n_positions, training=training) == "two_factor"
 
     def fold(self, site, weight, own):
-        return _layers.fold(weight, site.kind, self.factors(site), own[RATIOS])
+        return forms.fold(weight, site.kind, self.factors(site), own[RATIOS])
 
     def call(self, site, inputs, weight, own, bias):
         if site.layer not in self._cast:
             self._cast[site.layer] = self.factors(site).to(weight.dtype)
         factors = self._cast[site.layer]
         if self.options["basis"] == "singular":
-            return _layers.two_factor(inputs, factors, own[RATIOS], bias)
-        return _layers.one_sided(inputs, weight, factors, own[RATIOS], bias)
+            return forms.two_factor(inputs, factors, own[RATIOS], bias)
+        return forms.one_sided(inputs, weight, factors, own[RATIOS], bias)

@@ -1,6 +1,6 @@
 """Snapshot ensembles: one fine-tune with a cyclic learning rate, whose stations are the members."""
 
-from .fine_tuning import FullFineTuning
+from skve._ensembles.fine_tuning import FullFineTuning
 
 
 class Snapshots(FullFineTuning):

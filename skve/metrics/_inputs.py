@@ -3,7 +3,7 @@
 import numpy as np
 from sklearn.utils import check_consistent_length, column_or_1d
 
-from skve._proba import check_proba, row_chunks
+from skve.uncertainty._validation import check_proba, row_chunks
 
 
 def check_targets(y_true, y_proba, labels=None, sample_weight=None):

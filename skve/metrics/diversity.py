@@ -5,8 +5,8 @@ from itertools import combinations
 import numpy as np
 
 from skve import uncertainty
-from skve._proba import check_member_proba
 from skve.metrics._inputs import check_targets
+from skve.uncertainty._validation import check_member_proba
 
 __all__ = [
     "average_kl",

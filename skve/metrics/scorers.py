@@ -7,9 +7,9 @@ from sklearn.base import BaseEstimator
 from sklearn.metrics import get_scorer as get_sklearn_scorer
 from sklearn.utils.metadata_routing import UNUSED
 
-from skve._scores import check_measure, uncertainty_scores
 from skve.metrics import calibration, ood, selective
 from skve.metrics._inputs import check_choice
+from skve.uncertainty._scores import check_measure, uncertainty_scores
 
 __all__ = ["get_scorer", "get_scorer_names", "make_ood_scorer"]
 

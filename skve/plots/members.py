@@ -5,10 +5,10 @@ import textwrap
 
 import numpy as np
 
-from skve._proba import check_member_proba
-from skve._unwrap import unwrap
 from skve.metrics._inputs import check_count
 from skve.plots._style import COLORS, MARKERS, font_size, import_pyplot, name_of, new_axes, split_axes, tidy
+from skve.uncertainty._validation import check_member_proba
+from skve.uncertainty._wrappers import unwrap
 
 _BETWEEN = "  |  "  # the texts of a pair
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from skve._scores import check_measure, uncertainty_scores
 from skve.metrics import ood_auroc
 from skve.plots._style import COLORS, import_pyplot, legend, name_of, new_axes, tidy
+from skve.uncertainty._scores import check_measure, uncertainty_scores
 
 _AXIS = {
     "total": "Total uncertainty (nats)",

@@ -1,9 +1,9 @@
 """Risk-coverage curve."""
 
-from skve._scores import check_measure, uncertainty_scores
 from skve.metrics import aurc, risk_coverage_curve
 from skve.metrics._inputs import errors
 from skve.plots._style import COLORS, GREY, LINES, import_pyplot, legend, name_of, new_axes, tidy
+from skve.uncertainty._scores import check_measure, uncertainty_scores
 
 _BEST = "best ranking"
 

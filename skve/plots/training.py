@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from skve._unwrap import unwrap
 from skve.plots._style import COLORS, font_size, import_pyplot, legend, name_of, new_axes, split_axes, tidy
+from skve.uncertainty._wrappers import unwrap
 
 # A map whose lightness rises evenly: the order of the layers survives greyscale.
 _COLORMAP = "cividis"

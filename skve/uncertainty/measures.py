@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from skve._proba import check_member_proba, check_proba, row_chunks
+from skve.uncertainty._validation import check_member_proba, check_proba, row_chunks
 
 
 def entropy(proba):

@@ -4,16 +4,9 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from skve._proba import check_member_proba, check_proba
-from skve._unwrap import unwrap
-from skve.uncertainty.measures import (
-    class_variance,
-    decomposition,
-    margin_of,
-    pairwise_kl,
-    per_sample,
-    vote_measures,
-)
+from skve.uncertainty._validation import check_member_proba, check_proba
+from skve.uncertainty._wrappers import unwrap
+from skve.uncertainty.measures import class_variance, decomposition, margin_of, pairwise_kl, per_sample, vote_measures
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,301 @@
+"""What the experiment runner is made of: data, measures, paired intervals, tables and pictures."""
+
+import csv
+import itertools
+
+import numpy as np
+import pytest
+from experiment_cases import EXAMPLES, STUDIES, write_lines
+from PIL import Image
+
+import skve
+from skve.metrics import paired_bootstrap
+
+import _data  # isort: skip
+import _fits  # isort: skip
+import _intervals  # isort: skip
+import ood_scores  # isort: skip
+import table  # isort: skip
+from _common import Table, keep_predictions  # isort: skip
+from _study import Study, digest_of, show  # isort: skip
+
+
+# --------------------------------------------------------------------------------------- data, measures
+
+
+def test__load__sizes_and_seeds__one_validation_part_one_test_part_and_unknown_classes_apart(small, data_dir):
+    data = Study(small).data
+    parts = {(n, seed): _data.load({**data, "per_class": n}, data_dir, seed) for n in (2, 5) for seed in (0, 1)}
+    key = {name: [np.asarray(x).tobytes() for x in parts[name].X_valid] for name in parts}
+    assert key[2, 0] == key[5, 0] != key[2, 1]
+    for part in parts.values():
+        assert np.array_equal(part.y_test, parts[2, 0].y_test)
+        assert len(set(part.y_train)) == 4
+        valid = {np.asarray(x).tobytes() for x in part.X_valid}
+        assert len(valid) == 8
+        assert not valid & {np.asarray(x).tobytes() for x in part.X_train}
+        assert len(part.shifts["near"]) == 5
+    assert np.bincount(np.unique(parts[5, 0].y_train, return_inverse=True)[1]).tolist() == [5] * 4
+
+
+def test__load__rare_class__half_of_it_is_for_training(tmp_path):
+    labels = ["a"] * 20 + ["b"] * 20 + ["c"] * 2
+    for split in ("train", "test"):
+        records = [{"split": split, "text": f"text {i}", "label": label} for i, label in enumerate(labels)]
+        write_lines(tmp_path / f"{split}.jsonl.gz", records)
+    path = next(path for path in STUDIES if path.stem == "main_sst2")
+    data = {**Study(path).data, "path": "train.jsonl.gz", "n_valid": 30, "per_class": None, "far": None}
+    parts = _data.load(data, tmp_path, 0, "valid")
+    assert {label: (parts.y_train == label).sum() for label in "abc"} == {"a": 10, "b": 10, "c": 1}
+    assert (parts.y_valid == "c").sum() == 1
+
+
+def test__read_split__line_that_is_no_record__value_error_shows_what_is_wanted(tmp_path):
+    write_lines(tmp_path / "t.jsonl.gz", [{"split": "train", "sentence": "one"}])
+    with pytest.raises(ValueError, match=r"t.jsonl.gz has a line that is no record .*'text'"):
+        _data.read_split("jsonl", tmp_path / "t.jsonl.gz", "train")
+
+
+def test__load__judged_on_validation__reads_no_test_split(small, data_dir):
+    data = {**Study(small).data, "test": "no such split"}
+    parts = _data.load(data, data_dir, 0, "valid")
+    assert np.array_equal(parts.y_test, parts.y_valid)
+    with pytest.raises(ValueError, match="has no array x_no such split; it has"):
+        _data.load(data, data_dir, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"path": "missing.npz"}, "there is no .*missing.npz"),
+        ({"near_classes": 4}, "near_classes=4 of 5 classes .* at least 2 must stay known"),
+        ({"per_class": 7}, "data.per_class=7: class 'crocus' .* has 8 training items, of which 2 are for validation"),
+        ({"loader": "jsonl", "path": "sst2.jsonl.gz", "train": "tran"}, "nothing in the split 'tran'"),
+    ],
+)
+def test__load__what_is_not_there__value_error_names_it(small, data_dir, changes, message):
+    with pytest.raises(ValueError, match=message):
+        _data.load({**Study(small).data, **changes}, data_dir, 0)
+
+
+@pytest.mark.parametrize("ensemble", ["deep", "dropout", "head", "sve", "snapshot"])
+def test__extra_percent__each_kind__counts_what_is_kept_beyond_one_network(small, data_dir, ensemble):
+    cell = Study(small, [f"methods.head.ensemble={ensemble}", "common.n_members=3", "common.max_epochs=3"]).cells(
+        "test"
+    )[-1]
+    parts = _data.load(cell.data, data_dir, 0)
+    clf = _fits.make_classifier(cell, {"weights": data_dir}).fit(parts.X_train, parts.y_train)
+    module = clf._load_backbone(clf._state.spec, clf.preprocess_).module
+    size = sum(p.numel() for p in module.parameters())
+    head = 4 * (clf._state.n_features + 1)
+    expected = {"deep": 2 * (size + head), "snapshot": 2 * (size + head), "dropout": 0, "head": 2 * head}
+    if ensemble == "sve":
+        expected["sve"] = 3 * sum(ratios.shape[1] for ratios in clf.ratios_.values()) + 2 * head
+    assert _fits.extra_percent(clf, 3) == pytest.approx(100 * expected[ensemble] / size)
+
+
+def test__make_classifier__random_text_backbone__untrained_and_the_same_each_time(data_dir):
+    path = next(path for path in STUDIES if path.stem == "main_sst2")
+    study = Study(path, [f"common.backbone=random:{data_dir / 'encoder'}"])
+    clf = _fits.make_classifier(study.cells("test")[0], {"weights": data_dir})
+    models = [clf._load_backbone(clf.backbone, classes=["0", "1"]).module.state_dict() for _ in range(2)]
+    trained = skve.SVETextClassifier(str(data_dir / "encoder"))._load_backbone(str(data_dir / "encoder")).module
+    name = next(name for name in models[0] if name.endswith("query.weight"))
+    assert np.array_equal(models[0][name], models[1][name])
+    assert not np.array_equal(models[0][name], trained.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [("sve", (0.01, 0.2)), ("lora", (1e-4, 1e-2)), ("head", ("", 0.2))],
+)
+def test__rates__none_in_the_study__those_of_the_estimator(data_dir, tmp_path, method, expected):
+    changes = [f"methods={{{method}={{ensemble='{method}'{', head_lr=0.2' if method != 'lora' else ''}}}}}"]
+    study = Study(STUDIES[0].with_name("main_sst2.toml"), [*changes, "test.against=[]", "common={}"])
+    found = _fits.rates_of(study.cells("test")[0], {"weights": data_dir})
+    assert (found["member_lr"], found["head_lr"]) == expected
+
+
+# ------------------------------------------------------------------------------------ intervals, tables
+
+
+def keep(folder, method, seed, rng, sharpness, truth):
+    logits = rng.normal(size=(2, len(truth), 3)) + sharpness * np.eye(3)[truth]
+    other = rng.normal(size=(2, 40, 3))
+    members = {"test": logits, "valid": logits, "far": other}
+    members = {k: np.exp(v) / np.exp(v).sum(-1, keepdims=True) for k, v in members.items()}
+    labels = {"test": truth, "valid": truth}
+    keep_predictions(folder / f"toys_{method}_{seed}.npz", members, labels, np.arange(3))
+    return members["test"].mean(0), members["far"].mean(0)
+
+
+def test__differences__two_methods__as_the_paired_bootstrap_of_the_package(tmp_path):
+    rng = np.random.default_rng(0)
+    truth = rng.integers(3, size=80)
+    proba = {name: [keep(tmp_path, name, s, rng, w, truth) for s in range(3)] for name, w in (("a", 2), ("b", 1))}
+    read = {name: {s: _intervals.read(tmp_path / f"toys_{name}_{s}.npz") for s in range(3)} for name in proba}
+    found = {row["metric"]: row for row in _intervals.differences(read["a"], read["b"])}
+    one, other = (np.stack([test for test, _ in proba[name]]) for name in ("a", "b"))
+
+    def nll(y, p):
+        return -np.log(p[np.arange(len(y)), y]).mean()
+
+    expected = paired_bootstrap(nll, truth, one, other, n_resamples=2000, random_state=0)
+    assert float(found["nll"]["estimate"]) == pytest.approx(expected.estimate, rel=1e-4)
+    assert float(found["nll"]["low"]) == pytest.approx(expected.low, abs=0.05)
+    assert float(found["nll"]["high"]) == pytest.approx(expected.high, abs=0.05)
+
+    def judge(pooled, foreign):
+        members = {"test": pooled[None], "valid": pooled[None], "far": foreign[None]}
+        return _fits.judge(members, {"test": truth, "valid": truth}, np.arange(3), calibrated=True)
+
+    judged = {name: [judge(*kept) for kept in runs] for name, runs in proba.items()}
+    for metric in ("accuracy", "brier", "ece", "nll_temperature", "far_total"):
+        one, other = (np.mean([values[metric] for values in judged[name]]) for name in ("a", "b"))
+        assert float(found[metric]["estimate"]) == pytest.approx(one - other, abs=1e-5)
+        assert (found[metric]["n_seeds"], found[metric]["n_items"]) == (3, 80)
+    assert "nll_temperature" not in _intervals.read(tmp_path / "toys_a_0.npz", calibrated=False)
+
+
+def test__differences__other_test_items__value_error(tmp_path):
+    rng = np.random.default_rng(0)
+    truth = rng.integers(3, size=20)
+    keep(tmp_path, "a", 0, rng, 1, truth)
+    keep(tmp_path, "b", 0, rng, 1, truth[::-1])
+    one, other = ({0: _intervals.read(tmp_path / f"toys_{name}_0.npz")} for name in ("a", "b"))
+    with pytest.raises(ValueError, match="cannot be paired"):
+        _intervals.differences(one, other)
+
+
+def row(method, seed, **values):
+    known = {"study": "s", "data": "toys", "method": method, "factors": "", "stage": "test", "seed": str(seed)}
+    known |= {
+        "status": "ok",
+        "trial": "",
+        "sitting": "x",
+        "threads": "1",
+        "jobs": "1",
+        "member_lr": "",
+        "head_lr": "0.1",
+    }
+    return {name: str({**known, **values}.get(name, "")) for name in _fits.COLUMNS}
+
+
+def test__main_tables__rows__best_in_bold_and_times_of_one_sitting_only():
+    rows = [row("deep", s, nll=0.5 + s / 10, accuracy=0.8, fit_seconds=10.0, sitting=s) for s in (0, 1)]
+    rows += [row("sve", s, nll=0.3 + s / 10, accuracy=0.8, fit_seconds=4.0, sitting=0) for s in (0, 1)]
+    quality, costs = table.main_tables(rows)
+    assert quality[0] == "| method | accuracy % | NLL | seeds | member / head rate |"
+    assert quality[2:] == [
+        "| deep | **80.0** ± 0.0 | 0.550 ± 0.071 | 2 | - / 0.1 |",
+        "| sve | **80.0** ± 0.0 | **0.350** ± 0.071 | 2 | - / 0.1 |",
+    ]
+    assert costs == ["| method | fit / deep |", "|---|---|", "| deep | 1.00 |", "| sve | 0.40 |"]
+
+
+def test__table__csv_and_intervals__prints_tables_and_draws(tmp_path, capsys):
+    out = tmp_path / "e.csv"
+    rows = Table(out, ())
+    for n, method, seed in ((n, m, s) for n in (20, 5) for m in ("deep", "sve") for s in (0, 1)):
+        rows.add(row(method, seed, factors=f"per_class={n} max_epochs={60 // n}", nll=0.5 + n / 100, ece=0.1))
+    with open(tmp_path / "e_intervals.csv", "w", newline="") as stream:
+        writer = csv.DictWriter(stream, _intervals.COLUMNS)
+        writer.writeheader()
+        values = {"metric": "ece", "estimate": -0.02, "low": -0.03, "high": -0.01, "method": "sve", "against": "deep"}
+        values |= {"study": "s", "factors": "per_class=5 max_epochs=12", "n_seeds": 2}
+        writer.writerow({**values, "settings": f"{digest_of('')} {digest_of('')}"})
+        writer.writerow({**values, "metric": "nll", "settings": f"{digest_of('{}')} {digest_of('')}"})
+        writer.writerow({**values, "metric": "nll", "settings": f"{digest_of('')} {digest_of('')}", "n_seeds": 1})
+    table.main(["--csv", str(out), "--pictures", str(tmp_path / "pictures")])
+    captured = capsys.readouterr()
+    shown = captured.out
+    assert shown.index("| per_class=5 max_epochs=12 | deep |") < shown.index("| per_class=20 max_epochs=3 | deep |")
+    assert "| difference | ECE % |" in shown
+    assert "| sve less deep | **-2.0 (-3.0 to -1.0)** |" in shown
+    assert "2 differences of other settings or seeds" in captured.err
+    assert Image.open(tmp_path / "pictures" / "s.png").width > 300
+    page = tmp_path / "page.md"
+    page.write_text("Before.\n<!-- s -->\nold\n<!-- end of s -->\nAfter.\n")
+    table.main(["--csv", str(out), "--page", str(page)])
+    found = page.read_text()
+    assert found.startswith("Before.\n<!-- s -->\n")
+    assert found.endswith("|\n<!-- end of s -->\nAfter.\n")
+    assert "old" not in found
+    page.write_text("Before.\n<!-- s -->\nAfter.\n")
+    with pytest.raises(SystemExit):
+        table.main(["--csv", str(out), "--page", str(page)])
+    assert page.read_text() == "Before.\n<!-- s -->\nAfter.\n"
+    with pytest.raises(SystemExit):
+        table.main(["--csv", str(out), "--study", "t"])
+    assert "--study t: the CSV has tests of ['s']" in capsys.readouterr().err
+
+
+def test__verdict__pairs_in_either_direction__better_worse_or_level():
+    def pair(method, against, metric, estimate, low, high):
+        known = {"study": "main_a", "factors": "", "method": method, "against": against, "metric": metric}
+        return known | {"estimate": estimate, "low": low, "high": high}
+
+    rows = [
+        pair("sve", "deep", "nll", "-0.02", "-0.03", "-0.01"),
+        pair("head", "sve", "nll", "-0.02", "-0.03", "-0.01"),
+        pair("sve", "deep", "far_total", "0.1", "-0.1", "0.3"),
+        pair("head", "sve", "far_total", "-0.1", "-0.2", "-0.05"),
+        pair("head", "deep", "nll", "1", "1", "1"),
+        pair("head", "sve", "nll", "-0.01", "-1", "1") | {"factors": "per_class=5"},
+    ]
+    assert table.verdict(rows, "sve", "main") == [
+        "|  | sve less | a | a per_class=5 |",
+        "|---|---|---|---|",
+        "| NLL | deep | **better** -0.020 |  |",
+        "| NLL | head | *worse* +0.020 | level +0.010 |",
+        "| far, total | deep | level +0.100 |  |",
+        "| far, total | head | **better** +0.100 |  |",
+    ]
+
+
+def test__table__rows_of_other_settings_than_the_study_has__says_so(tmp_path, capsys):
+    study = Study(STUDIES[0].with_name("rates.toml"))
+    cell = study.cells("test")[0]
+    for settings in ("{}", cell.settings):
+        out = tmp_path / f"{len(settings)}.csv"
+        Table(out, ()).add(row("sve", 0, study="rates", factors=show(cell.factors), nll=0.5, settings=settings))
+        table.main(["--csv", str(out)])
+        assert ("1 of 1 rows were made with other settings than rates.toml has" in capsys.readouterr().out) == (
+            settings == "{}"
+        )
+
+
+def test__csv_table__other_columns_than_the_file__value_error(tmp_path):
+    Table(tmp_path / "t.csv", ("a",)).add({"a": 1, "b": 2})
+    with pytest.raises(ValueError, match=r"has the columns \['a', 'b'\]; a row to be added has \['a'\]"):
+        Table(tmp_path / "t.csv", ("a",)).add({"a": 1})
+
+
+def test__evidence_page__its_tables__are_those_of_the_committed_rows(tmp_path):
+    docs = EXAMPLES.parent / "docs"
+    page = tmp_path / "evidence.md"
+    text = (docs / "evidence.md").read_text(encoding="utf-8")
+    page.write_text(text, encoding="utf-8")
+    verdicts = ("--verdict", "main=sve", "basis=singular")
+    table.main(["--csv", str(docs / "data" / "evidence.csv"), *verdicts, "--page", str(page)])
+    assert page.read_text(encoding="utf-8") == text
+    assert "other settings" not in text
+    for study in {row["study"] for row in table.read(docs / "data" / "evidence.csv")}:
+        assert f"<!-- {study} -->\n" in text
+        assert f"<!-- end of {study} -->" in text
+        assert (docs / "pictures" / f"{study}.png").is_file()
+
+
+def test__ood_scores__kept_predictions__a_line_for_each_method(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    truth = rng.integers(3, size=20)
+    for method, seed in itertools.product("ab", range(2)):
+        keep(tmp_path, method, f"{seed}_0123abcd", rng, 3, truth)
+    ood_scores.main([str(tmp_path)])
+    header, _, *lines = capsys.readouterr().out.splitlines()
+    assert header.startswith("| foreign | data, method | total | aleatoric | epistemic | first member |")
+    assert [line.split(" | ")[1] for line in lines] == ["toys a", "toys b"]
+    assert all(0.5 < float(line.split(" | ")[2]) <= 1 for line in lines)
+    with pytest.raises(SystemExit):
+        ood_scores.main([str(tmp_path / "none")])
+    assert "no predictions of several members" in capsys.readouterr().err

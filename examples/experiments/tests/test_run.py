@@ -1,0 +1,392 @@
+"""The experiment runner: studies parse, run end to end on toys, go on after a kill, and say what is wrong."""
+
+import csv
+import re
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from experiment_cases import EXAMPLES, SMALL, STUDIES
+
+import _data  # isort: skip
+import _fits  # isort: skip
+import run  # isort: skip
+import table  # isort: skip
+from _common import Table, measures  # isort: skip
+from _study import Study  # isort: skip
+
+
+def start(study, data_dir, csv_path, *more):
+    return run.main([str(study), "--data-dir", str(data_dir), "--csv", str(csv_path), *more])
+
+
+def rows_of(path):
+    with open(path, newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def count_fits(monkeypatch):
+    """Return a list that grows by the cells of each fit from now on."""
+    fits, original = [], run.run_fit
+    monkeypatch.setattr(run, "run_fit", lambda cells, options: fits.append(cells) or original(cells, options))
+    return fits
+
+
+# ------------------------------------------------------------------------------------------ the studies
+
+
+def test__studies__all_that_are_promised__there():
+    datasets = ("flowers_cnn", "flowers_vit", "clinc", "sst2")
+    promised = {f"{kind}_{data}" for kind in ("main", "basis") for data in datasets}
+    promised |= {
+        "pretrained",
+        "members",
+        "rates",
+        "default_rates",
+        *(f"equal_rates_{data}" for data in datasets),
+        "members_that_differ",
+        "remedies",
+        "remedies_clinc",
+    }
+    promised |= {"paper_sst2_bert", "paper_arc_easy_llama2"}
+    promised |= {"paper_flowers102_dino_vits16", "paper_flowers102_dinov2", "paper_pets_dinov2"}
+    promised |= {"paper_cifar100_dinov2"}
+    assert {path.stem for path in STUDIES} == promised
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test__study__each_file__is_valid_and_names_the_methods_that_it_compares(path):
+    study = Study(path)
+    assert len(study.methods) > 1
+    assert study.question.endswith(("?", "."))
+    if path.stem.startswith("main_"):
+        kinds = {"sve", "scale", "single", "deep", "head", "lora", "batch", "dropout", "bias"}
+        assert {own["ensemble"] for own in study.methods.values()} == kinds
+        assert 4 <= study.n_trials <= 6
+        assert study.tuning["n_members"] == 2
+        assert len(study.test["seeds"]) == 3
+
+
+def shrink(study, data_dir):
+    """Return the changes that let a study run on a handful of items and a toy backbone."""
+    known = Study(study)
+    changes = ["common.max_epochs=1", "tuning.trials=1", "test.seeds=[0]", "common.n_members=2", "data.n_test=9"]
+    changes += ["data.n_valid=6", "common.warmup=0.1"]
+    if known.data["loader"] != "jsonl":
+        backbone, size = ("random:test_resnet", 32) if "cnn" in study.stem else ("random:test_vit", 160)
+        changes += [f"common.backbone={backbone}", f"common.image_size={size}"]
+    else:
+        folder = "decoder" if "llama" in study.stem else "encoder"
+        changes += [f"common.backbone={data_dir / folder}"]
+        changes += ["common.max_length=64"] * ("max_length" in known.common)
+        changes += [f"methods.{name}.n_members=2" for name, own in known.methods.items() if "n_members" in own]
+    changes += ["data.per_class=2"] * (known.data["per_class"] is not None)
+    changes += ["data.near_classes=1"] * (known.data["near_classes"] > 0)
+    changes += ["data.n_classes=3"] * (known.data["n_classes"] is not None)
+    changes += ["factors.n_members=[1, 3]"] * ("n_members" in known.factors)
+    return [part for change in changes for part in ("--set", change)]
+
+
+END_TO_END = [path for path in STUDIES if path.stem.startswith(("main_", "paper_"))]
+
+
+@pytest.mark.parametrize("path", END_TO_END, ids=lambda path: path.stem)
+def test__run__study_on_a_handful_of_items__every_cell_with_its_measures(path, data_dir, tmp_path):
+    out = tmp_path / "evidence.csv"
+    assert start(path, data_dir, out, "--predictions", str(tmp_path / "kept"), *shrink(path, data_dir)) == 0
+    rows = rows_of(out)
+    study = Study(path)
+    n_points = 2 if "n_members" in study.factors else 1
+    assert {row["method"] for row in rows} == set(study.methods)
+    assert len(rows) == n_points * len(study.methods)
+    for row in rows:
+        assert (row["status"], row["error"]) == ("ok", "")
+        assert 0 <= float(row["accuracy"]) <= 1
+        for name in ("nll", "brier", "ece", "nll_temperature", "ece_temperature", "aurc", "extra_percent"):
+            assert np.isfinite(float(row[name])), name
+        for shift in ("near", "far"):
+            known = study.data[shift] is not None or (shift == "near" and study.data["near_classes"])
+            several = int(row["n_members"]) > 1
+            assert (row[f"{shift}_total"] != "") == bool(known)
+            assert (row[f"{shift}_epistemic"] != "") == bool(known and several)
+    paired = rows_of(tmp_path / "evidence_intervals.csv")
+    assert {row["against"] for row in paired} == set(study.test["against"])
+    pairs = {(row["factors"], frozenset((row["method"], row["against"])), row["metric"]) for row in paired}
+    assert len(pairs) == len(paired)
+    assert all(float(row["low"]) <= float(row["high"]) for row in paired)
+    assert any("| sve " in line for lines in table.main_tables(table.read(out)) for line in lines)
+
+
+# ------------------------------------------------------------------------------------------ the runner
+
+
+def test__run__two_trials__the_better_on_validation_data_is_tested(small, data_dir, tmp_path):
+    out = tmp_path / "e.csv"
+    assert start(small, data_dir, out) == 0
+    rows = rows_of(out)
+    assert len(rows) == 3 * 2 + 3 * 2
+    for method in ("deep", "single", "head"):
+        tuned = [row for row in rows if (row["method"], row["stage"]) == (method, "tune")]
+        tested = [row for row in rows if (row["method"], row["stage"]) == (method, "test")]
+        assert {row["seed"] for row in tuned} == {"100"}
+        best = min(tuned, key=lambda row: float(row["nll"]))
+        assert {row["head_lr"] for row in tested} == {best["head_lr"]}
+        assert {row["trials"] for row in rows} == {"2"}
+
+
+def test__run__swept_members__fitted_once_for_all_numbers(small, data_dir, tmp_path, monkeypatch):
+    fits = count_fits(monkeypatch)
+    one = ("--set", "tuning.trials=1", "--set", "factors.n_members=[1, 2]", "--set", "test.seeds=[1]")
+    assert start(small, data_dir, tmp_path / "e.csv", *one) == 0
+    assert sorted(len(cells) for cells in fits) == [2, 2, 2]
+    row = next(r for r in rows_of(tmp_path / "e.csv") if (r["method"], r["factors"]) == ("deep", "n_members=1"))
+    study = Study(small, ["tuning.trials=1", "methods.deep.n_members=1"])
+    cell = next(c for c in study.cells("test") if (c.method, c.seed) == ("deep", 1))
+    parts = _data.load(cell.data, data_dir, 1)
+    clf = _fits.make_classifier(cell, {"weights": data_dir}).fit(parts.X_train, parts.y_train)
+    found = measures({"test": clf.predict_proba(parts.X_test)}, {}, parts.y_test, clf.classes_)
+    assert float(row["nll"]) == pytest.approx(found["nll"], rel=1e-5)
+
+
+def test__run__trials_in_another_order__their_rows_still_count(small, data_dir, tmp_path, monkeypatch):
+    out = tmp_path / "e.csv"
+    assert start(small, data_dir, out) == 0
+    fits = count_fits(monkeypatch)
+    more = ("--set", "methods.head.trials={head_lr=[1e-1, 1e-2]}")
+    assert start(small, data_dir, out, *more) == 0
+    assert not fits
+
+
+def test__run__predictions_asked_for_later__finished_tests_are_fitted_again(small, data_dir, tmp_path, monkeypatch):
+    out, kept = tmp_path / "e.csv", tmp_path / "kept"
+    one = ("--set", "tuning.trials=1", "--set", "test.seeds=[0]")
+    assert start(small, data_dir, out, *one) == 0
+    fits = count_fits(monkeypatch)
+    assert start(small, data_dir, out, *one, "--predictions", str(kept)) == 0
+    assert len(fits) == 3
+    before = rows_of(tmp_path / "e_intervals.csv")
+    again = (*one, "--predictions", str(tmp_path / "new"), "--limit", "1")
+    assert start(small, data_dir, out, *again) == 0
+    assert rows_of(tmp_path / "e_intervals.csv") == before  # one method alone has no pair: the old ones stay
+
+
+def test__run__interrupted_twice__every_cell_runs_once(small, data_dir, tmp_path, monkeypatch):
+    out = tmp_path / "e.csv"
+    fits = count_fits(monkeypatch)
+    start(small, data_dir, out, "--limit", "2")
+    assert len(fits) == 2
+    original = run.run_fit
+
+    def stopped(cells, options):
+        if len(fits) == 5:
+            raise KeyboardInterrupt
+        return original(cells, options)
+
+    monkeypatch.setattr(run, "run_fit", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        start(small, data_dir, out)
+    monkeypatch.setattr(run, "run_fit", original)
+    assert start(small, data_dir, out) == 0
+    identities = [cell.identity for cells in fits for cell in cells]
+    assert len(identities) == len(set(identities)) == len(rows_of(out)) == 12
+    before = len(fits)
+    assert start(small, data_dir, out) == 0
+    assert len(fits) == before
+
+
+def test__run__last_line_half_written__cut_off_and_run_again(small, data_dir, tmp_path, monkeypatch):
+    out = tmp_path / "e.csv"
+    one = ("--set", "tuning.trials=1")
+    start(small, data_dir, out, *one)
+    whole = out.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    out.write_bytes(b"".join(lines[:-1]) + lines[-1][:25])
+    fits = count_fits(monkeypatch)
+    assert start(small, data_dir, out, *one) == 0
+    assert [cell.identity[:-1] for cells in fits for cell in cells] == [("small", "head", "", "test", "1")]
+    rows = rows_of(out)
+    assert len(rows) == 6
+    assert all(None not in row and row["status"] == "ok" for row in rows)
+
+
+def test__run__changed_setting__only_rows_with_the_present_settings_count(small, data_dir, tmp_path, monkeypatch):
+    out = tmp_path / "e.csv"
+    one = ("--set", "tuning.trials=1")
+    start(small, data_dir, out, *one)
+    fits = count_fits(monkeypatch)
+    assert start(small, data_dir, out, *one, "--set", "methods.head.max_epochs=2") == 0
+    assert {cell.method for cells in fits for cell in cells} == {"head"}
+    assert len(rows_of(out)) == 8
+    assert len(table.read(out)) == 6
+
+
+def test__run__failing_cell__recorded_and_tried_again_while_the_others_go_on(small, data_dir, tmp_path, capsys):
+    out = tmp_path / "e.csv"
+    backbones = 'factors.backbone=["random:test_resnet", "test_resnet@{weights}/none.safetensors"]'
+    more = ("--set", "tuning.trials=1", "--set", backbones, "--set", "test.seeds=[0]")
+    assert start(small, data_dir, out, *more) == 1
+    rows = rows_of(out)
+    assert [row["status"] for row in rows].count("failed") == 3
+    assert [row["status"] for row in rows].count("ok") == 3
+    failed = next(row for row in rows if row["status"] == "failed")
+    assert failed["factors"] == "backbone=test_resnet@{weights}/none.safetensors"
+    assert "{weights}/none.safetensors" in failed["error"]
+    assert str(data_dir) not in failed["error"]
+    assert "3 cells finished, 3 failed, 0 to do" in capsys.readouterr().err
+    assert start(small, data_dir, out, *more) == 1
+    assert len(rows_of(out)) == 9
+
+
+def test__run__all_trials_of_a_method_failed__it_has_no_test_and_others_have(small, data_dir, tmp_path):
+    out = tmp_path / "e.csv"
+    broken = ("--set", "methods.head.backbone=random:no_such_model", "--set", "test.seeds=[0]")
+    assert start(small, data_dir, out, *broken) == 1
+    tested = {row["method"] for row in rows_of(out) if row["stage"] == "test"}
+    assert tested == {"deep", "single"}
+
+
+@pytest.mark.slow
+def test__run__killed_process__goes_on_where_it_was(small, data_dir, tmp_path, monkeypatch):
+    out = tmp_path / "e.csv"
+    script = str(EXAMPLES / "experiments" / "run.py")
+    command = [sys.executable, script, str(small), "--data-dir", str(data_dir), "--csv", str(out)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        while not out.exists() or out.read_bytes().count(b"\n") < 3:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    kept = Table(out, ()).rows
+    fits = count_fits(monkeypatch)
+    assert start(small, data_dir, out) == 0
+    done = {tuple(row[name] for name in run.KEY) for row in kept}
+    assert not done & {cell.identity for cells in fits for cell in cells if len(cells) == 1}
+    assert len(rows_of(out)) >= 12
+
+
+@pytest.mark.slow
+def test__run__two_jobs_or_fresh_processes__the_same_figures_and_a_peak(small, data_dir, tmp_path):
+    more = ("--set", "tuning.trials=1", "--set", "test.seeds=[0]")
+    found = {}
+    for name, options in {"plain": (), "jobs": ("--jobs", "2"), "fresh": ("--memory", "--jobs", "2")}.items():
+        assert start(small, data_dir, tmp_path / f"{name}.csv", *more, *options) == 0
+        found[name] = {row["method"]: row for row in rows_of(tmp_path / f"{name}.csv")}
+    for name in ("jobs", "fresh"):
+        for method, row in found["plain"].items():
+            assert found[name][method]["nll"] == row["nll"]
+    assert float(found["fresh"]["deep"]["peak_mib"]) > 0
+
+
+# ------------------------------------------------------------------------------------------- bad input
+
+WRONG = {
+    "unknown section": ('comon = {}\n', "small: unknown key comon; the nearest known one is common"),
+    "unknown key of data": (("per_class = 3", "per_clas = 3"), "data.per_clas; the nearest known one is per_class"),
+    "unknown parameter": (("max_epochs = 1", "max_epoch = 1"), "unknown key common.max_epoch; .* max_epochs"),
+    "unknown key of a method": (('ensemble = "head"', 'ensembl = "head"'), "methods.head.ensembl; .* ensemble"),
+    "unknown rate": (("head_lr = [1e-2, 1e-1] }\n\n[methods.single", "headlr = [1, 2] }\n\n[methods.single"),
+                     "methods.deep.trials.headlr; .* head_lr"),
+    "wrong type": (("per_class = 3", 'per_class = "3"'), "data.per_class='3' is of type str; wanted int"),
+    "negative number": (("n_valid = 8", "n_valid = -8"), "data.n_valid=-8; wanted a number of at least 1"),
+    "missing key": (("n_valid = 8", ""), "data.n_valid is missing"),
+    "unknown loader": (('loader = "arrays"', 'loader = "array"'), "data.loader='array'; .* nearest 'arrays'"),
+    "unknown ensemble": (('ensemble = "head"', 'ensemble = "heads"'), "methods.head: .*'ensemble' parameter"),
+    "wrong value": (("max_epochs = 1", "max_epochs = -1"), "'max_epochs' parameter .* Got -1"),
+    "unknown option": (('ensemble = "deep"', 'ensemble = "deep"\nensemble_params = { rank = 3 }'),
+                       "methods.deep: ensemble_params=.* no option"),
+    "unequal trials": (("head_lr = [1e-2, 1e-1] }\n\n[methods.single", "head_lr = [1e-2] }\n\n[methods.single"),
+                       "every method needs the same number of trials; got .*'deep': 1, 'single': 2, 'head': 2"),
+    "unknown reference": (("seeds = [0, 1]", 'seeds = [0]\nagainst = ["deap"]'), "test.against='deap'; .* 'deep'"),
+    "no seeds": (("seeds = [0, 1]", "seeds = []"), "test.seeds=\\[\\]; wanted a list of integers"),
+    "broken file": (("[common]", "[common"), "is no TOML"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test__study__wrong_file__value_error_names_it(small, case):
+    change, message = WRONG[case]
+    text = change + SMALL if isinstance(change, str) else SMALL.replace(*change)
+    assert text != SMALL
+    small.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        Study(small)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("data.per_clas=3", "unknown key data.per_clas"),
+        ("factors.n_member=[1, 2]", "unknown key factors.n_member; the nearest known one is n_members"),
+        ("factors.n_members=2", "factors.n_members=2; wanted a list"),
+        ("factors.head_lr=[1e-2]", "methods.deep sets head_lr, which factors sweep; wanted one of both"),
+        ('factors.per_class=["5"]', "factors.per_class='5' is of type str; wanted int"),
+        ("factors.per_class=[0]", "factors.per_class=0; wanted a number of at least 1"),
+        ("data.n_valid=0", "data.n_valid=0; wanted a number of at least 1"),
+        ("tuning.trials=0", "tuning.trials=0; wanted a number of at least 1"),
+        ("question.x=2", "question is a value, no section"),
+        ("nothing", "wanted section.key=value"),
+    ],
+)
+def test__study__wrong_change__value_error_names_it(small, change, message):
+    with pytest.raises(ValueError, match=message):
+        Study(small, [change])
+
+
+def test__study__missing_file__value_error_with_the_nearest(small):
+    with pytest.raises(ValueError, match=r"no file .*smal.toml; did you mean small.toml\?"):
+        Study(small.with_name("smal.toml"))
+
+
+def test__study__factors_swept_together__pairs_and_not_products(small):
+    study = Study(small, ['factors={"per_class, max_epochs" = [[2, 5], [3, 4]], n_members = [1, 2]}'])
+    points = [(c.data["per_class"], c.parameters["max_epochs"], c.n_members) for c in study.cells("test")]
+    assert {p for p in points if p[2] == 2} == {(2, 5, 2), (3, 4, 2)}
+    with pytest.raises(ValueError, match="wanted lists of 2 values"):
+        Study(small, ['factors={"per_class, max_epochs" = [2, 3]}'])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("data.per_clas=3", "error: small: unknown key data.per_clas; the nearest known one is per_class"),
+        ("factors.per_class=[3, 99]", "error: data.per_class=99: class 'crocus' of cifar10_small.npz has 8 training"),
+        ("data.n_classes=9", "error: data: n_classes=9 and near_classes=1 of 5 classes"),
+        ("data.path=none.npz", "error: data: there is no"),
+        ('data.far={loader="arrays", path="cifar10_small.npz", split="x"}', "error: data: .* has no array x_x"),
+    ],
+)
+def test__run__wrong_study_or_sizes_that_data_lack__one_error_before_any_fit(
+    small, data_dir, tmp_path, change, message, capsys
+):
+    with pytest.raises(SystemExit):
+        start(small, data_dir, tmp_path / "e.csv", "--set", change)
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "e.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "n_fits"),
+    [
+        ("methods.deep.ensemble_params={order = 'own'}", 1),
+        ("methods.deep.ensemble_params={diversity = 0.1}", 2),
+        ("methods.deep.ensemble='snapshot'", 2),
+        ("common.early_stopping=true", 2),
+    ],
+)
+def test__cell_fit__members_that_are_coupled__have_fits_of_their_own(small, change, n_fits):
+    study = Study(small, [change, "factors.n_members=[2, 3]", "test.seeds=[0]", "common.max_epochs=3"])
+    assert len({cell.fit for cell in study.cells("test") if cell.method == "deep"}) == n_fits
+
+
+def test__cells__options_in_trials__join_those_of_the_method(small):
+    changes = ['methods.deep={ensemble="lora", ensemble_params={gain=2.0}, trials={"ensemble_params.rank"=[2, 4]}}']
+    cells = [cell for cell in Study(small, changes).cells("tune") if cell.method == "deep"]
+    assert [cell.parameters["ensemble_params"] for cell in cells] == [{"gain": 2.0, "rank": n} for n in (2, 4)]
+
+
+@pytest.mark.parametrize("more", [("--jobs", "10000"), ("--threads", "0")])
+def test__run__more_threads_than_cores__stops_at_once(small, data_dir, tmp_path, more, capsys):
+    with pytest.raises(SystemExit):
+        start(small, data_dir, tmp_path / "e.csv", *more)
+    assert "wanted 1 to" in capsys.readouterr().err

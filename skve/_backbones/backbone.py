@@ -1,0 +1,230 @@
+"""From what a user passes as `backbone` to a frozen module with its preprocessing, kept in a process cache."""
+
+import copy
+import dataclasses
+import hashlib
+import types
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+from skve._backbones import decomposition
+from skve._backbones.cache import _lock, cached
+from skve._runtime.locks import new_lock
+
+
+@dataclasses.dataclass(eq=False)
+class Backbone:
+    """A frozen pretrained module and what belongs to it.
+
+    Attributes
+    ----------
+    module : torch.nn.Module
+        In evaluation mode, in float32, without gradients; never changed.
+    description : dict
+        Plain values that find the backbone again: "kind", "name", "architecture", "sha256" of the weights.
+    preprocess : dict
+        Plain values that turn an input into what the module expects (for images timm's data configuration).
+    features : callable
+        `features(module, inputs)` gives a tensor of shape (n_samples, n_features).
+    head_start : tuple of (Tensor of shape (n_classes, n_features), Tensor of shape (n_classes,)), or None
+        Where members' heads start; None draws them at random.
+    """
+
+    module: nn.Module
+    description: dict
+    preprocess: dict
+    features: Callable
+    head_start: tuple | None = None
+
+    def __post_init__(self):
+        self._factors: dict[tuple[str, str], decomposition.Factors] = {}
+        self._fingerprints: dict[tuple[str, str], float] = {}
+        self._copies: dict[torch.device, Backbone] = {}
+        self._factor_lock = new_lock()
+
+    @property
+    def device(self):
+        """Device of the weights; the CPU where there is none."""
+        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+
+    def factors(self, site, basis="singular"):
+        """Return the decomposition of one weight, or its factors in a random basis; computed once in a process."""
+        with self._factor_lock:
+            key = (site.parameter, basis)
+            if key not in self._factors:
+                weight = self.module.get_parameter(site.parameter)
+                if basis == "singular":
+                    factors = decomposition.decompose(weight, site.kind)
+                else:
+                    factors = decomposition.random_basis(weight, site.kind, site.layer, self.factors(site).Vt)
+                self._factors[key] = factors.to(weight.device)
+            return self._factors[key]
+
+    def fingerprint(self, site, basis="singular"):
+        """Return the fingerprint of one weight's factors, see `decomposition.fingerprint`."""
+        key = (site.parameter, basis)
+        if key not in self._fingerprints:
+            self._fingerprints[key] = decomposition.fingerprint(self.factors(site, basis).to("cpu"))
+        return self._fingerprints[key]
+
+    def on(self, device):
+        """Return this backbone with its tensors on `device`."""
+        device = torch.device(device)
+        if device.type == next(self.module.parameters(), torch.empty(0)).device.type:
+            return self
+        with _lock:
+            if device not in self._copies:
+                other = self.view(module=copy.deepcopy(self.module).to(device))
+                other.__post_init__()
+                self._copies[device] = other
+            own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+            return self._copies[device].view(**(own | {"module": self._copies[device].module}))
+
+    def view(self, **changes):
+        """Return this backbone with other attributes, sharing its decompositions and its copies on devices."""
+        other = copy.copy(self)
+        vars(other).update(changes)
+        return other
+
+    def arrays(self):
+        """Return the weights as NumPy arrays, bfloat16 widened to float32."""
+        state = self.module.state_dict()
+        widened = {name: t.float() if t.dtype == torch.bfloat16 else t for name, t in state.items()}
+        return {name: t.detach().cpu().numpy() for name, t in widened.items()}
+
+    def files(self):
+        """Return what else rebuilding the backbone takes: name -> bytes."""
+        return {}
+
+    @property
+    def nbytes(self):
+        """Memory of the weights, the decompositions and the copies on other devices, in bytes."""
+        own = sum(t.nbytes for t in [*self.module.parameters(), *self.module.buffers()])
+        factors = sum(f.nbytes for f in self._factors.values())
+        return own + factors + sum(other.nbytes for other in self._copies.values())
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EmbeddedBackbone:
+    """A backbone whose weights came with a saved model: plain values, NumPy arrays and bytes, no network."""
+
+    description: dict
+    preprocess: dict
+    arrays: dict
+    files: dict = dataclasses.field(default_factory=dict)
+
+    def __repr__(self):
+        return f"<the embedded backbone {self.description['name']!r}>"
+
+    def __deepcopy__(self, memo):
+        return self  # nothing changes it; scikit-learn's clone copies parameters
+
+
+def check_embedded(backbone, spec):
+    """Return a backbone that was rebuilt if it has the weights that its description promises, and its cache's key."""
+    wrong = [
+        name for name in ("sha256", "head_sha256") if backbone.description.get(name) != spec.description.get(name)
+    ]
+    if wrong:
+        raise ValueError(
+            f"the embedded backbone {spec.description['name']!r} does not have the weights that its description "
+            f"names; take a whole copy of the saved model, or pass the weights: skve.load(folder, backbone=...)"
+        )
+    return backbone
+
+
+def weights_hash(module):
+    """Return the SHA-256 of a module's parameters and buffers: names, types, shapes and bytes."""
+    return tensors_hash(module.state_dict())
+
+
+def tensors_hash(tensors):
+    """Return the SHA-256 of a dict of tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}:{values.dtype}:{tuple(values.shape)};".encode())
+        digest.update(values.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def freeze(module, description, preprocess, features):
+    """Make a `Backbone` of a module that nobody else holds."""
+    module = module.eval().requires_grad_(False)
+    if any(isinstance(part, nn.Conv2d) for part in module.modules()):
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.dim() == 4:  # two to four times faster on CPUs; three-dimensional convolutions have five
+                tensor.data = tensor.data.to(memory_format=torch.channels_last)
+    description = {**description, "sha256": weights_hash(module)}
+    return Backbone(module, description, preprocess, features)
+
+
+def from_module(module, features, preprocess, options=()):
+    """Make a backbone of a user's module, which is copied; equal modules share one entry of the cache.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    features : callable
+        See `Backbone`.
+    preprocess : callable
+        `preprocess(copy)` may prepare the copy and returns the preprocessing.
+    options : tuple
+        What else the result depends on.
+    """
+    key = ("module", features.__qualname__, options, _module_key(module))
+
+    def build():
+        own = copy.deepcopy(module).float()
+        description = {"kind": "module", "name": type(module).__qualname__, "architecture": None}
+        return freeze(own, description, preprocess(own), features)
+
+    return cached(key, build)
+
+
+def _module_key(module):
+    """Return what tells modules apart and is the same for copies: classes, plain attributes and weights.
+
+    A module with an attribute that cannot be compared (a lambda, a hook, an object of its own kind) is told
+    apart by identity, and shares its entry of the cache with nobody.
+    """
+    try:
+        parts = tuple((name, type(part), _comparable(vars(part))) for name, part in module.named_modules())
+        parts += tuple(name for name, _ in module.named_parameters())  # a tied weight is listed once
+    except _NotComparableError:
+        return (module, weights_hash(module))
+    return (parts, weights_hash(module))
+
+
+class _NotComparableError(Exception):
+    pass
+
+
+def _comparable(value):
+    """Return a hashable stand-in for an attribute's value."""
+    if isinstance(value, nn.Module | nn.Parameter):
+        return None  # listed by `named_modules` and hashed with the weights
+    if isinstance(value, torch.Tensor):
+        data = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()  # any dtype as bytes
+        return (str(value.dtype), tuple(value.shape), hashlib.sha256(data.tobytes()).digest())
+    if value is None or isinstance(value, bool | int | float | str | bytes | torch.dtype | torch.device | type):
+        return value
+    if isinstance(value, Mapping):
+        return tuple((_comparable(k), _comparable(v)) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return tuple(_comparable(v) for v in value)
+    if isinstance(value, set | frozenset):
+        return frozenset(_comparable(v) for v in value)
+    if isinstance(value, types.FunctionType | types.BuiltinFunctionType) and "<" not in value.__qualname__:
+        return value
+    raise _NotComparableError
+
+
+def check_output(output, dims, wanted):
+    """Return a module's output if it is a tensor with a number of dimensions that is among `dims`."""
+    if not isinstance(output, torch.Tensor) or output.dim() not in dims:
+        what = f"shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
+        raise ValueError(f"the backbone returned {what}; wanted {wanted}")
+    return output

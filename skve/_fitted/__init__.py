@@ -1,0 +1,1 @@
+"""The fitted state: arrays and plain values; prediction, temperature, saving."""

@@ -1,0 +1,139 @@
+"""What a saved model may say: every value of `skve.json` and every array is checked before it is used."""
+
+import math
+import numbers
+
+import numpy as np
+from sklearn.utils._param_validation import Interval, StrOptions, validate_parameter_constraints
+
+from skve._ensembles import HEAD, MASKS, RULES
+
+FITTED = ("_float_scale", "_paired")  # learned attributes beside those of the state
+LARGEST_SIDE = 16384  # pixels of a network's input
+_COUNT = Interval(numbers.Integral, 1, None, closed="left")
+_SIZE = Interval(numbers.Integral, 0, None, closed="left")
+_POSITIVE = Interval(numbers.Real, 0, np.inf, closed="neither")
+
+_DOCUMENT: dict = {
+    "parameters": [dict],
+    "files": [dict],
+    "classes": [dict],
+    "preprocess": [dict],
+    "history": [dict],
+    "n_iter": [_SIZE],
+    "temperature": [_POSITIVE],
+    "fitted": [dict],
+    "state": [dict],
+}
+_STATE: dict = {
+    "layers": [list],
+    "fingerprints": [dict],
+    "ensemble": [StrOptions(set(RULES))],
+    "ensemble_params": [dict],
+    "train_bias": [bool],
+    "batch_size": [_COUNT],
+    "n_features": [_COUNT],
+    "n_classes": [Interval(numbers.Integral, 2, None, closed="left")],
+    "positions": [dict],
+    "shareable": [list],
+    "backbone": [dict],
+    "split_seed": [_SIZE],
+    "reading": [dict],
+    "n_epochs": [_SIZE],
+}
+_IMAGES: dict = {
+    "input_size": [list],
+    "interpolation": [StrOptions({"bilinear", "bicubic", "nearest", "box", "hamming", "lanczos", "random"})],
+    "mean": [list],
+    "std": [list],
+    "crop_pct": [Interval(numbers.Real, 0, 10, closed="neither")],
+    "crop_mode": [StrOptions({"center", "squash", "border"})],
+}
+_TEXTS: dict = {
+    "max_length": [Interval(numbers.Integral, 1, 10**6, closed="both")],
+    "truncation_side": [StrOptions({"left", "right"})],
+    "pooling": [StrOptions({"mean", "cls", "last"})],
+    "dtype": [StrOptions({"float32", "bfloat16"})],
+    "label_words": [list, None],
+    "choices": [list, None],
+    "mask_token_id": [_SIZE, None],
+    "n_tokens": [_COUNT, None],
+    "softcap": [_POSITIVE, None],
+    "tokenizer_sha256": [str],
+}
+
+
+def check_document(document, estimator, tensors):
+    """Check what was read from a folder, for an estimator with the folder's parameters.
+
+    Raises
+    ------
+    ValueError
+        If a value is of another type or outside its range, or an array of another shape.
+    """
+    state = document["state"]
+    for part, constraints in (
+        (document, _DOCUMENT),
+        (state, _STATE),
+        (document["preprocess"], _preprocess(estimator)),
+    ):
+        validate_parameter_constraints(constraints, {name: part[name] for name in constraints}, "skve.json")
+    estimator._validate_params()
+    _check("classes", _are_labels(document["classes"], state["n_classes"]))
+    _check("fitted", document["fitted"] in _fitted(estimator))
+    _check("backbone", all(isinstance(state["backbone"].get(name), str) for name in ("kind", "name", "sha256")))
+    for name in ("layers", "shareable"):
+        _check(name, all(isinstance(layer, str) for layer in state[name]))
+    for name in ("fingerprints", "positions"):
+        _check(name, all(_is_finite(value) for value in state[name].values()))
+    _check("fingerprints", state["fingerprints"].keys() <= set(state["layers"]))
+    if "input_size" in document["preprocess"]:
+        _check_images(document["preprocess"])
+    _check_members(tensors["members"])
+
+
+def _preprocess(estimator):
+    return _IMAGES if hasattr(estimator, "image_size") else _TEXTS
+
+
+def _fitted(estimator):
+    """Return what "fitted" may be."""
+    if hasattr(estimator, "image_size"):
+        return [{"_float_scale": scale} for scale in (None, 1, 255)]
+    return [{"_paired": paired} for paired in (False, True)]
+
+
+def _check(name, good):
+    if not good:
+        raise ValueError(f"skve.json is damaged: {name!r} is not what save writes; take a whole copy of the model")
+
+
+def _is_finite(value):
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _are_labels(classes, n_classes):
+    values, kind = classes["values"], classes["dtype"]
+    known = kind in ("str", "object", "bool") or np.dtype(kind).kind in "iuf"
+    plain = isinstance(values, list) and all(isinstance(value, str | int | float) for value in values)
+    if not (known and plain and len(values) == n_classes):
+        return False
+    labels = np.array(values, dtype=kind)
+    return np.array_equal(np.unique(labels), labels)
+
+
+def _check_images(preprocess):
+    size = preprocess["input_size"]
+    _check("input_size", len(size) == 3 and all(isinstance(side, int) and 0 < side <= LARGEST_SIDE for side in size))
+    for name in ("mean", "std"):
+        _check(name, len(preprocess[name]) == size[0] and all(_is_finite(value) for value in preprocess[name]))
+    _check("std", all(value > 0 for value in preprocess["std"]))
+
+
+def _check_members(arrays):
+    """Check that all arrays belong to the same number of members and hold numbers; shapes wait for the backbone."""
+    _check("members", HEAD + "weight" in arrays and all(value.ndim > 0 for value in arrays.values()))
+    lengths = {len(value) for value in arrays.values()}  # 1 for what all members share
+    _check("members", len(lengths - {1}) <= 1 and 0 not in lengths)
+    for key, value in arrays.items():
+        _check("members", value.dtype == (bool if key.startswith(MASKS) else np.float32) and np.isfinite(value).all())

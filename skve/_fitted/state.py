@@ -1,0 +1,142 @@
+"""What a fit leaves behind, NumPy arrays and plain values, and the networks that are made of it."""
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from skve._backbones import layer_selection
+from skve._backbones.trace import Trace
+from skve._ensembles import BATCHES_PER_INSTALLATION, FACTORS, Ensemble, Head, is_trained, make_rule
+
+READING = ("tokenizer_sha256", "label_words")
+
+
+@dataclasses.dataclass(frozen=True)
+class FittedState:
+    """The fitted part of an estimator, without any torch object.
+
+    Attributes
+    ----------
+    arrays : dict of str to ndarray
+        Members' tensors, key -> (n_members, ...), or (1, ...) for what all members share.
+    layers : tuple of str
+        Adapted layers.
+    fingerprints : dict of str to float
+        One number for each layer's singular vectors or other basis, see `decomposition.fingerprint`.
+    ensemble, ensemble_params, train_bias : str, dict, bool
+        What the members are.
+    batch_size : int
+        Samples in a prediction batch.
+    n_features, n_classes : int
+    positions, shareable : dict, tuple
+        From the `Trace` of the backbone.
+    backbone : dict
+        `Backbone.description`.
+    reading : dict
+        What of the preprocessing must be the same for a fit to go on: of texts tokenizer and label words.
+    n_epochs : int
+        Epochs trained, those of earlier fits that this one went on from included.
+    split_seed : int
+        Seed of the validation part that the first fit set aside.
+    spec : object
+        The estimator's `backbone` when it was fitted; an `EmbeddedBackbone` where that was saved with the model.
+    """
+
+    arrays: dict
+    layers: tuple
+    fingerprints: dict
+    ensemble: str
+    ensemble_params: dict
+    train_bias: bool
+    batch_size: int
+    n_features: int
+    n_classes: int
+    positions: dict
+    shareable: tuple
+    backbone: dict
+    split_seed: int
+    reading: dict = dataclasses.field(default_factory=dict)
+    n_epochs: int = 0
+    spec: object = None
+
+    def fitted(self, arrays, n_epochs, spec):
+        """Return this state with the arrays of a finished training of `n_epochs` more epochs."""
+        return dataclasses.replace(self, arrays=arrays, n_epochs=self.n_epochs + n_epochs, spec=spec)
+
+    @property
+    def n_members(self):
+        return max(len(value) for value in self.arrays.values())
+
+    def ratios(self):
+        return {k.partition(".")[2]: np.exp(v) for k, v in self.arrays.items() if k.startswith(FACTORS)}
+
+    def n_member_parameters(self):
+        return int(sum(value[0].size for key, value in self.arrays.items() if is_trained(key)))
+
+    def members(self, device):
+        """Return the members as dicts of torch tensors on `device`."""
+
+        def tensor(value):
+            # In the backbone's layout, which files do not keep: another one is slower and rounds otherwise.
+            layout = torch.channels_last if value.ndim == 4 else torch.contiguous_format
+            source = torch.tensor(value)
+            return torch.empty(value.shape, dtype=source.dtype, device=device, memory_format=layout).copy_(source)
+
+        shared = {key: tensor(value[0]) for key, value in self.arrays.items() if len(value) == 1}
+        own = {key: value for key, value in self.arrays.items() if key not in shared}
+        members = [{key: tensor(value[index]) for key, value in own.items()} for index in range(self.n_members)]
+        return [{**shared, **member} for member in members]
+
+    def ensemble_on(self, backbone, pipeline):
+        """Return the network of this state for predicting the samples of `pipeline`.
+
+        Raises
+        ------
+        ValueError
+            If the backbone's weights, or its singular vectors, are not those that the members were fitted on.
+        """
+        if backbone.description["sha256"] != self.backbone["sha256"]:
+            raise ValueError(
+                f"the weights of the backbone {self.backbone['name']!r} have changed since the fit (SHA-256 "
+                f"{backbone.description['sha256'][:12]}..., fitted on {self.backbone['sha256'][:12]}...); "
+                f"bring back the fitted weights, or fit again"
+            )
+        sites = [site for site in layer_selection.find_sites(backbone.module)[0] if site.layer in set(self.layers)]
+        rule = make_rule(
+            self.ensemble,
+            backbone,
+            sites,
+            init_scale=0.0,
+            train_bias=self.train_bias,
+            ensemble_params=self.ensemble_params,
+        )
+        for layer, fingerprint in rule.fingerprints().items():
+            if layer not in self.fingerprints:
+                raise ValueError(f"the fingerprints in skve.json have none of layer {layer!r}; take a whole copy")
+            if abs(fingerprint - self.fingerprints[layer]) > 1e-4:
+                raise ValueError(
+                    f"the singular vectors of layer {layer!r} computed on this machine differ from those of "
+                    f"the fit; the linear-algebra library of one of the two is at fault, or the model was altered: "
+                    f"fit again here"
+                )
+        device = backbone.device
+        size = min(len(pipeline), self.batch_size * BATCHES_PER_INSTALLATION) * pipeline.mean_size
+        traced = Trace(frozenset(), self.positions, list(self.shareable), self.n_features)
+        head = Head(self.n_features, self.n_classes, backbone.preprocess.get("softcap"))
+        shapes = {**head.shapes(), **rule.shapes()}
+        wanted = {key: (1 if rule.shares(key) else self.n_members, *shape) for key, shape in shapes.items()}
+        found = {key: value.shape for key, value in self.arrays.items()}
+        if wanted != found:
+            wrong = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+            raise ValueError(
+                f"the members do not fit the backbone {self.backbone['name']!r}: {wrong[0]} has shape "
+                f"{found.get(wrong[0])}, wanted {wanted.get(wrong[0])}; fit again, or take a whole copy"
+            )
+        unknown = set(self.shareable) - {name for name, _ in backbone.module.named_modules(remove_duplicate=False)}
+        if unknown:
+            raise ValueError(
+                f"the backbone {self.backbone['name']!r} has no {sorted(unknown)[0]!r}, which the members share; fit "
+                f"again, or take a whole copy"
+            )
+        return Ensemble(rule, head, self.members(device), traced, size, training=False)

@@ -1,0 +1,1 @@
+"""What users pass, checked and turned into batches for a network; labels."""

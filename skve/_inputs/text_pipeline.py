@@ -1,0 +1,144 @@
+"""Tokenised texts in batches of similar length, ready for the network."""
+
+import numpy as np
+import torch
+
+from skve._inputs.tokenization import check_embedded, joined, listed_choices, pad_token, tokenise
+
+_BATCHES_SORTED_TOGETHER = 8  # in training: enough for batches of similar length, few enough for random ones
+
+
+def batches_of_similar_length(lengths, batch_size, generator):
+    """Yield the indices of each batch.
+
+    Without a generator, all texts are sorted by length. With one, they are shuffled, sorted within groups of
+    a few batches, and the batches shuffled again.
+
+    Parameters
+    ----------
+    lengths : ndarray of int, shape (n_texts,)
+    batch_size : int
+    generator : torch.Generator or None
+
+    Yields
+    ------
+    ndarray of int
+    """
+    if generator is None:
+        order = np.argsort(lengths, kind="stable")
+        yield from (order[start : start + batch_size] for start in range(0, len(order), batch_size))
+        return
+    order = torch.randperm(len(lengths), generator=generator).numpy()
+    group = batch_size * _BATCHES_SORTED_TOGETHER
+    batches: list[np.ndarray] = []
+    for start in range(0, len(order), group):
+        part = order[start : start + group]
+        part = part[np.argsort(lengths[part], kind="stable")]
+        batches.extend(part[begin : begin + batch_size] for begin in range(0, len(part), batch_size))
+    for index in torch.randperm(len(batches), generator=generator).tolist():
+        yield batches[index]
+
+
+class TextPipeline:
+    """Turns texts into the network's batches.
+
+    Parameters
+    ----------
+    texts : TextSequence
+    tokenizer : transformers tokenizer
+    preprocess : dict
+        See `configure` of the text backbones.
+    device : torch.device
+    """
+
+    def __init__(self, texts, tokenizer, preprocess, device):
+        length, side, choices = (preprocess[name] for name in ("max_length", "truncation_side", "choices"))
+        mask, remedy = preprocess["mask_token_id"], ""
+        if preprocess["label_words"] is not None and mask is None and side == "right":
+            remedy = ": head='lm' reads behind the end, which truncation_side='left' keeps"
+        self.tokens = texts.computed_once(
+            (preprocess["tokenizer_sha256"], length, side),
+            lambda: tokenise(tokenizer, texts.first, texts.second, max_length=length, side=side, remedy=remedy),
+        )
+        self.rows, self.device, self._choices = texts.rows, device, choices
+        self.lengths = self.tokens.lengths[self.rows]
+        self._pad = pad_token(tokenizer)
+        self._check_embedded(tokenizer, preprocess["n_tokens"])
+        self._listed = None
+        if choices is not None:
+            self._listed = texts.computed_once(
+                ("choices", *choices), lambda: listed_choices(joined(texts.first, texts.second), choices)
+            )
+        if mask is not None:
+            self._check_masks(joined(texts.first, texts.second), mask, tokenizer.mask_token, length)
+
+    def _check_embedded(self, tokenizer, n_tokens):
+        if n_tokens is None:
+            return
+        ends = np.cumsum(self.tokens.lengths)
+        largest = np.maximum.reduceat(self.tokens.ids, ends - self.tokens.lengths)
+        check_embedded(tokenizer, largest, n_tokens, lambda i: f"X[{i}]")
+        check_embedded(tokenizer, [self._pad], n_tokens, lambda i: "the padding")
+
+    def _check_masks(self, texts, token, name, length):
+        has_one = np.zeros(len(texts), bool)
+        has_one[np.repeat(np.arange(len(texts)), self.tokens.lengths)[self.tokens.ids == token]] = True
+        without = np.flatnonzero(~has_one)
+        if len(without):
+            cut, remedy = "", ""
+            if name in texts[without[0]]:
+                cut = f" after cutting to max_length={length} tokens"
+                remedy = "; raise max_length, or choose the side that is cut with truncation_side"
+            raise ValueError(
+                f"head='lm': X[{without[0]}] has no {name}{cut}, which says where the backbone is to read the label "
+                f"word{remedy}"
+            )
+
+    def check_labels(self, codes, name):
+        """Check that each text of `name`, such as "X", lists the choice that is its label, a column of the choices.
+
+        Raises
+        ------
+        ValueError
+            If one does not; the model could never predict it.
+        """
+        if self._listed is None:
+            return
+        wrong = np.flatnonzero(~self._listed[self.rows, codes])
+        if len(wrong):
+            word = self._choices[codes[wrong[0]]].strip()
+            raise ValueError(
+                f"multiple_choice=True: {name}[{self.rows[wrong[0]]}] does not list its label {word!r}; wanted a "
+                f"line that begins with {word + '.'!r}, or another label"
+            )
+
+    def __len__(self):
+        return len(self.rows)
+
+    @property
+    def mean_size(self):
+        """Tokens of an average text: what the rows that a layer multiplies grow with."""
+        return float(self.lengths.mean())
+
+    def size(self, indices):
+        """Return the number of tokens, padding included, in the batch of these texts."""
+        return int(self.lengths[indices].max()) * len(indices)
+
+    def batches(self, batch_size, generator):
+        """Yield the indices of each batch of texts of similar length."""
+        yield from batches_of_similar_length(self.lengths, batch_size, generator)
+
+    def load(self, indices):
+        """Return the texts at `indices` as a padded batch on the CPU."""
+        batch = self.tokens.padded(self.rows[indices], self._pad)
+        if self._listed is not None:
+            batch["impossible"] = torch.from_numpy(~self._listed[self.rows[indices]])
+        return batch
+
+    def load_each(self, batches, ahead):
+        """Yield what `load` returns for each batch."""
+        yield from map(self.load, batches)
+
+    def prepare(self, raw, generator):
+        """Return the network's input on its device; texts are not augmented."""
+        return {name: values.to(self.device) for name, values in raw.items()}

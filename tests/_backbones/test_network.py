@@ -1,0 +1,234 @@
+"""Private networks over one frozen backbone, sharing what members have in common, and the trace."""
+
+import threading
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from skve import _ensembles
+from skve._backbones import layer_selection, trace
+from skve._backbones import network as network_module
+from tests.toys import ReadsWeight, TinyCNN, TinyMLP, TinyTransformer, make_backbone, toy_inputs
+
+# ---------------------------------------------------------------------------------------------- Network
+
+
+def test__network__replaced_tensor__backbone_untouched():
+    backbone = make_backbone(TinyMLP())
+    inputs = toy_inputs()
+    before = backbone.features(backbone.module, inputs).clone()
+    network = network_module.Network(backbone)
+    network.set_tensor("fc2.weight", torch.zeros(12, 20))
+    assert torch.equal(network.features(inputs), backbone.module.fc2.bias.expand(4, 12))
+    assert torch.equal(backbone.features(backbone.module, inputs), before)
+    assert isinstance(backbone.module.fc2.weight, nn.Parameter)
+
+
+def test__network__many_views__share_all_tensors():
+    backbone = make_backbone(TinyCNN())
+    views = [network_module.Network(backbone) for _ in range(2)]
+    for name, tensor in [*backbone.module.named_parameters(), *backbone.module.named_buffers()]:
+        assert all(dict(v.module.state_dict(keep_vars=True))[name] is tensor for v in views)
+    assert views[0].module is not views[1].module
+
+
+def test__network__threads_with_networks_of_their_own__serial_bits():
+    backbone = make_backbone(TinyTransformer())
+    sites, _ = layer_selection.find_sites(backbone.module)
+    rule = _ensembles.SingularValues(backbone, sites, init_scale=0.3, train_bias=False)
+    members = [rule.new_member(torch.Generator().manual_seed(i)) for i in range(6)]
+    inputs = toy_inputs()
+
+    def run(member):
+        network = network_module.Network(backbone)
+        own = _ensembles.SingularValues(backbone, sites, init_scale=0.3, train_bias=False)
+        outputs = []
+        with torch.no_grad():
+            for _ in range(5):
+                own.install(network, member)
+                outputs.append(network.features(inputs))
+        return outputs
+
+    serial = [run(member)[0] for member in members]
+    results = [None] * len(members)
+
+    def work(index):
+        results[index] = run(members[index])
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(members))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for expected, outputs in zip(serial, results, strict=True):
+        assert all(torch.equal(output, expected) for output in outputs)
+    assert len({tuple(output.flatten().tolist()) for output in serial}) == len(members)
+
+
+# -------------------------------------------------------------------------------------- share and trace
+
+
+def count_calls(network, layers):
+    """Count the forwards that are really computed, below what `share` puts on top of them."""
+    counts = dict.fromkeys(layers, 0)
+
+    def counting(layer, forward):
+        def wrapped(*args):
+            counts[layer] += 1
+            return forward(*args)
+
+        return wrapped
+
+    for layer in layers:
+        network._modules[layer].forward = counting(layer, network._modules[layer].forward)
+    return counts
+
+
+def test__share__modules_before_the_first_adapted_layer__once_a_batch():
+    backbone = make_backbone(TinyCNN())
+    inputs = toy_inputs()
+    changed = ["pointwise.weight", "dilated.weight"]
+    traced = trace.trace(backbone, changed, inputs, len(inputs))
+    assert {"stem", "depthwise", "bn2"} <= set(traced.shareable)
+    assert not {"pointwise", "dilated", ""} & set(traced.shareable)
+    network = network_module.Network(backbone)
+    counts = count_calls(network, ["depthwise", "bn2", "pointwise"])
+    network.share(traced.shareable)
+    for _ in range(3):  # batches
+        network.new_batch()
+        for _ in range(4):  # members
+            network.features(inputs)
+    assert counts == {"depthwise": 3, "bn2": 3, "pointwise": 12}
+
+
+def test__share__inplace_write_after_a_shared_module__right_result_for_every_member():
+    class WritesInPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 3)
+            self.head = nn.Conv2d(4, 5, 1)
+
+        def forward(self, x):
+            x = self.stem(x)
+            x.mul_(0.5).add_(1)  # twice on the same tensor would be another result
+            return self.head(x)
+
+    backbone = make_backbone(WritesInPlace())
+    inputs = toy_inputs()
+    expected = backbone.features(backbone.module, inputs)
+    traced = trace.trace(backbone, ["head.weight"], inputs, len(inputs))
+    assert traced.shareable == ["stem"]
+    network = network_module.Network(backbone)
+    network.share(traced.shareable)
+    with torch.no_grad():
+        for _ in range(3):
+            assert torch.equal(network.features(inputs), expected)
+
+
+def test__share__inplace_activations__every_member_as_without_sharing():
+    backbone = make_backbone(TinyCNN())
+    inputs = toy_inputs()
+    traced = trace.trace(backbone, ["pointwise.weight"], inputs, len(inputs))
+    assert "act1" in traced.shareable  # nn.ReLU(inplace=True) writes into bn1's output
+    network = network_module.Network(backbone)
+    network.share(traced.shareable)
+    expected = backbone.features(backbone.module, inputs)
+    with torch.no_grad():
+        for _ in range(3):
+            assert torch.equal(network.features(inputs), expected)
+
+
+def test__share__new_batch__not_the_outputs_of_the_last():
+    backbone = make_backbone(TinyCNN())
+    one, other = toy_inputs(seed=0), toy_inputs(seed=1)
+    network = network_module.Network(backbone)
+    network.share(trace.trace(backbone, ["dilated.weight"], one, 4).shareable)
+    network.features(one)
+    network.new_batch()
+    assert torch.equal(network.features(other), backbone.features(backbone.module, other))
+
+
+def test__share__nothing_changes__whole_network_once():
+    backbone = make_backbone(TinyMLP())
+    assert trace.trace(backbone, [], toy_inputs(), 4).shareable == [""]
+
+
+def test__share__outputs_swapped__those_of_the_batch_come_back():
+    backbone = make_backbone(TinyMLP())
+    network = network_module.Network(backbone)
+    network.share([""])
+    first = network.features(toy_inputs(seed=0))
+    kept = network.shared_outputs
+    network.shared_outputs = {}
+    second = network.features(toy_inputs(seed=1))
+    network.shared_outputs = kept
+    assert torch.equal(network.features(toy_inputs(seed=1)), first)
+    assert not torch.equal(first, second)
+
+
+def test__trace__module_called_twice__not_shared():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.twice = nn.Conv2d(3, 3, 1)
+            self.last = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            return self.last(self.twice(self.twice(x)))
+
+    traced = trace.trace(make_backbone(Twice()), ["last.weight"], toy_inputs(), 4)
+    assert traced.shareable == []
+
+
+def test__trace__bypassed_layer__found_as_used():
+    backbone = make_backbone(ReadsWeight())
+    traced = trace.trace(backbone, ["lin.weight", "out.weight"], toy_inputs(), 4)
+    assert traced.used == {"lin.weight", "out.weight"}
+    assert set(traced.positions) >= {"out"}
+    assert "lin" not in traced.positions
+    assert not {"lin", "out", ""} & set(traced.shareable)
+
+
+def test__trace__bypassed_layer_comes_first__nothing_after_it_is_shared():
+    class Bypass(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = nn.Conv2d(3, 3, 1)
+            self.norm = nn.BatchNorm2d(3)
+            self.last = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            return self.last(self.norm(F.conv2d(x, self.lin.weight, self.lin.bias)))
+
+    traced = trace.trace(make_backbone(Bypass()), ["lin.weight"], toy_inputs(), 4)
+    assert traced.shareable == []
+
+
+def test__trace__unused_layer__not_used():
+    class Unused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used = nn.Conv2d(3, 3, 1)
+            self.unused = nn.Conv2d(3, 3, 1)
+            self.without_effect = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            self.without_effect(x)
+            return self.used(x)
+
+    changed = ["used.weight", "unused.weight", "without_effect.weight"]
+    assert trace.trace(make_backbone(Unused()), changed, toy_inputs(), 4).used == {"used.weight"}
+
+
+def test__trace__tokens__positions_for_each_sample():
+    traced = trace.trace(make_backbone(TinyTransformer()), ["blocks.0.fc1.weight"], toy_inputs(), 4)
+    assert traced.positions["blocks.0.fc1"] == 16
+    assert traced.n_features == 12
+
+
+def test__trace__backbone__frozen_and_without_hooks_afterwards():
+    backbone = make_backbone(TinyCNN())
+    trace.trace(backbone, ["stem.weight"], toy_inputs(), 4)
+    assert not any(parameter.requires_grad for parameter in backbone.module.parameters())
+    assert not any(module._forward_hooks for module in backbone.module.modules())

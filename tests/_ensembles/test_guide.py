@@ -1,0 +1,97 @@
+"""The guide and the docstrings tell of every ensemble and option, with the numbers that the code counts."""
+
+import pathlib
+import re
+
+import pytest
+import torch
+
+import skve
+from skve import _ensembles
+from skve._backbones import decomposition, from_timm, from_transformers, layer_selection
+
+GUIDE = pathlib.Path(__file__).parents[2] / "docs" / "guide" / "ensembles.md"
+
+
+def rows():
+    """The table's cells by ensemble."""
+    lines = [line for line in GUIDE.read_text("utf-8").splitlines() if line.startswith('| `"')]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {row[0].strip('`"'): row for row in cells if len(row) == 6}
+
+
+def count(ensemble, backbone):
+    """Numbers that a member owns beside its head, from the shapes of the weights."""
+    rule = _ensembles.RULES[ensemble]
+    sites = layer_selection.find_sites(backbone.module)[0] if rule.selects_layers else []
+    shapes = [decomposition.as_matrix(backbone.module.get_parameter(s.parameter), s.kind).shape for s in sites]
+    singular = sum(map(min, shapes))
+    if ensemble == "sve":  # without a decomposition
+        return singular
+    settings = {"init_scale": 0.0, "train_bias": False, "ensemble_params": None}
+    rule = _ensembles.make_rule("lora" if ensemble == "sve+lora" else ensemble, backbone, sites, **settings)
+    member = rule.new_member(torch.Generator())
+    own = sum(tensor.numel() for key, tensor in member.items() if _ensembles.is_trained(key))
+    return own + (singular if ensemble == "sve+lora" else 0)
+
+
+def test__guide__table__every_ensemble_with_its_options_and_defaults():
+    assert rows().keys() == _ensembles.RULES.keys()
+    shared = set(_ensembles.MemberRule.takes)
+    for name, row in rows().items():
+        takes = {k: default for k, (default, _) in _ensembles.RULES[name].takes.items() if k not in shared}
+        listed = dict(re.findall(r"`(\w+)=([^`]+)`", row[4]))
+        if name == "sve+lora":
+            assert listed == {"lora_lr": "1e-4"}
+            takes = {"lora_lr": takes["lora_lr"]}
+        assert {key: str(value) for key, value in takes.items()} == {
+            key: str(float(value)) if value[0].isdigit() and "e" in value else value.strip('"')
+            for key, value in listed.items()
+        }, name
+
+
+def test__guide__default_rates__those_of_the_estimators():
+    listed = {}
+    table = GUIDE.read_text("utf-8").partition("`member_lr` by default")[2].partition("\n\n")[0]
+    for line in table.splitlines()[2:]:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        listed |= dict.fromkeys(re.findall(r'`"([^"]+)"`', cells[0]), tuple(map(float, cells[1:])))
+    assert listed.keys() == _ensembles.RULES.keys() - {"head"}
+    for ensemble in _ensembles.RULES:
+        image, text = skve.SVEClassifier(ensemble=ensemble), skve.SVETextClassifier(ensemble=ensemble)
+        member_lr, head_lr = image._default_rates()
+        owns_all = ensemble in ("deep", "single", "snapshot", "dropout")
+        assert head_lr == (0.003 if owns_all else 0.005 if ensemble == "head" else 0.01)
+        assert text._default_rates()[1] == 0.01
+        if ensemble != "head":
+            assert listed[ensemble] == (member_lr, text._default_rates()[0])
+
+
+@pytest.mark.parametrize(
+    ("place", "load"),
+    [
+        (0, lambda: from_timm.load_image_backbone("bundled:efficientnet_lite0")),
+        (1, lambda: from_transformers.load_text_backbone("bundled:all-MiniLM-L6-v2", head="linear", dtype="float32")),
+    ],
+    ids=["EfficientNet-Lite0", "MiniLM"],
+)
+def test__guide__numbers_a_member__as_counted(place, load):
+    if place == 1:
+        pytest.importorskip("transformers")
+    backbone = load()
+    for name, row in rows().items():
+        told = int(row[2].split(" for all")[0].split(" / ")[place].replace(",", ""))
+        assert told == count(name, backbone), name
+
+
+@pytest.mark.parametrize("estimator", [skve.SVEClassifier, skve.SVETextClassifier])
+def test__docstring__ensembles__all_named_with_their_options(estimator):
+    text = estimator.__doc__
+    for name, rule in _ensembles.RULES.items():
+        assert f'`"{name}"`' in text, name
+        assert all(f"`{option}`" in text for option in rule.takes), name
+
+
+@pytest.mark.parametrize("rates", [skve.SVEClassifier._rates, skve.SVETextClassifier._member_lr])
+def test__default_rates__every_ensemble__there(rates):
+    assert rates.keys() == _ensembles.RULES.keys()

@@ -1,0 +1,111 @@
+"""What is taken as texts, and what is said about the rest."""
+
+import re
+
+import numpy as np
+import pytest
+
+from skve._inputs.texts import TextSequence, check_texts
+
+pd = pytest.importorskip("pandas")
+pl = pytest.importorskip("polars")
+
+TEXTS = ["one", "", " ", "naïve 🙂"]
+
+
+@pytest.mark.parametrize(
+    "X",
+    [
+        TEXTS,
+        tuple(TEXTS),
+        np.array(TEXTS),
+        np.array(TEXTS, dtype=object),
+        np.array(TEXTS, dtype=np.dtypes.StringDType()),
+        np.array(TEXTS)[:, None],
+        [np.str_(text) for text in TEXTS],
+        pd.Series(TEXTS, index=[3, 1, 2, 0]),
+        pd.Series(TEXTS, dtype="string"),
+        pd.Series(TEXTS, dtype="category"),
+        pd.DataFrame({"text": TEXTS}),
+        pl.Series(TEXTS),
+        pl.DataFrame({"text": TEXTS}),
+    ],
+    ids=lambda X: f"{type(X).__module__}.{type(X).__name__}",
+)
+def test__check_texts__every_container__same_strings(X):
+    texts = check_texts(X)
+    assert texts.first == TEXTS
+    assert {type(text) for text in texts.first} == {str}
+    assert not texts.paired
+    assert len(texts) == 4
+
+
+@pytest.mark.parametrize(
+    "X",
+    [
+        [("a", "b"), ("c", "d")],
+        np.array([["a", "b"], ["c", "d"]]),
+        pd.DataFrame({"first": ["a", "c"], "second": ["b", "d"]}),
+        pl.DataFrame({"first": ["a", "c"], "second": ["b", "d"]}),
+    ],
+    ids=lambda X: f"{type(X).__module__}.{type(X).__name__}",
+)
+def test__check_texts__pairs__both_sentences(X):
+    texts = check_texts(X)
+    assert (texts.first, texts.second) == (["a", "c"], ["b", "d"])
+    assert texts.paired
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "message"),
+    [
+        (None, ValueError, "X[2] is None: missing texts must be filled in or dropped"),
+        (float("nan"), ValueError, "X[2] is nan: missing texts"),
+        (pd.NA, ValueError, "X[2] is <NA>: missing texts"),
+        (3, TypeError, "X[2] is 3, a int; every text must be a string"),
+        (b"ab", TypeError, "X[2] is b'ab', a bytes; decode it first"),
+        (["a", "b"], TypeError, "X[2] is ['a', 'b'], a list; a text is one string, a sentence pair a tuple"),
+        ("\ud800", ValueError, "is no valid Unicode"),
+        (("a", "b"), TypeError, "X mixes single texts and pairs: X[0] is 'one', X[2] is ('a', 'b')"),
+        ({"text": "a" * 100}, TypeError, "..., a dict"),
+    ],
+)
+def test__check_texts__something_else_among_texts__named_by_index(bad, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        check_texts(["one", "two", bad])
+
+
+@pytest.mark.parametrize(
+    ("X", "error", "message"),
+    [
+        ("one text", TypeError, "X is one str; wanted a list of texts, as in [X]"),
+        ([], ValueError, "0 sample(s) while a minimum of 1 is required"),
+        (pd.DataFrame({"a": ["x"], "b": ["y"], "c": ["z"]}), ValueError, "X has 3 columns; wanted one column"),
+        (np.array([["a", "b", "c"]]), ValueError, "X has shape (1, 3)"),
+        (np.arange(3), TypeError, "X is an array of int64; wanted a list of strings"),
+        ({"a", "b"}, TypeError, "X is a set; wanted"),
+        ([("a", None)], ValueError, "X[0][1] is None"),
+        ([("a", "b", "c")], ValueError, "X[0] has 3 texts"),
+        (pd.Series(["a", None]), ValueError, "X[1] is"),
+        (pl.Series(["a", None]), ValueError, "X[1] is None"),
+        (np.array(["a", np.nan], dtype=np.dtypes.StringDType(na_object=np.nan)), ValueError, "X[1] is nan"),
+    ],
+)
+def test__check_texts__wrong_container__says_what_is_wanted(X, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        check_texts(X)
+
+
+def test__check_texts__pairs_after_single_texts__value_error():
+    with pytest.raises(ValueError, match="X holds sentence pairs, but the estimator was fitted on single texts"):
+        check_texts([("a", "b")], paired=False)
+
+
+def test__take__part_of_a_part__in_its_order_and_computed_once():
+    whole = TextSequence(["a", "b", "c", "d"])
+    part = whole.take(np.array([3, 1, 0])).take(np.array([2, 0]))
+    assert part.rows.tolist() == [0, 3]
+    calls = []
+    for sequence in (whole, part):
+        assert sequence.computed_once("key", lambda: calls.append(1) or "result") == "result"
+    assert calls == [1]

@@ -1,0 +1,261 @@
+"""Texts to tokens and batches: once, in order, of similar length, without threads."""
+
+import subprocess
+import sys
+import textwrap
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from skve._inputs import tokenization
+from skve._inputs.text_pipeline import TextPipeline, batches_of_similar_length
+from skve._inputs.texts import TextSequence, check_texts
+from skve._inputs.tokenization import listed_choices, tokenise, word_tokens
+from skve.testing import make_toy_tokenizer
+
+pytest.importorskip("transformers")
+
+TEXTS = ["a fine day", "", "what a bore, really", "ok"]
+
+
+def pipeline(X, tokenizer=None, **preprocess):
+    tokenizer = tokenizer or make_toy_tokenizer()
+    options = {"max_length": 40, "truncation_side": "right", "choices": None, "label_words": None}
+    preprocess = {
+        **options,
+        "mask_token_id": None,
+        "n_tokens": None,
+        "tokenizer_sha256": tokenization.tokenizer_hash(tokenizer),
+        **preprocess,
+    }
+    texts = X if isinstance(X, TextSequence) else check_texts(X)
+    return TextPipeline(texts, tokenizer, preprocess, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test__load__rows_in_any_order__what_the_tokenizer_gives(pairs):
+    tokenizer = make_toy_tokenizer()
+    X = list(zip(TEXTS, TEXTS[::-1], strict=True)) if pairs else TEXTS
+    rows = np.array([2, 0, 1])
+    batch = pipeline(X, tokenizer).load(rows)
+    chosen = [X[i] for i in rows]
+    texts = list(zip(*chosen, strict=True)) if pairs else [chosen]
+    wanted = tokenizer(*[list(part) for part in texts], padding=True, return_tensors="pt", return_token_type_ids=True)
+    for name, values in batch.items():
+        assert torch.equal(values, wanted[name]), name
+
+
+def test__load__part_of_the_texts__tokenised_once_with_all(monkeypatch):
+    calls = []
+    original = tokenization.tokenise
+    monkeypatch.setattr(
+        tokenization, "tokenise", lambda *args, **kwargs: calls.append(1) or original(*args, **kwargs)
+    )
+    texts, tokenizer = check_texts(TEXTS), make_toy_tokenizer()
+    whole = pipeline(texts, tokenizer)
+    part = pipeline(texts.take(np.array([2, 3])), tokenizer)
+    assert calls == [1]
+    assert torch.equal(part.load(np.array([0, 1]))["input_ids"], whole.load(np.array([2, 3]))["input_ids"])
+    assert len(part) == 2
+    assert part.mean_size == whole.lengths[2:].mean()
+    assert part.size(np.array([0, 1])) == 2 * whole.lengths[2:].max()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test__tokenise__longer_than_max_length__cut_with_one_warning(side):
+    tokenizer = make_toy_tokenizer()
+    texts = ["abcdefgh", "abcd", "abcde", "a"]  # 10, 6, 7 and 3 tokens
+    with pytest.warns(UserWarning, match=rf"2 of 4 texts are longer than max_length=6 tokens .* {side}") as caught:
+        tokens = tokenise(tokenizer, texts, None, max_length=6, side=side)
+    assert len(caught) == 1
+    assert tokens.lengths.tolist() == [6, 6, 6, 3]
+    kept = "efgh" if side == "left" else "abcd"
+    assert tokenizer.decode(tokens.ids[:6]).replace(" ", "") == f"[CLS]{kept}[SEP]"
+    assert tokenizer.truncation_side == "right"
+
+
+def test__tokenise__exactly_max_length__no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tokens = tokenise(make_toy_tokenizer(), ["abcd"], None, max_length=6, side="right")
+    assert tokens.lengths.tolist() == [6]
+
+
+@pytest.mark.parametrize("encoder", [False, True])
+@pytest.mark.parametrize("pad", [False, True])
+def test__tokenise__empty_text__special_tokens_or_one_start_token(encoder, pad):
+    tokenizer = make_toy_tokenizer(encoder=encoder, pad=pad)
+    tokens = tokenise(tokenizer, [""], None, max_length=8, side="right")
+    names = ["[CLS]", "[SEP]"] if encoder else ["[BOS]"]
+    assert tokenizer.convert_ids_to_tokens(tokens.ids.tolist()) == names
+
+
+def test__pad_token__tokenizer_without_one__end_of_text():
+    tokenizer = make_toy_tokenizer(encoder=False, pad=False)
+    assert tokenizer.pad_token_id is None
+    batch = pipeline(["abc", "a"], tokenizer).load(np.array([0, 1]))
+    assert batch["input_ids"][1].tolist()[1:] == [tokenizer.eos_token_id] * 2
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert tokenizer.pad_token_id is None
+
+
+def test__tokenise__thousands_of_texts__each_as_alone():
+    tokenizer = make_toy_tokenizer()
+    texts = [f"number {i}" for i in range(2100)]
+    tokens = tokenise(tokenizer, texts, None, max_length=20, side="right")
+    ends = np.cumsum(tokens.lengths)
+    for i in (0, 999, 1000, 2099):
+        assert tokens.ids[ends[i] - tokens.lengths[i] : ends[i]].tolist() == tokenizer(texts[i])["input_ids"]
+
+
+@pytest.mark.parametrize(("second", "n_special", "minimum"), [(None, 2, 3), (["xyz"], 3, 5)])
+def test__tokenise__max_length_below_the_special_tokens__value_error(second, n_special, minimum):
+    for length in range(1, minimum):
+        with pytest.raises(ValueError, match=rf"max_length={length}: .* {n_special} special .* at least {minimum}"):
+            tokenise(make_toy_tokenizer(), ["abcdefghij"], second, max_length=length, side="right")
+    with pytest.warns(UserWarning, match="were cut"):
+        tokens = tokenise(make_toy_tokenizer(), ["abcdefghij"], second, max_length=minimum, side="right")
+    assert tokens.lengths.tolist() == [minimum]
+
+
+def test__tokenise__pairs_without_separator__joined_by_a_line_break():
+    tokenizer = make_toy_tokenizer(encoder=False)
+    one, two = (tokenise(tokenizer, *pair, max_length=9, side="right") for pair in ((["ab"], ["c"]), (["a"], ["bc"])))
+    assert one.ids.tolist() == tokenizer("ab\nc")["input_ids"]
+    assert two.ids.tolist() == tokenizer("a\nbc")["input_ids"]
+
+
+def test__tokenise__warning__at_the_line_outside_skve():
+    with pytest.warns(UserWarning, match="were cut") as caught:
+        pipeline(["abcdefgh"], max_length=6)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(("side", "has_remedy"), [("right", True), ("left", False)])
+def test__warning__label_word_read_behind_the_end__left_truncation_advised(side, has_remedy):
+    with pytest.warns(UserWarning, match="were cut") as caught:
+        pipeline(["abcdefgh"], max_length=6, truncation_side=side, label_words=[" a", " b"])
+    assert ("truncation_side='left' keeps" in str(caught[0].message)) == has_remedy
+
+
+# ------------------------------------------------------------------------------------------- batches
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+@pytest.mark.parametrize("n", [1, 7, 64, 101])
+def test__batches__any_number__every_text_once_in_full_batches(n, seed):
+    lengths = np.random.default_rng(0).integers(1, 50, n)
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    batches = list(batches_of_similar_length(lengths, 8, generator))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(n))
+    assert len(batches) == -(-n // 8)
+    assert sorted(map(len, batches), reverse=True)[: n // 8] == [8] * (n // 8)
+
+
+def test__batches__random_order__new_each_time_and_little_padding():
+    lengths = np.random.default_rng(0).integers(1, 100, 640)
+    generator = torch.Generator().manual_seed(0)
+    first, second = (list(batches_of_similar_length(lengths, 16, generator)) for _ in range(2))
+    assert {tuple(sorted(batch)) for batch in first} != {tuple(sorted(batch)) for batch in second}
+
+    def padded(batches):
+        return sum(lengths[batch].max() * len(batch) for batch in batches) / lengths.sum()
+
+    shuffled = np.random.default_rng(1).permutation(640).reshape(-1, 16)
+    assert padded(first) < 1.2 < 1.7 < padded(shuffled)
+    means = np.array([lengths[batch].mean() for batch in first])
+    assert abs(np.corrcoef(np.arange(len(means)), means)[0, 1]) < 0.3  # batches come in random order
+
+
+# --------------------------------------------------------------------------------------- label words
+
+
+def test__word_tokens__first_tokens__read():
+    tokenizer = make_toy_tokenizer(encoder=False)
+    assert tokenizer.convert_ids_to_tokens(word_tokens(tokenizer, [" great", "bad"])) == ["Ġg", "b"]
+
+
+def test__word_tokens__same_first_token__value_error():
+    with pytest.raises(ValueError, match=r"' good' and ' great' begin with the same token 'Ġg'"):
+        word_tokens(make_toy_tokenizer(encoder=False), [" good", " bad", " great"])
+
+
+def test__word_tokens__empty_word__value_error():
+    with pytest.raises(ValueError, match="'' has no token"):
+        word_tokens(make_toy_tokenizer(), ["a", ""])
+
+
+def test__listed_choices__lettered_lines__found():
+    texts = ["Q\nA. one\nB. two\nAnswer:", "Q\n(A) one\n (C) two", "A: x\nB) y\nnot C."]
+    listed = listed_choices(texts, [" A", " B", " C"])
+    assert listed.tolist() == [[True, True, False], [True, False, True], [True, True, False]]
+
+
+def test__listed_choices__none__named_by_index():
+    with pytest.raises(ValueError, match=r"X\[1\] lists no choice; wanted lines that begin with 'A\.'"):
+        listed_choices(["A. x", "no choices"], [" A", " B"])
+
+
+def test__mask_token__missing__named_by_index():
+    token = make_toy_tokenizer().mask_token_id
+    assert len(pipeline(["a [MASK]", "[MASK] b"], mask_token_id=token)) == 2
+    with pytest.raises(ValueError, match=r"X\[1\] has no \[MASK\]"):
+        pipeline(["a [MASK]", "b"], mask_token_id=token)
+
+
+@pytest.mark.filterwarnings("ignore:.*were cut")
+def test__mask_token__cut_away__said_with_remedy():
+    token = make_toy_tokenizer().mask_token_id
+    with pytest.raises(ValueError, match=r"X\[1\] has no \[MASK\] after cutting to max_length=6 .* truncation_side"):
+        pipeline(["a [MASK]", "a long one [MASK]"], mask_token_id=token, max_length=6)
+
+
+def test__choices__in_the_second_texts__found():
+    pairs = [("Question", "A. x\nB. y"), ("A. x", "B. y")]
+    batch = pipeline(pairs, choices=[" A", " B", " C"]).load(np.array([0, 1]))
+    assert batch["impossible"].tolist() == [[False, False, True]] * 2
+
+
+# ---------------------------------------------------------------------------------------- processes
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+def test__tokenise__process_forks_later__no_warning_and_environment_as_before():
+    script = """
+        import os
+        from skve.testing import make_toy_tokenizer
+        from skve._tokens import tokenise
+        before = dict(os.environ)
+        tokenise(make_toy_tokenizer(), ["some text"] * 3000, None, max_length=8, side="right")
+        assert dict(os.environ) == before
+        child = os.fork()
+        if child == 0:
+            make_toy_tokenizer()(["some text"] * 100)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
+    assert "fork" not in done.stderr
+
+
+def test__tokenizer_hash__vocabulary_or_splitting_changed__another():
+    hashes = {tokenization.tokenizer_hash(make_toy_tokenizer(encoder=encoder)) for encoder in (True, False)}
+    changed = make_toy_tokenizer()
+    changed.add_tokens(["fox"])
+    hashes.add(tokenization.tokenizer_hash(changed))
+    assert len(hashes) == 3
+    assert tokenization.tokenizer_hash(make_toy_tokenizer()) in hashes
+
+
+def test__tokenizer_hash__same_tokenizer_again__vocabulary_read_once_until_it_changes(monkeypatch):
+    calls = []
+    tokenizer = make_toy_tokenizer()
+    original = type(tokenizer).get_vocab
+    monkeypatch.setattr(type(tokenizer), "get_vocab", lambda self: calls.append(1) or original(self))
+    first = tokenization.tokenizer_hash(tokenizer)
+    assert tokenization.tokenizer_hash(tokenizer) == first
+    assert len(calls) == 1
+    tokenizer.add_tokens(["unused"])
+    assert tokenization.tokenizer_hash(tokenizer) != first

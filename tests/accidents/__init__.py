@@ -1,0 +1,1 @@
+"""Interruptions, crashes, forks, threads."""

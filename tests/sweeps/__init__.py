@@ -1,0 +1,1 @@
+"""Many architectures and settings."""
