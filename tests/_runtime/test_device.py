@@ -188,7 +188,9 @@ def test__fit__bfloat16_over_many_steps__loss_falls_as_in_float32(images, ensemb
     for precision in ("float32", "bfloat16"):
         classifier = toy_classifier(TinyTransformer(), ensemble=ensemble, precision=precision, **rates).fit(*images)
         losses.append([classifier.history_["loss"][-1], pooled_nll(classifier, *images)])
-    np.testing.assert_allclose(losses[1], losses[0], rtol=0.05)
+    (loss, nll), (loss_bfloat16, nll_bfloat16) = losses
+    assert loss_bfloat16 == pytest.approx(loss, rel=0.05)
+    assert nll_bfloat16 == pytest.approx(nll, rel=0.2)  # a processor's own rounding moves it by a tenth; stuck: 10x
 
 
 def test__predict__after_a_fit_in_bfloat16__in_float32(images):
@@ -303,7 +305,7 @@ def test__available_memory__containers__what_machine_and_limit_leave(files, free
 def test__available_memory__nothing_is_told__none(monkeypatch, tmp_path):
     monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "none")
     monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    monkeypatch.delattr(device_module.os, "sysconf", raising=False)
+    monkeypatch.delattr(memory.os, "sysconf", raising=False)
     assert memory.available_memory(CPU) is None
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from skve import SVETextClassifier, _ensembles
-from skve._backbones import backbone, cache, layer_selection
+from skve._backbones import backbone, cache, decomposition
 from skve._runtime.memory import is_out_of_memory
 from skve._training import step as step_module
 from skve.testing import make_toy_text_backbone
@@ -192,7 +192,7 @@ def test__fit__memory_short_before_the_first_step__explained_and_nothing_poisone
 
     with monkeypatch.context() as patch:
         target = {
-            "decompose": (layer_selection, "decompose"),
+            "decompose": (decomposition, "decompose"),
             "move": (backbone.Backbone, "on"),
             "trace": (TinyMLP, "forward"),
         }

@@ -23,7 +23,7 @@ import skve
 from skve import _ensembles, vision
 from skve._backbones import backbone as backbone_module
 from skve._backbones import cache, decomposition
-from skve._fitted import saving
+from skve._fitted import prediction, saving
 from skve._fitted import state as state_module
 from skve._runtime import locks
 from skve._training import build, loop, step
@@ -118,7 +118,7 @@ def test__ctrl_c__at_the_end_of_an_epoch__is_not_taken_for_a_callback_that_stops
     assert classifier.n_iter_ == 1
 
 
-@pytest.mark.parametrize("place", [(step, "_predict_block"), (state_module.FittedState, "ensemble_on")])
+@pytest.mark.parametrize("place", [(prediction, "_predict_block"), (state_module.FittedState, "ensemble_on")])
 def test__ctrl_c__in_a_prediction__the_next_one_is_right(images, place):
     classifier = toy_classifier().fit(*images)
     expected = classifier.predict_proba(images[0])
@@ -397,11 +397,12 @@ for _ in range(20):
     (rows @ rows.T).exp().sum()  # OpenMP's threads are there now
 clf = toy_classifier(TinyCNN()).fit(X, y)
 expected = clf.predict_proba(X)
-from skve import _backbones, _device
+from skve._backbones import cache
+from skve._runtime import locks
 held, release = threading.Event(), threading.Event()
 def hold():
     with contextlib.ExitStack() as stack:
-        for lock in list(_device._locks):
+        for lock in list(locks._locks):
             stack.enter_context(lock)
         held.set()
         release.wait()
@@ -412,7 +413,7 @@ held.wait()
 child = os.fork()
 if child == 0:
     same = np.allclose(clf.predict_proba(X), expected, atol=1e-6)
-    _backbones.clear_cache()
+    cache.clear_cache()
     fitted = toy_classifier(TinyCNN()).fit(X, y)
     (rows @ rows.T).exp().sum()
     close = np.allclose(fitted.predict_proba(X), expected, atol=1e-3)

@@ -15,7 +15,7 @@ import torch
 import skve
 from tests.saved_models import make
 
-FOLDER = pathlib.Path(__file__).parent / "saved_models"
+FOLDER = pathlib.Path(__file__).parents[1] / "saved_models"
 VERSIONS = sorted(path.name for path in FOLDER.iterdir() if (path / "inputs-and-predictions.npz").is_file())
 MODELS = [
     pytest.param(version, path.parent.name, id=f"{version}-{path.parent.name}")
