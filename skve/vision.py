@@ -1,5 +1,6 @@
 """SVEClassifier: singular value ensembles of pretrained image models."""
 
+import dataclasses
 import numbers
 
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -250,8 +251,8 @@ class SVEClassifier(BaseSVEClassifier):
         if self.image_size is None:  # most likely the fit's entry of the cache
             backbone = from_timm.load_image_backbone(spec, None)
             if backbone.preprocess["input_size"][-1] == size:
-                return backbone.view(preprocess=preprocess)
-        return from_timm.load_image_backbone(spec, size).view(preprocess=preprocess)
+                return dataclasses.replace(backbone, preprocess=preprocess)
+        return dataclasses.replace(from_timm.load_image_backbone(spec, size), preprocess=preprocess)
 
     def _make_pipeline(self, items, backbone, device, *, training):
         return ImagePipeline(items, backbone.preprocess, device, augment=self.augment, keep=training)

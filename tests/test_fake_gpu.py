@@ -231,5 +231,5 @@ def test__cache__copy_on_a_gpu__one_for_all_fits(gpu, images):
     for ensemble in ("sve", "head"):
         check(gpu, image_classifier(ensemble=ensemble), *images)
     (backbone,) = cache._cache.values()
-    assert list(backbone._copies) == [GPU]
+    assert list(backbone.frozen._copies) == [GPU]
     assert {parameter.device.type for parameter in backbone.module.parameters()} == {"cpu"}

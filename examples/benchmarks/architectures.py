@@ -338,7 +338,9 @@ def describe(family):
         module = family.build().eval().requires_grad_(False)
         preprocess = from_timm.image_preprocess(module)
         inputs = torch.empty(2, *preprocess["input_size"])
-    backbone = backbone_module.Backbone(module, {}, preprocess, from_timm.image_features)
+    backbone = backbone_module.Backbone(
+        backbone_module.FrozenModule(module), {}, preprocess, from_timm.image_features
+    )
     sites, skipped = layer_selection.find_sites(module)
     traced = trace.trace(backbone, [site.parameter for site in sites], inputs, len(inputs))
     skipped |= {site.layer: "the features do not depend on it" for site in sites if site.parameter not in traced.used}

@@ -13,6 +13,7 @@ import copy
 import csv
 import functools
 import gc
+import os
 import pathlib
 import subprocess
 import sys
@@ -47,7 +48,7 @@ def measure(way, n_fits):
     from skve.datasets import load_fashion
 
     if way == "other":
-        cache.CACHE_BYTES = 200 * 10**6
+        os.environ[cache.LIMIT] = "200000000"
     data = load_fashion()
     X, y, X_test = data.images[:32], data.target[:32], data.images_test[:32]
     for index in range(n_fits):

@@ -10,83 +10,128 @@ import torch
 from torch import nn
 
 from skve._backbones import decomposition
-from skve._backbones.cache import _lock, cached
+from skve._backbones.cache import cached
 from skve._runtime.locks import new_lock
 
 
-@dataclasses.dataclass(eq=False)
-class Backbone:
-    """A frozen pretrained module and what belongs to it.
+class FrozenModule:
+    """A frozen module with what is computed from it at most once in a process.
 
-    Attributes
+    Parameters
     ----------
     module : torch.nn.Module
-        In evaluation mode, in float32, without gradients; never changed.
-    description : dict
-        Plain values that find the backbone again: "kind", "name", "architecture", "sha256" of the weights.
-    preprocess : dict
-        Plain values that turn an input into what the module expects (for images timm's data configuration).
-    features : callable
-        `features(module, inputs)` gives a tensor of shape (n_samples, n_features).
-    head_start : tuple of (Tensor of shape (n_classes, n_features), Tensor of shape (n_classes,)), or None
-        Where members' heads start; None draws them at random.
+        In evaluation mode, in float32, without gradients; never changed afterwards.
     """
 
-    module: nn.Module
-    description: dict
-    preprocess: dict
-    features: Callable
-    head_start: tuple | None = None
-
-    def __post_init__(self):
+    def __init__(self, module):
+        self.module = module
         self._factors: dict[tuple[str, str], decomposition.Factors] = {}
         self._fingerprints: dict[tuple[str, str], float] = {}
-        self._copies: dict[torch.device, Backbone] = {}
-        self._factor_lock = new_lock()
+        self._copies: dict[torch.device, FrozenModule] = {}
+        self._lock = new_lock()
 
     @property
     def device(self):
-        """Device of the weights; the CPU where there is none."""
-        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+        """Device of the weights; the CPU where there are none."""
+        return next((tensor.device for tensor in _tensors(self.module)), torch.device("cpu"))
 
-    def factors(self, site, basis="singular"):
-        """Return the decomposition of one weight, or its factors in a random basis; computed once in a process."""
-        with self._factor_lock:
+    def factors(self, site, basis):
+        """Return the decomposition of one weight, or its factors in a random basis."""
+        with self._lock:
             key = (site.parameter, basis)
             if key not in self._factors:
                 weight = self.module.get_parameter(site.parameter)
                 if basis == "singular":
                     factors = decomposition.decompose(weight, site.kind)
                 else:
-                    factors = decomposition.random_basis(weight, site.kind, site.layer, self.factors(site).Vt)
+                    Vt = self.factors(site, "singular").Vt
+                    factors = decomposition.random_basis(weight, site.kind, site.layer, Vt)
                 self._factors[key] = factors.to(weight.device)
             return self._factors[key]
 
-    def fingerprint(self, site, basis="singular"):
+    def fingerprint(self, site, basis):
         """Return the fingerprint of one weight's factors, see `decomposition.fingerprint`."""
-        key = (site.parameter, basis)
-        if key not in self._fingerprints:
-            self._fingerprints[key] = decomposition.fingerprint(self.factors(site, basis).to("cpu"))
-        return self._fingerprints[key]
+        with self._lock:
+            key = (site.parameter, basis)
+            if key not in self._fingerprints:
+                self._fingerprints[key] = decomposition.fingerprint(self.factors(site, basis).to("cpu"))
+            return self._fingerprints[key]
 
     def on(self, device):
-        """Return this backbone with its tensors on `device`."""
-        device = torch.device(device)
-        if device.type == next(self.module.parameters(), torch.empty(0)).device.type:
+        """Return this module where it lies on `device`, else its one copy there, with factors of its own."""
+        device = _numbered(torch.device(device))
+        if device == _numbered(self.device) or not _tensors(self.module):
             return self
-        with _lock:
+        with self._lock:
             if device not in self._copies:
-                other = self.view(module=copy.deepcopy(self.module).to(device))
-                other.__post_init__()
-                self._copies[device] = other
-            own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-            return self._copies[device].view(**(own | {"module": self._copies[device].module}))
+                self._copies[device] = FrozenModule(copy.deepcopy(self.module).to(device))
+            return self._copies[device]
 
-    def view(self, **changes):
-        """Return this backbone with other attributes, sharing its decompositions and its copies on devices."""
-        other = copy.copy(self)
-        vars(other).update(changes)
-        return other
+    @property
+    def nbytes(self):
+        """Memory of the weights, the decompositions and the copies on other devices, in bytes."""
+        parts = [*_tensors(self.module), *self._factors.values(), *self._copies.values()]
+        return sum(part.nbytes for part in parts)
+
+
+def _tensors(module):
+    return [*module.parameters(), *module.buffers()]
+
+
+def _numbered(device):
+    """Return a device with its number, so that "cuda" and "cuda:0" compare equal where they are the same."""
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if device.index is None:
+        return torch.device(device.type, torch.cuda.current_device() if device.type == "cuda" else 0)
+    return device
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Backbone:
+    """A frozen pretrained module and how it is read; `dataclasses.replace` gives another reading of the same module.
+
+    Attributes
+    ----------
+    frozen : FrozenModule
+        Shared by all readings, with its decompositions and its copies on devices.
+    description : dict
+        Plain values that identify the backbone: "kind", "name", "architecture", "sha256" of the weights.
+    preprocess : dict
+        Plain values that turn an input into what the module expects (for images timm's data configuration).
+    features : callable
+        `features(module, inputs)` returns a tensor of shape (n_samples, n_features).
+    head_start : tuple of (Tensor of shape (n_classes, n_features), Tensor of shape (n_classes,)), or None
+        Where members' heads start; None draws them at random.
+    """
+
+    frozen: FrozenModule
+    description: dict
+    preprocess: dict
+    features: Callable
+    head_start: tuple | None = None
+
+    @property
+    def module(self):
+        """The module itself, in evaluation mode and without gradients."""
+        return self.frozen.module
+
+    @property
+    def device(self):
+        """Device of the weights; the CPU where there are none."""
+        return self.frozen.device
+
+    def factors(self, site, basis="singular"):
+        """Return the decomposition of one weight, or its factors in a random basis; computed once in a process."""
+        return self.frozen.factors(site, basis)
+
+    def fingerprint(self, site, basis="singular"):
+        """Return the fingerprint of one weight's factors, see `decomposition.fingerprint`."""
+        return self.frozen.fingerprint(site, basis)
+
+    def on(self, device):
+        """Return this backbone with its module on `device`, copied there at most once in a process."""
+        return dataclasses.replace(self, frozen=self.frozen.on(device))
 
     def arrays(self):
         """Return the weights as NumPy arrays, bfloat16 widened to float32."""
@@ -100,10 +145,8 @@ class Backbone:
 
     @property
     def nbytes(self):
-        """Memory of the weights, the decompositions and the copies on other devices, in bytes."""
-        own = sum(t.nbytes for t in [*self.module.parameters(), *self.module.buffers()])
-        factors = sum(f.nbytes for f in self._factors.values())
-        return own + factors + sum(other.nbytes for other in self._copies.values())
+        """Memory of all that the backbone keeps, in bytes."""
+        return self.frozen.nbytes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -158,7 +201,7 @@ def freeze(module, description, preprocess, features):
             if tensor.dim() == 4:  # two to four times faster on CPUs; three-dimensional convolutions have five
                 tensor.data = tensor.data.to(memory_format=torch.channels_last)
     description = {**description, "sha256": weights_hash(module)}
-    return Backbone(module, description, preprocess, features)
+    return Backbone(FrozenModule(module), description, preprocess, features)
 
 
 def from_module(module, features, preprocess, options=()):

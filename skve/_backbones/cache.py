@@ -1,35 +1,60 @@
-"""The process cache of backbones and their decompositions."""
+"""The process cache of backbones, bounded by an environment variable."""
 
+import os
+import re
 from collections import OrderedDict
 
 from skve._runtime.locks import new_lock
 from skve._runtime.randomness import own_global_generators
 
-CACHE_BYTES = 2 * 1024**3
-
+LIMIT = "SKVE_CACHE_LIMIT"  # environment variable, which worker processes inherit
+DEFAULT_LIMIT = "2G"
 
 _cache: OrderedDict = OrderedDict()  # key -> Backbone, the least recently used first
-
-
 _lock = new_lock()
 
 
 def cached(key, build):
-    """Return the backbone under `key`, building it at most once; drop the least recently used beyond 2 GiB.
+    """Return the backbone under `key`, building it at most once; drop the least recently used beyond the limit.
 
-    The global random generators are left as they were.
+    The one that is returned always stays. The global random generators are left as they were.
     """
+    limit = cache_limit()
     with _lock:
         if key not in _cache:
             with own_global_generators(0):  # building a module draws random weights
                 _cache[key] = build()
         _cache.move_to_end(key)
-        while len(_cache) > 1 and sum(backbone.nbytes for backbone in _cache.values()) > CACHE_BYTES:
+        while len(_cache) > 1 and sum(backbone.nbytes for backbone in _cache.values()) > limit:
             _cache.popitem(last=False)
         return _cache[key]
 
 
-def clear_cache():
-    """Forget every backbone and decomposition that this process keeps."""
+def cache_limit() -> int:
+    """Return the bound of the cache in bytes, from the environment variable `SKVE_CACHE_LIMIT`."""
+    text = os.environ.get(LIMIT, DEFAULT_LIMIT)
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
+    if not found:
+        raise ValueError(
+            f"The environment variable {LIMIT} must be a number of bytes, optionally with the unit K, M, G or T, "
+            f"got {text!r}. Set it as in {LIMIT}=500M."
+        )
+    return int(float(found[1]) * 1024 ** ("KMGT".find(found[2].upper()) + 1 if found[2] else 0))
+
+
+def clear_cache() -> None:
+    """Release every backbone that this process keeps, with its decompositions and its copies on GPUs.
+
+    skve keeps backbones, so that the fits of a grid search and all predictions share one copy of the weights and
+    their decompositions. Beyond 2 GiB, the least recently used are released; the environment variable
+    `SKVE_CACHE_LIMIT` sets another bound, in bytes or with a unit as in `"500M"` or `"8G"`. It is read whenever a
+    backbone is needed, and `"0"` keeps only the one used last. Fitted estimators stay valid: a released backbone
+    is loaded again when it is needed.
+
+    Examples
+    --------
+    >>> import skve
+    >>> skve.clear_cache()
+    """
     with _lock:
         _cache.clear()

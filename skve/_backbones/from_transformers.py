@@ -158,13 +158,13 @@ def configure(backbone, *, pooling, max_length, truncation_side, label_words=Non
         tokens = tokenization.word_tokens(tokenizer, label_words)
         tokenization.check_embedded(tokenizer, tokens, len(weight), lambda i: f"label_words: {label_words[i]!r}")
         start = (weight[tokens].float(), torch.zeros(len(tokens)) if bias is None else bias[tokens].float())
-    return reconfigure(backbone.view(head_start=start), preprocess)
+    return reconfigure(dataclasses.replace(backbone, head_start=start), preprocess)
 
 
 def reconfigure(backbone, preprocess):
     """Return a backbone's view with a preprocessing from `configure`, of this process or of a saved model."""
     features = TextFeatures(preprocess["pooling"], arguments(backbone.module), preprocess["mask_token_id"])
-    return backbone.view(preprocess=preprocess, features=features)
+    return dataclasses.replace(backbone, preprocess=preprocess, features=features)
 
 
 def _length_limit(module, tokenizer):
@@ -191,7 +191,7 @@ _ARCHITECTURES = ("AutoModel", "AutoModelForTextEncoding", "AutoModelForCausalLM
 _CODE = ("auto_map", "attn_implementation", "_attn_implementation")  # of a configuration: names code of others
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TextBackbone(Backbone):
     """A frozen text model with its tokenizer.
 
@@ -207,7 +207,7 @@ class TextBackbone(Backbone):
 
     @property
     def nbytes(self):
-        own = _untied(self.vocabulary_head, self.module).values() if self.device.type == "cpu" else ()
+        own = _untied(self.vocabulary_head, self.module).values()
         return super().nbytes + sum(tensor.nbytes for tensor in own)
 
     def arrays(self):
@@ -406,10 +406,8 @@ def _finish(module, tokenizer, head, dtype, description, state=None):
             tensor.copy_(state.pop(name))
         module.load_state_dict(state)
     description["head_sha256"] = tensors_hash(_untied(vocabulary_head, module))
-    frozen = freeze(module, description, preprocess, features)
-    return TextBackbone(
-        module, frozen.description, preprocess, features, tokenizer=tokenizer, vocabulary_head=vocabulary_head
-    )
+    backbone = freeze(module, description, preprocess, features)
+    return TextBackbone(**vars(backbone), tokenizer=tokenizer, vocabulary_head=vocabulary_head)
 
 
 def _take_off_head(module):

@@ -1,4 +1,4 @@
-"""The exact forms of an adapted layer, the rule that chooses one, and the network they are put into."""
+"""A private view of a frozen backbone, in which members take turns with weights and forwards of their own."""
 
 import copy
 from collections.abc import Mapping
@@ -30,6 +30,7 @@ class Network:
         self._features = backbone.features
         self._modules = dict(self.module.named_modules(remove_duplicate=False))
         self._shared_outputs: dict[str, object] = {}
+        self._forwards: dict[nn.Module, _Forward] = {}
 
     def features(self, inputs):
         """Return the backbone's features of a batch, of shape (n_samples, n_features)."""
@@ -42,6 +43,7 @@ class Network:
         module._parameters.pop(attribute, None)
         module._buffers.pop(attribute, None)
         module.__dict__[attribute] = tensor
+        self._compute_batch_norm(module)
         for name, value in vars(module).items():  # LeViT and its kin keep what they compute of their weights
             if name.endswith("_cache") and isinstance(value, dict):
                 value.clear()
@@ -53,13 +55,20 @@ class Network:
             return False  # called when gradients are wanted, else its fast path reads the weights of its layers
         return type(module) is nn.Linear or is_huggingface_conv1d(module)
 
+    def _forward(self, layer):
+        """Return the forward of `layer` that can be changed."""
+        module = self._modules[layer]
+        if module not in self._forwards:
+            self._forwards[module] = module.forward = _Forward(layer, module.forward, self._shared_outputs)
+        return self._forwards[module]
+
     def forward_of(self, layer):
-        """Return what `layer` computes at present."""
-        return self._modules[layer].forward
+        """Return what `layer` computes at present, whether or not the result is shared or checkpointed."""
+        return self._forward(layer).compute
 
     def set_forward(self, layer, forward):
         """Let `layer` compute `forward(inputs)`; only for layers that are called and not just read."""
-        self._modules[layer].forward = forward
+        self._forward(layer).compute = forward
 
     def avoid_fast_paths(self):
         """Keep torch's attention off its inference-only kernels; under vmap it takes them in training as well."""
@@ -71,16 +80,23 @@ class Network:
 
     def simplify_batch_norms(self):
         """Compute frozen batch normalisations as `scale * x + shift`: equal to rounding, half the backward."""
-        for module in self._modules.values():
+        for layer, module in self._modules.items():
             activates = type(module).__name__ == "BatchNormAct2d" and type(module).__module__.startswith("timm.")
             if (type(module) is nn.BatchNorm2d or activates) and module.running_var is not None:
-                module.forward = _FrozenBatchNorm(module, activates)
+                self.set_forward(layer, _FrozenBatchNorm(module, activates))
 
     def train_batch_norms(self, mode):
         """Put batch normalisation into training mode (statistics of the batch) or back; nothing else moves."""
         for module in self._modules.values():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.training = mode
+                self._compute_batch_norm(module)
+
+    def _compute_batch_norm(self, module):
+        """Undo `simplify_batch_norms` where statistics or weights are no longer those of the backbone."""
+        forward = self._forwards.get(module)
+        if forward is not None and isinstance(forward.compute, _FrozenBatchNorm):
+            forward.compute = forward.own
 
     def share(self, layers):
         """Compute the modules `layers` once for each batch and not once for each member.
@@ -91,14 +107,12 @@ class Network:
             Modules in front of the first adapted layer, from `trace`.
         """
         for layer in layers:
-            module = self._modules[layer]
-            module.forward = _SharedForward(layer, module.forward, self._shared_outputs)
+            self._forward(layer).shared = True
 
     def checkpoint(self, layers):
         """Compute the activations of the modules `layers` again in the backward pass instead of keeping them."""
         for layer in layers:
-            module = self._modules[layer]
-            module.forward = _CheckpointedForward(module.forward)
+            self._forward(layer).checkpointed = True
 
     def new_batch(self):
         """Forget what the previous batch left behind; call before its first member."""
@@ -115,27 +129,27 @@ class Network:
         self._shared_outputs.update(outputs)
 
 
-class _SharedForward:
-    def __init__(self, layer, forward, outputs):
-        self.layer, self.forward, self.outputs = layer, forward, outputs
+class _Forward:
+    """What a module computes: checkpointed inside, shared outside, in whichever order these were asked for."""
+
+    def __init__(self, layer, compute, outputs):
+        self.layer, self.own, self.compute, self.outputs = layer, compute, compute, outputs
+        self.checkpointed = self.shared = False
 
     def __call__(self, *args, **kwargs):
+        if not self.shared:
+            return self._compute(*args, **kwargs)
         kept = self.outputs.get(self.layer)
         if kept is None or _versions(kept[0]) != kept[1]:  # later code may have written into the output
-            output = self.forward(*args, **kwargs)
+            output = self._compute(*args, **kwargs)
             kept = self.outputs[self.layer] = (output, _versions(output))
         return kept[0]
 
-
-class _CheckpointedForward:
-    def __init__(self, forward):
-        self.forward = forward
-
-    def __call__(self, *args, **kwargs):
-        if not torch.is_grad_enabled():
-            return self.forward(*args, **kwargs)
+    def _compute(self, *args, **kwargs):
+        if not self.checkpointed or not torch.is_grad_enabled():
+            return self.compute(*args, **kwargs)
         return torch.utils.checkpoint.checkpoint(
-            self.forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
+            self.compute, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
         )
 
 

@@ -1,19 +1,16 @@
-"""The process cache of backbones and decompositions: counted, bounded, shared, never mutated."""
+"""The process cache of backbones: what is loaded and decomposed once, the bound, threads."""
 
-import copy
 import threading
 
 import pytest
-import torch
-from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 from torch import nn
 
+import skve
 from skve._backbones import backbone as backbone_module
-from skve._backbones import cache, decomposition, from_timm, layer_selection
+from skve._backbones import cache, decomposition, from_timm
 from skve._backbones.cache import cached
-from skve._backbones.from_timm import load_image_backbone
-from tests.toys import TinyCNN, TinyMLP, make_backbone, toy_classifier, toy_inputs
+from tests.toys import TinyCNN, make_backbone, toy_classifier
 
 LITE = "bundled:efficientnet_lite0"
 
@@ -73,100 +70,12 @@ def test__fit__some_layers__decomposes_only_these(images, counts):
     assert counts["decompositions"] == 1
 
 
-def test__from_module__equal_modules__one_entry(counts):
-    module = TinyCNN()
-    first = load_image_backbone(module, 16)
-    for equal in (module, copy.deepcopy(module), TinyCNN(), clone(toy_classifier(module)).backbone):
-        assert load_image_backbone(equal, 16) is first
-    assert counts["loads"] == 1
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda module: module.stem.weight.data.mul_(1.5),
-        lambda module: module.bn1.running_mean.add_(1),
-        lambda module: setattr(module.bn1, "eps", 0.5),
-        lambda module: setattr(module.dilated, "dilation", (1, 1)),
-        lambda module: setattr(module, "act1", nn.Tanh()),
-    ],
-)
-def test__from_module__anything_changed__another_entry(change):
-    module = TinyCNN()
-    first = load_image_backbone(module, 16)
-    before = first.features(first.module, toy_inputs())
-    change(module)
-    second = load_image_backbone(module, 16)
-    assert second is not first
-    assert not torch.allclose(second.features(second.module, toy_inputs()), before)
-    assert torch.equal(first.features(first.module, toy_inputs()), before)
-
-
-def test__from_module__class_defined_anew_under_the_same_name__another_entry(monkeypatch):
-    """As in a notebook, where a cell is edited and run again."""
-    from tests import toys
-
-    class Net(TinyMLP):
-        pass
-
-    Edited = type("Net", (TinyMLP,), {"forward": lambda self, x: -TinyMLP.forward(self, x)})
-    entries = []
-    for cls in (Net, Edited):
-        cls.__module__, cls.__qualname__ = "tests.toys", "Net"
-        monkeypatch.setattr(toys, "Net", cls, raising=False)
-        entries.append(load_image_backbone(cls(), 16))
-    features = [entry.features(entry.module, toy_inputs()) for entry in entries]
-    torch.testing.assert_close(features[1], -features[0])
-
-
-def test__from_module__tied_or_equal_weights__two_entries():
-    tied, equal = (nn.Sequential(nn.Flatten(), nn.Linear(768, 9), nn.Linear(9, 9), nn.Linear(9, 9)) for _ in range(2))
-    tied[3].weight = tied[2].weight
-    equal.load_state_dict(tied.state_dict())
-    assert load_image_backbone(tied, 16) is not load_image_backbone(equal, 16)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
-def test__from_module__plain_tensor_attribute__part_of_the_key(dtype):
-    entries = []
-    for value in (1, 1, 2):
-        module = TinyMLP()
-        module.scale = torch.tensor([value], dtype=dtype)
-        entries.append(load_image_backbone(module, 16))
-    assert entries[0] is entries[1]
-    assert entries[0] is not entries[2]
-
-
-def test__from_module__other_image_size__another_entry():
-    module = TinyCNN()
-    assert load_image_backbone(module, 16) is not load_image_backbone(module, 24)
-
-
-def test__from_module__cannot_be_pickled__still_cached():
-    module = TinyMLP()
-    module.hook = lambda x: x
-    first = load_image_backbone(module, 16)
-    assert load_image_backbone(module, 16) is first
-    module.fc1.weight.data.add_(1)
-    assert load_image_backbone(module, 16) is not first
-
-
-def test__from_module__used__original_never_mutated(images):
-    module = TinyCNN().train()
-    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    toy_classifier(module).fit(*images).predict(images[0])
-    assert module.training
-    assert all(parameter.requires_grad for parameter in module.parameters())
-    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
-    assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
-
-
 def small_backbone(size):
     return make_backbone(nn.Linear(size, 250, bias=False))  # 1000 * size bytes
 
 
 def test__cached__over_the_limit__least_recently_used_goes(monkeypatch):
-    monkeypatch.setattr(cache, "CACHE_BYTES", 3500)
+    monkeypatch.setenv(cache.LIMIT, "3500")
     kept = {name: cached((name,), lambda: small_backbone(1)) for name in "abc"}
     assert cached(("a",), lambda: small_backbone(1)) is kept["a"]  # a is used; b is the oldest now
     cached(("d",), lambda: small_backbone(1))
@@ -176,21 +85,11 @@ def test__cached__over_the_limit__least_recently_used_goes(monkeypatch):
 
 
 def test__cached__one_entry_over_the_limit__is_kept(monkeypatch):
-    monkeypatch.setattr(cache, "CACHE_BYTES", 100)
+    monkeypatch.setenv(cache.LIMIT, "100")
     large = cached(("large",), lambda: small_backbone(5))
     assert cached(("large",), lambda: small_backbone(5)) is large
     cached(("other",), lambda: small_backbone(1))
     assert list(cache._cache) == [("other",)]
-
-
-def test__nbytes__decompositions__count(monkeypatch):
-    backbone = small_backbone(2)
-    before = backbone.nbytes
-    site = layer_selection.find_sites(backbone.module)[0][0]
-    factors = backbone.factors(site)
-    assert before == 2000
-    assert backbone.nbytes == before + factors.nbytes
-    assert factors.nbytes == 4 * (250 * 2 + 2 + 2 * 2)
 
 
 def test__cached__many_threads__built_once():
@@ -228,14 +127,27 @@ def test__cached__build_draws_random_weights__global_generator_untouched(global_
     assert global_state() == before
 
 
-def test__factors__many_threads__one_decomposition(counts):
-    backbone = small_backbone(40)
-    site = layer_selection.find_sites(backbone.module)[0][0]
-    results = []
-    threads = [threading.Thread(target=lambda: results.append(backbone.factors(site))) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert counts["decompositions"] == 1
-    assert all(result is results[0] for result in results)
+@pytest.mark.parametrize(
+    ("text", "limit"), [("0", 0), ("3500", 3500), ("500M", 500 * 2**20), ("1.5 gb", 1.5 * 2**30), (None, 2 * 2**30)]
+)
+def test__cache_limit__environment_variable__bytes_with_or_without_a_unit(text, limit, monkeypatch):
+    monkeypatch.delenv(cache.LIMIT, raising=False)
+    if text is not None:
+        monkeypatch.setenv(cache.LIMIT, text)
+    assert cache.cache_limit() == limit
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1", "1X", "nan"])
+def test__cache_limit__no_number__value_error_says_how(text, monkeypatch, images):
+    monkeypatch.setenv("SKVE_CACHE_LIMIT", text)
+    with pytest.raises(ValueError, match=r"SKVE_CACHE_LIMIT must be a number of bytes, .* Set it as in"):
+        toy_classifier().fit(*images)
+
+
+def test__clear_cache__public_name__backbones_released_and_estimators_valid(images):
+    classifier = toy_classifier().fit(*images)
+    before = classifier.predict_proba(images[0])
+    assert len(cache._cache) == 1
+    skve.clear_cache()
+    assert len(cache._cache) == 0
+    assert (classifier.predict_proba(images[0]) == before).all()

@@ -1,15 +1,16 @@
 """Private networks over one frozen backbone, sharing what members have in common, and the trace."""
 
+import itertools
 import threading
 
+import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from skve import _ensembles
 from skve._backbones import layer_selection, trace
 from skve._backbones import network as network_module
-from tests.toys import ReadsWeight, TinyCNN, TinyMLP, TinyTransformer, make_backbone, toy_inputs
+from tests.toys import TinyCNN, TinyMLP, TinyTransformer, make_backbone, toy_inputs
 
 # ---------------------------------------------------------------------------------------------- Network
 
@@ -167,68 +168,47 @@ def test__share__outputs_swapped__those_of_the_batch_come_back():
     assert not torch.equal(first, second)
 
 
-def test__trace__module_called_twice__not_shared():
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.twice = nn.Conv2d(3, 3, 1)
-            self.last = nn.Conv2d(3, 4, 1)
-
-        def forward(self, x):
-            return self.last(self.twice(self.twice(x)))
-
-    traced = trace.trace(make_backbone(Twice()), ["last.weight"], toy_inputs(), 4)
-    assert traced.shareable == []
+# ------------------------------------------------------------------- replaced, checkpointed, shared forwards
 
 
-def test__trace__bypassed_layer__found_as_used():
-    backbone = make_backbone(ReadsWeight())
-    traced = trace.trace(backbone, ["lin.weight", "out.weight"], toy_inputs(), 4)
-    assert traced.used == {"lin.weight", "out.weight"}
-    assert set(traced.positions) >= {"out"}
-    assert "lin" not in traced.positions
-    assert not {"lin", "out", ""} & set(traced.shareable)
+CHANGES = {
+    "batch norms": lambda network, layers: network.simplify_batch_norms(),
+    "checkpoint": lambda network, layers: network.checkpoint(layers),
+    "share": lambda network, layers: network.share(layers),
+}
 
 
-def test__trace__bypassed_layer_comes_first__nothing_after_it_is_shared():
-    class Bypass(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.lin = nn.Conv2d(3, 3, 1)
-            self.norm = nn.BatchNorm2d(3)
-            self.last = nn.Conv2d(3, 4, 1)
-
-        def forward(self, x):
-            return self.last(self.norm(F.conv2d(x, self.lin.weight, self.lin.bias)))
-
-    traced = trace.trace(make_backbone(Bypass()), ["lin.weight"], toy_inputs(), 4)
-    assert traced.shareable == []
-
-
-def test__trace__unused_layer__not_used():
-    class Unused(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.used = nn.Conv2d(3, 3, 1)
-            self.unused = nn.Conv2d(3, 3, 1)
-            self.without_effect = nn.Conv2d(3, 3, 1)
-
-        def forward(self, x):
-            self.without_effect(x)
-            return self.used(x)
-
-    changed = ["used.weight", "unused.weight", "without_effect.weight"]
-    assert trace.trace(make_backbone(Unused()), changed, toy_inputs(), 4).used == {"used.weight"}
-
-
-def test__trace__tokens__positions_for_each_sample():
-    traced = trace.trace(make_backbone(TinyTransformer()), ["blocks.0.fc1.weight"], toy_inputs(), 4)
-    assert traced.positions["blocks.0.fc1"] == 16
-    assert traced.n_features == 12
-
-
-def test__trace__backbone__frozen_and_without_hooks_afterwards():
+@pytest.mark.parametrize("order", list(itertools.permutations(CHANGES)), ids=" ".join)
+def test__forwards__changed_in_any_order__batch_norm_replaced_once_a_batch_and_again_in_backward(order):
     backbone = make_backbone(TinyCNN())
-    trace.trace(backbone, ["stem.weight"], toy_inputs(), 4)
-    assert not any(parameter.requires_grad for parameter in backbone.module.parameters())
-    assert not any(module._forward_hooks for module in backbone.module.modules())
+    inputs = toy_inputs().requires_grad_()
+    network = network_module.Network(backbone)
+    for change in order:
+        CHANGES[change](network, ["bn2"])
+    simple, calls = network.forward_of("bn2"), []
+    assert isinstance(simple, network_module._FrozenBatchNorm)
+    network.set_forward("bn2", lambda x: calls.append(1) or simple(x))
+    for _ in range(2):  # members
+        features = network.features(inputs)
+    assert len(calls) == 1
+    torch.testing.assert_close(features, backbone.features(backbone.module, inputs), rtol=1e-5, atol=1e-5)
+    features.sum().backward()
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("change", ["tensor", "mode"])
+def test__simplify_batch_norms__statistics_replaced_afterwards__computed_anew(change):
+    backbone = make_backbone(TinyCNN())
+    inputs = toy_inputs()
+    networks = [network_module.Network(backbone) for _ in range(2)]
+    networks[1].simplify_batch_norms()
+    for network in networks:
+        if change == "tensor":
+            network.set_tensor("bn1.running_mean", torch.ones(8))
+        else:
+            network.set_tensor("bn1.running_mean", torch.zeros(8))
+            network.set_tensor("bn2.running_mean", torch.zeros(8))
+            network.train_batch_norms(True)
+    with torch.no_grad():
+        expected, found = (network.features(inputs) for network in networks)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

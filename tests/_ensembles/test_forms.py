@@ -161,7 +161,7 @@ def adapted(module, inputs, *, n_samples, training, dtype=torch.float64, scale=0
     parameters = dict(backbone.module.named_parameters())
     for site in sites:
         exact = exact_factors(parameters[site.parameter], site.kind)
-        backbone._factors[site.parameter, "singular"] = decomposition.Factors(
+        backbone.frozen._factors[site.parameter, "singular"] = decomposition.Factors(
             exact.U.to(dtype), exact.sigma.to(dtype), exact.Vt.to(dtype)
         )
     rule = _ensembles.SingularValues(backbone, sites, init_scale=0.0, train_bias=train_bias)
@@ -265,7 +265,7 @@ def test__singular_values__layer_read_and_not_called__never_in_two_factor_form()
     inputs = toy_inputs(dtype=torch.float64)
     rule, network, _, _ = adapted(ReadsWeight(), inputs, n_samples=1, training=True)
     assert set(rule._called) == {"out"}
-    assert network._modules["out"].forward is rule._called["out"]
+    assert network.forward_of("out") is rule._called["out"]
 
 
 def test__singular_values__huggingface_conv1d_with_few_positions__two_factor_form():

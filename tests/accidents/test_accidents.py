@@ -463,7 +463,7 @@ def test__twenty_fits__tensors_threads_and_files__as_many_as_after_the_third(ima
 
 
 def test__twenty_fits__other_weights_each__cache_stays_within_its_bound(images, empty_cache, monkeypatch):
-    monkeypatch.setattr(cache, "CACHE_BYTES", 4 * 10**5)
+    monkeypatch.setenv(cache.LIMIT, "400000")
     counts = []
     for seed in range(20):
         toy_classifier(TinyMLP(seed), max_epochs=1, n_members=1).fit(*images)
