@@ -354,9 +354,11 @@ class BaseSVEClassifier(EnsemblePredictor):
         "callbacks": [list, tuple, None],
     }
 
-    @abstractmethod
-    def _default_rates(self):
-        """Return the learning rates (of members, of heads) that None stands for, chosen on validation data."""
+    _kind_of_inputs: str  # "image" or "text": which of a rule's defaults count
+
+    def _defaults(self):
+        """Return what None stands for where the ensemble decides: a `skve._ensembles.Defaults`."""
+        return RULES[self.ensemble].defaults[self._kind_of_inputs]
 
     def _check_labels(self, pipeline, codes, name):
         """Raise ValueError where a sample of `name`, "X" or "X_val", cannot have its label; mostly all can."""
@@ -547,10 +549,10 @@ class BaseSVEClassifier(EnsemblePredictor):
     def _settings(self, once, has_validation):
         from skve._training.step import Settings
 
-        member_lr, head_lr = self._default_rates()
+        defaults = self._defaults()
         return Settings(
-            member_lr=member_lr if self.member_lr is None else self.member_lr,
-            head_lr=head_lr if self.head_lr is None else self.head_lr,
+            member_lr=defaults.member_lr if self.member_lr is None else self.member_lr,
+            head_lr=defaults.head_lr if self.head_lr is None else self.head_lr,
             weight_decay=self.weight_decay,
             head_weight_decay=self.head_weight_decay,
             max_epochs=1 if once else self.max_epochs,

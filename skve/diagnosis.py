@@ -20,17 +20,6 @@ _SHORTFALL = 0.05  # accuracy that members may lack against the ensemble or the 
 _CHANCE = 0.6  # AUROC of telling errors [0.88] or foreign samples [0.81]
 _ECE_EXCESS = 0.01  # ECE above the reference's
 _FEW = 10  # errors (and right answers) below which nothing is said about ranking them
-# What sets the members of each ensemble apart.
-_SAME_START = "raise member_lr or max_epochs: members start from the same weights, with heads of their own"
-_SET_APART = {
-    "sve": "raise member_lr or max_epochs, and see that init_scale is not 0",
-    "lora": _SAME_START,
-    "bias": _SAME_START,
-    "deep": _SAME_START,
-    "dropout": "raise the rate in ensemble_params",
-    "snapshot": "raise member_lr or max_epochs: short and slow cycles end close to one another",
-    "head": "raise head_lr or max_epochs; heads on the same features differ little: try ensemble='sve'",
-}
 
 
 @dataclass(frozen=True)
@@ -201,13 +190,14 @@ class _Case:
     logs: dict = field(default_factory=dict)
 
     def __post_init__(self):
+        from skve._ensembles import RULES  # torch, which metrics and plots do without
+
         ratios = getattr(self.model, "ratios_", None) or {}
         with np.errstate(invalid="ignore", divide="ignore"):  # a ratio that ran away may be 0 or NaN
             self.logs = {layer: np.log(np.asarray(values, float)) for layer, values in ratios.items()}
         params: dict = self.model.get_params() if hasattr(self.model, "get_params") else {}
-        self.ensemble = params.get("ensemble", "sve")
-        draws_ratios = self.ensemble in ("sve", "sve+lora", "scale")
-        self.init_scale = params.get("init_scale") if draws_ratios else None
+        self.rule = RULES.get(params.get("ensemble", "sve"), RULES["sve"])
+        self.init_scale = params.get("init_scale") if self.rule.has_ratios else None
         self.gradient_norm = (getattr(self.model, "history_", None) or {}).get("gradient_norm") or {}
 
     def is_right(self, proba):
@@ -304,7 +294,7 @@ def _members_collapsed(case):
         return None
     return (
         f"{evidence} (limit {_COLLAPSED:g})",
-        _SET_APART.get(case.ensemble, _SET_APART["sve"]),
+        case.rule.set_apart,
     )
 
 

@@ -1,5 +1,6 @@
 """SVETextClassifier: singular value ensembles of pretrained text models."""
 
+import dataclasses
 from collections.abc import Mapping
 
 from sklearn.utils._param_validation import StrOptions
@@ -185,20 +186,7 @@ class SVETextClassifier(BaseSVEClassifier):
         "backbone_dtype": [StrOptions(set(from_transformers.DTYPES))],
         "activation_checkpointing": ["boolean"],
     }
-    _member_lr = {
-        "sve": 1e-2,
-        "sve+lora": 1e-2,
-        "scale": 1e-2,
-        "bias": 1e-2,
-        "lora": 1e-4,
-        "batch": 3e-3,
-        "dropout": 5e-5,
-        "snapshot": 5e-5,
-        "single": 5e-5,
-        "deep": 5e-5,
-        "head": 5e-5,
-    }
-    _head_lr = {"linear": 1e-2, "lm": 1e-5}
+    _kind_of_inputs = "text"
 
     def __init__(
         self,
@@ -331,8 +319,11 @@ class SVETextClassifier(BaseSVEClassifier):
     def _check_labels(self, pipeline, codes, name):
         pipeline.check_labels(codes, name)
 
-    def _default_rates(self):
-        return self._member_lr[self.ensemble], self._head_lr[self.head]
+    def _defaults(self):
+        defaults = super()._defaults()
+        if self.head == "lm":  # heads start as the pretrained rows of the label words, from which they hardly move
+            return dataclasses.replace(defaults, head_lr=1e-5, head_weight_decay=0.0)
+        return defaults
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -156,19 +156,7 @@ class SVEClassifier(BaseSVEClassifier):
         "image_shape": ["array-like", None],
         "augment": [StrOptions({"light", "strong"}), callable, None],
     }
-    _rates = {
-        "sve": (5e-2, 1e-2),
-        "sve+lora": (5e-2, 1e-2),
-        "scale": (2e-2, 1e-2),
-        "bias": (3e-3, 1e-2),
-        "lora": (3e-4, 1e-2),
-        "batch": (1e-2, 1e-2),
-        "dropout": (1e-4, 3e-3),
-        "snapshot": (1e-4, 3e-3),
-        "single": (1e-4, 3e-3),
-        "deep": (1e-4, 3e-3),
-        "head": (1e-4, 5e-3),
-    }
+    _kind_of_inputs = "image"
 
     def __init__(
         self,
@@ -256,9 +244,6 @@ class SVEClassifier(BaseSVEClassifier):
 
     def _make_pipeline(self, items, backbone, device, *, training):
         return ImagePipeline(items, backbone.preprocess, device, augment=self.augment, keep=training)
-
-    def _default_rates(self):
-        return self._rates[self.ensemble]
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

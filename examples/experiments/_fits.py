@@ -71,10 +71,10 @@ def run_fit(cells, options):
 def rates_of(cell, options):
     """Return the learning rates of a cell, those of the estimator where the study names none."""
     clf = make_classifier(cell, options)
-    rates = {}
-    for name, default in zip(("member_lr", "head_lr"), clf._default_rates(), strict=True):
+    rates, defaults = {}, clf._defaults()
+    for name in ("member_lr", "head_lr"):
         given = getattr(clf, name)
-        rates[name] = default if given is None else given
+        rates[name] = getattr(defaults, name) if given is None else given
     return {**rates, "member_lr": ""} if clf.ensemble == "head" else rates  # heads own nothing else
 
 

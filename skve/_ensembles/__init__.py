@@ -2,7 +2,7 @@
 
 from sklearn.utils._param_validation import validate_parameter_constraints
 
-from skve._ensembles.base import BIASES, FACTORS, HEAD, MASKS, WEIGHTS, LinearHeads, MemberRule, is_trained
+from skve._ensembles.base import BIASES, FACTORS, HEAD, MASKS, WEIGHTS, Defaults, LinearHeads, MemberRule, is_trained
 from skve._ensembles.dropout import Dropout
 from skve._ensembles.ensemble import BATCHES_PER_INSTALLATION, Ensemble, Head
 from skve._ensembles.fine_tuning import FullFineTuning, SingleFineTuning
@@ -23,6 +23,7 @@ __all__ = [
     "BatchEnsemble",
     "Biases",
     "ChannelScales",
+    "Defaults",
     "Dropout",
     "Ensemble",
     "FullFineTuning",

@@ -1,5 +1,6 @@
 """What all member rules share: the keys of a member's tensors, options, and how single layers are changed."""
 
+import dataclasses
 import numbers
 from collections.abc import Mapping
 from typing import Any
@@ -16,12 +17,30 @@ FACTORS = (RATIOS, SCALES)  # kept as logarithms; their exponentials are `ratios
 Member = Mapping[str, torch.Tensor]
 Options = dict[str, tuple[object, list]]  # name -> default, constraints as in scikit-learn
 
+SAME_START = "raise member_lr or max_epochs: members start from the same weights, with heads of their own"
 # How members come to differ, besides their random start; for every rule that trains several members.
 DIFFERENCES: Options = {
     "order": (None, [StrOptions({"shared", "own"}), None]),
     "bootstrap": (False, ["boolean"]),
     "diversity": (0.0, [Interval(numbers.Real, 0, 1, closed="both")]),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Defaults:
+    """What the estimators' None stands for under one rule and one kind of inputs, chosen on validation data.
+
+    Attributes
+    ----------
+    member_lr, head_lr : float
+        Learning rates of what a member owns of the backbone, and of its head.
+    head_weight_decay : float
+        Decoupled weight decay of the heads.
+    """
+
+    member_lr: float
+    head_lr: float
+    head_weight_decay: float = 0.0
 
 
 def is_trained(key):
@@ -45,6 +64,11 @@ class MemberRule:
     """
 
     takes: Options = DIFFERENCES  # the entries that `ensemble_params` may have
+    # By kind of inputs, "image" and "text".
+    defaults: dict[str, Defaults] = {"image": Defaults(1e-2, 1e-2), "text": Defaults(1e-2, 1e-2)}
+    # What sets members apart that have become alike, for `diagnose`.
+    set_apart = "raise member_lr or max_epochs, and see that init_scale is not 0"
+    has_ratios = False  # whether members own factors that start at exp(N(0, init_scale^2)) and become `ratios_`
     mixes_samples = False  # whether a training batch gives other gradients than its parts do in turn
     selects_layers = False  # whether `layers` says what members own
 
@@ -153,6 +177,9 @@ class MemberRule:
 
 class LinearHeads(MemberRule):
     """Linear heads on the frozen backbone."""
+
+    defaults = {"image": Defaults(1e-4, 5e-3), "text": Defaults(5e-5, 1e-2)}
+    set_apart = "raise head_lr or max_epochs; heads on the same features differ little: try ensemble='sve'"
 
 
 class LayerRule(MemberRule):

@@ -26,6 +26,7 @@ class Dropout(FullFineTuning):
     nothing of the features of EfficientNet-Lite0 behind its 33 layers.
     """
 
+    set_apart = "raise the rate in ensemble_params"
     takes = {"rate": (None, [Interval(numbers.Real, 0, 1, closed="neither"), None])}
     selects_layers = True
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from skve._ensembles.base import DIFFERENCES, WEIGHTS, MemberRule, Options
+from skve._ensembles.base import DIFFERENCES, SAME_START, WEIGHTS, Defaults, MemberRule, Options
 from skve._runtime.memory import available_memory
 
 # Copies of a weight at the peak of a training, which is reached twice. At the end of an epoch: the weight, its
@@ -23,6 +23,8 @@ class FullFineTuning(MemberRule):
     by default batch normalisation stays in evaluation mode.
     """
 
+    defaults = {"image": Defaults(1e-4, 3e-3), "text": Defaults(5e-5, 1e-2)}
+    set_apart = SAME_START
     takes = {**DIFFERENCES, **BATCH_NORM}
 
     def __init__(self, backbone, sites, **settings):

@@ -9,7 +9,7 @@ from sklearn.utils._param_validation import Interval
 
 from skve._backbones import decomposition
 from skve._ensembles import forms
-from skve._ensembles.base import DIFFERENCES, DOWN, UP, LayerRule
+from skve._ensembles.base import DIFFERENCES, DOWN, SAME_START, UP, Defaults, LayerRule
 
 POSITIVE = Interval(numbers.Real, 0, None, closed="neither")
 
@@ -22,6 +22,8 @@ class LowRank(LayerRule):
     a convolution's kernel is flattened to (out, in * kh * kw). The rank is at most min(d_out, d_in).
     """
 
+    defaults = {"image": Defaults(3e-4, 1e-2), "text": Defaults(1e-4, 1e-2)}
+    set_apart = SAME_START
     prefixes: tuple[str, ...] = (DOWN, UP)
     takes = {
         **DIFFERENCES,

@@ -5,7 +5,17 @@ import torch.nn.functional as F
 from sklearn.utils._param_validation import StrOptions
 
 from skve._ensembles import forms
-from skve._ensembles.base import DIFFERENCES, INPUT_OFFSETS, OUTPUT_OFFSETS, SCALES, LayerRule, draw, n_inputs
+from skve._ensembles.base import (
+    DIFFERENCES,
+    INPUT_OFFSETS,
+    OUTPUT_OFFSETS,
+    SAME_START,
+    SCALES,
+    Defaults,
+    LayerRule,
+    draw,
+    n_inputs,
+)
 
 
 class ChannelScales(LayerRule):
@@ -14,6 +24,8 @@ class ChannelScales(LayerRule):
     There are d_in of them, for convolutions one for each channel, at all positions of the kernel alike.
     """
 
+    defaults = {"image": Defaults(2e-2, 1e-2), "text": Defaults(1e-2, 1e-2)}
+    has_ratios = True
     prefixes = (SCALES,)
 
     def new_layer(self, site, weight, generator):
@@ -37,6 +49,7 @@ class BatchEnsemble(LayerRule):
     Unlike the paper's, W stays as it was pretrained, and every member sees the whole batch instead of its own part.
     """
 
+    defaults = {"image": Defaults(1e-2, 1e-2), "text": Defaults(3e-3, 1e-2)}
     prefixes = (INPUT_OFFSETS, OUTPUT_OFFSETS)
     takes = {**DIFFERENCES, "init": ("normal", [StrOptions({"normal", "signs"})])}
 
@@ -69,6 +82,9 @@ class BatchEnsemble(LayerRule):
 
 class Biases(LayerRule):
     """Biases of the adapted layers alone; a layer that has none gets one, which starts at zero."""
+
+    defaults = {"image": Defaults(3e-3, 1e-2), "text": Defaults(1e-2, 1e-2)}
+    set_apart = SAME_START
 
     def bias_name(self, site):
         return site.bias or site.parameter.removesuffix("weight") + "bias"

@@ -4,7 +4,7 @@ from sklearn.utils._param_validation import StrOptions
 
 from skve._backbones.decomposition import Factors
 from skve._ensembles import forms
-from skve._ensembles.base import DIFFERENCES, RATIOS, LayerRule, draw
+from skve._ensembles.base import DIFFERENCES, RATIOS, Defaults, LayerRule, draw
 
 
 class SingularValues(LayerRule):
@@ -15,6 +15,9 @@ class SingularValues(LayerRule):
     layer. The row space stays that of V; with Q = V it is the singular value ensemble, since W V = U diag(sigma).
     """
 
+    defaults = {"image": Defaults(5e-2, 1e-2), "text": Defaults(1e-2, 1e-2)}
+    set_apart = LayerRule.set_apart
+    has_ratios = True
     prefixes: tuple[str, ...] = (RATIOS,)
     takes = {**DIFFERENCES, "basis": ("singular", [StrOptions({"singular", "random"})])}
 

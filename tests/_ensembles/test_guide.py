@@ -59,12 +59,12 @@ def test__guide__default_rates__those_of_the_estimators():
     assert listed.keys() == _ensembles.RULES.keys() - {"head"}
     for ensemble in _ensembles.RULES:
         image, text = skve.SVEClassifier(ensemble=ensemble), skve.SVETextClassifier(ensemble=ensemble)
-        member_lr, head_lr = image._default_rates()
+        member_lr, head_lr = image._defaults().member_lr, image._defaults().head_lr
         owns_all = ensemble in ("deep", "single", "snapshot", "dropout")
         assert head_lr == (0.003 if owns_all else 0.005 if ensemble == "head" else 0.01)
-        assert text._default_rates()[1] == 0.01
+        assert text._defaults().head_lr == 0.01
         if ensemble != "head":
-            assert listed[ensemble] == (member_lr, text._default_rates()[0])
+            assert listed[ensemble] == (member_lr, text._defaults().member_lr)
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,3 @@ def test__docstring__ensembles__all_named_with_their_options(estimator):
     for name, rule in _ensembles.RULES.items():
         assert f'`"{name}"`' in text, name
         assert all(f"`{option}`" in text for option in rule.takes), name
-
-
-@pytest.mark.parametrize("rates", [skve.SVEClassifier._rates, skve.SVETextClassifier._member_lr])
-def test__default_rates__every_ensemble__there(rates):
-    assert rates.keys() == _ensembles.RULES.keys()
