@@ -13,14 +13,8 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from skve._ensembles import RULES
-from skve._inputs.labels import (
-    check_labels,
-    check_weights,
-    class_weights,
-    encode_labels,
-    stratified_part,
-    to_mean_one,
-)
+from skve._inputs.labels import check_labels, encode_labels, stratified_part
+from skve._inputs.weights import check_weights, class_weights, to_mean_one
 
 
 class EnsemblePredictor(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
@@ -449,7 +443,7 @@ class BaseSVEClassifier(EnsemblePredictor):
         if start is None and classes is None:
             raise ValueError("classes must be passed on the first call to partial_fit")
         if start is not None:
-            if classes is not None and not np.array_equal(np.unique(classes), self.classes_):
+            if classes is not None and not np.array_equal(np.unique(check_labels(classes, "classes")), self.classes_):
                 raise ValueError(
                     f"classes={classes!r} differs from those of the first call: {self.classes_!r}; pass none"
                 )
@@ -482,11 +476,15 @@ class BaseSVEClassifier(EnsemblePredictor):
         items = self._check_inputs(X, reset=start is None)
         y = check_labels(y, "y")
         check_consistent_length(items, y)
-        known = np.unique(classes) if once else (self.classes_ if start is not None else None)
-        classes_, codes = encode_labels(y, known, "y")
+        if once:
+            classes_ = np.unique(check_labels(classes, "classes"))
+        else:
+            classes_ = np.unique(y) if start is None else self.classes_
+        codes = encode_labels(y, classes_)
         if len(classes_) < 2:
             raise ValueError(f"y has one class only, {classes_.tolist()[0]!r}; a classifier needs at least 2 classes")
-        weights = check_weights(sample_weight, y)
+        weights = check_weights(sample_weight, len(y))
+        weights = np.ones(len(y)) if weights is None else to_mean_one(weights, "data")
         seeds = Seeds(
             self.random_state
             if self.random_state is None or isinstance(self.random_state, numbers.Integral)
@@ -581,10 +579,12 @@ class BaseSVEClassifier(EnsemblePredictor):
                 raise type(error)(f"X_val: {error}") from error
             val_y = check_labels(y_val, "y_val")
             check_consistent_length(val_items, val_y)
-            val_codes = encode_labels(val_y, classes, "y_val")[1]
+            val_codes = encode_labels(val_y, classes, name="y_val")
             valid = (val_items, val_codes, np.ones(len(val_codes)))
         elif (self.early_stopping or self.calibrate is not None) and not once:
-            held_out = stratified_part(codes, self.validation_fraction, seeds.generator("split"))
+            counted = np.flatnonzero(weights)  # the others would measure nothing
+            chosen = stratified_part(codes[counted], self.validation_fraction, seeds.generator("split"))
+            held_out[counted[chosen]] = True
             if not 0 < held_out.sum() < len(codes):
                 raise ValueError(
                     f"validation_fraction={self.validation_fraction} of {len(codes)} samples leaves "

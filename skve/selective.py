@@ -9,9 +9,11 @@ from sklearn.model_selection import ShuffleSplit, StratifiedShuffleSplit
 from sklearn.utils import _safe_indexing, get_tags
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import _num_samples, check_is_fitted, column_or_1d
+from sklearn.utils.validation import _num_samples, check_is_fitted
 
-from skve.metrics._inputs import check_known, check_weights
+from skve._inputs.labels import check_labels
+from skve._inputs.weights import check_weights
+from skve.metrics._inputs import check_known
 from skve.uncertainty._scores import MEASURES, predict_with_scores, uncertainty_scores
 
 __all__ = ["SelectiveClassifier"]
@@ -368,7 +370,7 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
 
     def _hold_out(self, X, y, fit_params):
         """Split samples, classes and parameters of one entry per sample into training and validation part."""
-        labels = column_or_1d(y)
+        labels = check_labels(y, "y")
         counts = np.unique(labels, return_counts=True)[1]
         n_val = int(np.ceil(self.validation_fraction * len(labels)))
         stratify = counts.min() >= 2 and min(n_val, len(labels) - n_val) >= len(counts)
@@ -387,7 +389,7 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
     def _choose(self, estimator, X, y, sample_weight):
         """Threshold, coverage and accuracy on the validation samples."""
         predicted, scores = predict_with_scores(estimator, X, self.uncertainty)
-        correct = predicted == column_or_1d(y)
+        correct = predicted == check_labels(y, "y")
         weight = check_weights(sample_weight, len(scores), name="sample_weight of the validation samples")
         if weight is None:
             weight = np.ones(len(scores))

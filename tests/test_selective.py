@@ -320,8 +320,8 @@ def selective(fitted, digits):
 
 
 BAD_LABELS = {
-    "strings": (lambda y: y.astype(str), "contains labels that are not in classes_"),
-    "NaN": (lambda y: np.where(y == 3, np.nan, y), "contains NaN"),
+    "strings": (lambda y: y.astype(str), "must hold labels that are among classes_"),
+    "NaN": (lambda y: np.where(y == 3, np.nan, y), "must have a label for each sample"),
     "one less": (lambda y: y[:-1], "must have one label for each of the 450 samples, got 449"),
 }
 

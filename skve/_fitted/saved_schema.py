@@ -7,6 +7,7 @@ import numpy as np
 from sklearn.utils._param_validation import Interval, StrOptions, validate_parameter_constraints
 
 from skve._ensembles import HEAD, MASKS, RULES
+from skve._inputs.labels import labels_from_json
 
 FITTED = ("_float_scale", "_paired")  # learned attributes beside those of the state
 LARGEST_SIDE = 16384  # pixels of a network's input
@@ -113,13 +114,11 @@ def _is_finite(value):
 
 
 def _are_labels(classes, n_classes):
-    values, kind = classes["values"], classes["dtype"]
-    known = kind in ("str", "object", "bool") or np.dtype(kind).kind in "iuf"
-    plain = isinstance(values, list) and all(isinstance(value, str | int | float) for value in values)
-    if not (known and plain and len(values) == n_classes):
+    try:
+        labels = labels_from_json(classes)
+    except (ValueError, TypeError, OverflowError):
         return False
-    labels = np.array(values, dtype=kind)
-    return np.array_equal(np.unique(labels), labels)
+    return len(labels) == n_classes and np.array_equal(np.unique(labels), labels)
 
 
 def _check_images(preprocess):

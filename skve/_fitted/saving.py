@@ -13,6 +13,7 @@ import numpy as np
 from skve._backbones.backbone import EmbeddedBackbone
 from skve._fitted.saved_schema import FITTED, check_document
 from skve._fitted.state import FittedState
+from skve._inputs.labels import labels_from_json, labels_to_json
 from skve._runtime.device import resolve_device
 from skve._runtime.warnings import warn
 
@@ -79,7 +80,7 @@ def _save(estimator, folder, include_backbone):
         "versions": _versions(),
         "parameters": parameters,
         "files": files,
-        "classes": {"dtype": _dtype_name(estimator.classes_), "values": estimator.classes_.tolist()},
+        "classes": labels_to_json(estimator.classes_),
         "preprocess": estimator.preprocess_,
         "history": estimator.history_,
         "n_iter": estimator.n_iter_,
@@ -260,7 +261,7 @@ def _rebuild(document, tensors, backbone):
         warn(f"device={estimator.device!r} of the fit is not on this machine: 'auto' is used")
         estimator.set_params(device="auto")
     estimator._state = FittedState(arrays=tensors["members"], spec=spec, **described)
-    estimator.classes_ = np.array(document["classes"]["values"], dtype=document["classes"]["dtype"])
+    estimator.classes_ = labels_from_json(document["classes"])
     estimator.preprocess_ = document["preprocess"]
     estimator.history_ = document["history"]
     estimator.n_iter_ = document["n_iter"]
@@ -301,13 +302,6 @@ def _plain_parameters(estimator):
 
 def _plain(value):
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
-
-
-def _dtype_name(classes):
-    kinds = {"U": "str", "O": "object", "b": "bool"}
-    if classes.dtype == object and not all(isinstance(c, str | int | float | bool) for c in classes.tolist()):
-        raise ValueError(f"classes of type {type(classes[0]).__name__} cannot be saved; use strings or numbers")
-    return kinds.get(classes.dtype.kind, classes.dtype.str)
 
 
 def _versions():

@@ -1,8 +1,10 @@
 """Checks that the metrics share: labels, probabilities and weights in, column indices and arrays out."""
 
 import numpy as np
-from sklearn.utils import check_consistent_length, column_or_1d
+from sklearn.utils import check_consistent_length
 
+from skve._inputs.labels import check_labels, encode_labels
+from skve._inputs.weights import check_weights
 from skve.uncertainty._validation import check_proba, row_chunks
 
 
@@ -31,67 +33,39 @@ def check_targets(y_true, y_proba, labels=None, sample_weight=None):
         If anything does not fit; the message names the argument.
     """
     y_proba = _two_columns(y_proba)
-    y_true = column_or_1d(y_true)
+    y_true = check_labels(y_true, "y_true")
     check_consistent_length(y_true, y_proba, sample_weight)
     if len(y_true) == 0:
-        raise ValueError("y_true has no samples: at least one is wanted.")
-    columns = encode_labels(y_true, y_proba.shape[1], labels)
-    return columns, y_proba, check_weights(sample_weight, len(y_true))
+        raise ValueError("y_true must have at least one sample, got none.")
+    return _columns(y_true, y_proba.shape[1], labels), y_proba, check_weights(sample_weight, len(y_true))
 
 
 def check_known(y, classes, n_samples, *, name="y", classes_name="classes_"):
     """Return labels as an array of shape (n_samples,); ValueError for one that is not among the classes."""
-    y = column_or_1d(y)
+    y = check_labels(y, name)
     if len(y) != n_samples:
         raise ValueError(f"{name} must have one label for each of the {n_samples} samples, got {len(y)}.")
-    encode_labels(y, len(classes), classes, name=name, labels_name=classes_name)
+    encode_labels(y, check_labels(classes, classes_name), name=name, classes_name=classes_name)
     return y
 
 
-def encode_labels(y_true, n_classes, labels=None, *, name="y_true", labels_name="labels"):
+def _columns(y_true, n_classes, labels):
     """Return the column of each label (n_samples,); ValueError for a label that has none."""
-    if y_true.dtype.kind == "f" and np.isnan(y_true).any():
-        raise ValueError(f"{name} contains NaN: every sample needs a label.")
-    try:
-        present, columns = np.unique(y_true, return_inverse=True)
-    except TypeError as error:  # they cannot be sorted
-        kinds = ", ".join(sorted({type(label).__name__ for label in y_true}))
-        raise ValueError(f"{name} must hold labels of one kind and no missing ones, got {kinds}.") from error
     if labels is None:
+        present, columns = np.unique(y_true, return_inverse=True)
         if len(present) != n_classes:
             raise ValueError(
-                f"y_true holds {len(present)} classes and y_proba has {n_classes} columns: pass labels, the "
-                "class of each column (labels=clf.classes_)."
+                f"labels must name the class of each of the {n_classes} columns of y_proba where y_true holds "
+                f"{len(present)} classes, got None. Pass labels=clf.classes_."
             )
         return columns
-    labels = column_or_1d(labels)
+    labels = check_labels(labels, "labels")
     if len(labels) != n_classes or len(np.unique(labels)) != n_classes:
         raise ValueError(
             f"labels must name the class of each of the {n_classes} columns of y_proba, once; got "
             f"{len(labels)} labels, {len(np.unique(labels))} of them different."
         )
-    column_of = {label: column for column, label in enumerate(labels.tolist())}
-    strangers = [label for label in present.tolist() if label not in column_of]
-    if strangers:
-        raise ValueError(
-            f"{name} contains labels that are not in {labels_name}, {strangers[:5]}, where {labels_name} are "
-            f"{labels[:5].tolist()}{'...' if n_classes > 5 else ''}."
-        )
-    return np.array([column_of[label] for label in present.tolist()])[columns]
-
-
-def check_weights(sample_weight, n_samples, *, name="sample_weight"):
-    """Return the weights as float64 of shape (n_samples,), or None where none were given."""
-    if sample_weight is None:
-        return None
-    sample_weight = np.asarray(sample_weight, dtype=np.float64)
-    if sample_weight.shape != (n_samples,):
-        raise ValueError(f"{name} must have shape ({n_samples},), got {sample_weight.shape}.")
-    if not np.isfinite(sample_weight).all() or (sample_weight < 0).any():
-        raise ValueError(f"{name} must be finite and not negative.")
-    if not sample_weight.any():
-        raise ValueError(f"{name} is zero for every sample.")
-    return sample_weight
+    return encode_labels(y_true, labels, name="y_true", classes_name="labels")
 
 
 def check_scores(scores, *, name):

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from sklearn.utils import check_random_state, column_or_1d
+from sklearn.utils import check_random_state
 
-from skve.metrics._inputs import check_count, check_weights
+from skve._inputs.labels import check_labels
+from skve._inputs.weights import check_weights
+from skve.metrics._inputs import check_count
 
 __all__ = ["BootstrapResult", "bootstrap_interval", "paired_bootstrap"]
 
@@ -184,7 +186,7 @@ def _as_runs(y_proba, name):
 
 
 def _bootstrap(metric, y_true, models, signs, n_resamples, confidence_level, random_state, params):
-    y_true = column_or_1d(y_true)
+    y_true = check_labels(y_true, "y_true")
     n_resamples = check_count(n_resamples, name="n_resamples")
     if not 0 < confidence_level < 1:
         raise ValueError(f"confidence_level must be in (0, 1), got {confidence_level!r}.")

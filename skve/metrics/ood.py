@@ -3,7 +3,8 @@
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from skve.metrics._inputs import check_choice, check_fraction, check_scores, check_weights
+from skve._inputs.weights import check_weights
+from skve.metrics._inputs import check_choice, check_fraction, check_scores
 
 __all__ = ["ood_aupr", "ood_auroc", "ood_fpr_at_tpr"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from skve._inputs import tokenization
+from skve._inputs import text_pipeline, tokenization
 from skve._inputs.text_pipeline import TextPipeline, batches_of_similar_length
 from skve._inputs.texts import TextSequence, check_texts
 from skve._inputs.tokenization import listed_choices, tokenise, word_tokens
@@ -49,9 +49,9 @@ def test__load__rows_in_any_order__what_the_tokenizer_gives(pairs):
 
 def test__load__part_of_the_texts__tokenised_once_with_all(monkeypatch):
     calls = []
-    original = tokenization.tokenise
+    original = text_pipeline.tokenise
     monkeypatch.setattr(
-        tokenization, "tokenise", lambda *args, **kwargs: calls.append(1) or original(*args, **kwargs)
+        text_pipeline, "tokenise", lambda *args, **kwargs: calls.append(1) or original(*args, **kwargs)
     )
     texts, tokenizer = check_texts(TEXTS), make_toy_tokenizer()
     whole = pipeline(texts, tokenizer)
@@ -226,7 +226,7 @@ def test__tokenise__process_forks_later__no_warning_and_environment_as_before():
     script = """
         import os
         from skve.testing import make_toy_tokenizer
-        from skve._tokens import tokenise
+        from skve._inputs.tokenization import tokenise
         before = dict(os.environ)
         tokenise(make_toy_tokenizer(), ["some text"] * 3000, None, max_length=8, side="right")
         assert dict(os.environ) == before

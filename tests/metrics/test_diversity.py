@@ -114,7 +114,7 @@ def test__diversity__too_few__value_error(metric, shape):
 def test__diversity__bad_labels_and_lengths__value_error(metric, members, y_true):
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         metric(y_true[:-1], members)
-    with pytest.raises(ValueError, match="not in labels"):
+    with pytest.raises(ValueError, match="among labels"):
         metric(y_true + 1, members, labels=range(4))
     with pytest.raises(ValueError, match="sums to"):
         metric(y_true, members * 2)

@@ -72,7 +72,7 @@ def test__ood__integer_weights__same_as_repetition(metric, scores):
         ([[1.0]], [1.0], {}, "scores_in must be real numbers of shape"),
         ([1.0], ["a"], {}, "scores_out must be real numbers"),
         ([1.0], [1.0], {"sample_weight_in": [1, 1]}, "sample_weight_in must have shape"),
-        ([1.0], [1.0], {"sample_weight_out": [0]}, "sample_weight_out is zero"),
+        ([1.0], [1.0], {"sample_weight_out": [0]}, "sample_weight_out must be above 0"),
     ],
 )
 def test__ood__bad_input__value_error_says_what(metric, scores_in, scores_out, options, message):
