@@ -60,7 +60,7 @@ def check_labels(y, name):
 
 def _one_dimensional(y, name):
     """Return a list, or an array of shape (n_samples,); a column becomes one with scikit-learn's warning."""
-    shape = np.shape(y) if not isinstance(y, list | tuple) else (len(y),)
+    shape: tuple = np.shape(y) if not isinstance(y, list | tuple) else (len(y),)
     nested = [isinstance(label, list | tuple | np.ndarray) for label in y] if isinstance(y, list | tuple) else []
     if any(nested):
         if not all(nested) or any(np.shape(label) != (1,) for label in y):
