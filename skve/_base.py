@@ -1,12 +1,19 @@
 """The scikit-learn shell that image and text classifiers share: parameters, fitting, predicting, saving."""
 
+from __future__ import annotations
+
 import contextlib
 import copy
+import inspect
 import numbers
-import sys
+import os
+import re
 from abc import ABCMeta, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -15,307 +22,153 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from skve._ensembles import RULES
 from skve._inputs.labels import check_labels, encode_labels, stratified_part
 from skve._inputs.weights import check_weights, class_weights, to_mean_one
+from skve._runtime.progress import report
 
+if TYPE_CHECKING:
+    import torch
 
-class EnsemblePredictor(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
-    """The predicting half of a classifier, and the hooks by which subclasses read their inputs."""
+    from skve.uncertainty import Uncertainty
 
-    classes_: np.ndarray
-    temperature_: float
-
-    # ------------------------------------------------------------------------------------------- hooks
-
-    @abstractmethod
-    def _check_inputs(self, X, *, reset):
-        """Return X as a sequence with `len` and `take(indices)`; `reset` in fit, where attributes are learned."""
-
-    @abstractmethod
-    def _load_backbone(self, spec, preprocess=None, classes=None):
-        """Return the `Backbone` of a specification, for `classes` in fit, with the fitted preprocessing later."""
-
-    @abstractmethod
-    def _make_pipeline(self, items, backbone, device, *, training):
-        """Return what reads, prepares and batches the items for the network; `training` reads them often."""
-
-    # -------------------------------------------------------------------------------------- predicting
-
-    def predict_proba_members(self, X):
-        """Predict each member's class probabilities.
-
-        Parameters
-        ----------
-        X : array-like of length n_samples
-
-        Returns
-        -------
-        proba : ndarray of shape (n_members, n_samples, n_classes), float64
-            Columns in the order of `classes_`; rows sum to 1.
-
-        Raises
-        ------
-        sklearn.exceptions.NotFittedError
-            Before fit.
-        ValueError, TypeError
-            If X is not as in fit, or the backbone's weights have changed since.
-
-        Examples
-        --------
-        >>> from sklearn.datasets import load_iris
-        >>> from skve.testing import ToyClassifier
-        >>> X, y = load_iris(return_X_y=True)
-        >>> clf = ToyClassifier(n_members=2, random_state=0).fit(X, y)
-        >>> clf.predict_proba_members(X[:5]).shape
-        (2, 5, 3)
-        """
-        check_is_fitted(self)
-        with self._out_of_memory_explained("predict"):
-            return self._predict_members(self._check_inputs(X, reset=False))
-
-    @contextlib.contextmanager
-    def _out_of_memory_explained(self, doing):
-        """Turn the errors of all allocators into one, with the sizes and the remedies."""
-        from skve._runtime.memory import is_out_of_memory
-
-        try:
-            yield
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            import torch
-
-            names = [name for name in self._memory_parameters(doing) if name in self.get_params(deep=False)]
-            present = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
-            remedies = "; ".join(self._memory_parameters(doing)[name] for name in names)
-            raise torch.OutOfMemoryError(
-                f"out of memory in {doing} on device={self.device!r} with {present}. Remedies: {remedies}. "
-                f"What failed: {error or type(error).__name__}"
-            ) from error
-
-    def _memory_parameters(self, doing):
-        """Return the parameters that memory depends on, each with the remedy that it offers."""
-        remedies = {
-            "batch_size": "a smaller batch_size",
-            "image_size": "a smaller image_size",
-            "max_length": "a smaller max_length",
-            "device": "device='cpu', where the memory is that of the machine",
-        }
-        if doing == "fit":
-            remedies |= {
-                "layers": "fewer layers, as layers='last:2'",
-                "precision": "precision='bfloat16'",
-                "n_members": "a smaller n_members",
-                "activation_checkpointing": "activation_checkpointing=True",
-            }
-        return remedies
-
-    def _predict_members(self, items):
-        from skve._fitted.prediction import predict_members
-        from skve._runtime.device import neutral_modes, resolve_device
-
-        device = resolve_device(self.device)
-        with neutral_modes(device):
-            backbone = self._load_backbone(self._state.spec, self.preprocess_).on(device)
-            pipeline = self._make_pipeline(items, backbone, device, training=False)
-            ensemble = self._state.ensemble_on(backbone, pipeline)
-            proba = predict_members(ensemble, pipeline, self.batch_size, len(self.classes_))
-        if not np.isfinite(proba).all():
-            member, sample = np.argwhere(~np.isfinite(proba))[0][:2]
-            raise ValueError(
-                f"member {member} predicts NaN for X[{sample}]: numbers overflow in the backbone or in the member; "
-                f"fit again with lower member_lr and head_lr, or take a whole copy of the saved model"
-            )
-        return proba
-
-    def predict_proba(self, X):
-        """Predict class probabilities: the mean of the members' probabilities, calibrated with `calibrate`.
-
-        Parameters
-        ----------
-        X : array-like of length n_samples
-
-        Returns
-        -------
-        proba : ndarray of shape (n_samples, n_classes), float64
-            Columns in the order of `classes_`; rows sum to 1.
-
-        Raises
-        ------
-        sklearn.exceptions.NotFittedError
-            Before fit.
-        ValueError, TypeError
-            If X is not as in fit, or the backbone's weights have changed since.
-
-        Examples
-        --------
-        >>> from sklearn.datasets import load_iris
-        >>> from skve.testing import ToyClassifier
-        >>> X, y = load_iris(return_X_y=True)
-        >>> clf = ToyClassifier(n_members=2, random_state=0).fit(X, y)
-        >>> clf.predict_proba(X[:5]).shape
-        (5, 3)
-        """
-        return self._pool(self.predict_proba_members(X))
-
-    def _pool(self, members):
-        """Return the prediction of members' probabilities: their mean at the fitted temperature."""
-        from skve._fitted.temperature import apply_temperature
-
-        return np.ascontiguousarray(apply_temperature(members.mean(axis=0), self.temperature_))
-
-    def predict(self, X):
-        """Predict class labels.
-
-        Parameters
-        ----------
-        X : array-like of length n_samples
-
-        Returns
-        -------
-        labels : ndarray of shape (n_samples,)
-            Of the kind that `fit` was given.
-
-        Raises
-        ------
-        sklearn.exceptions.NotFittedError
-            Before fit.
-        ValueError, TypeError
-            If X is not as in fit, or the backbone's weights have changed since.
-
-        Examples
-        --------
-        >>> from sklearn.datasets import load_iris
-        >>> from skve.testing import ToyClassifier
-        >>> X, y = load_iris(return_X_y=True)
-        >>> clf = ToyClassifier(n_members=2, random_state=0).fit(X, y)
-        >>> clf.predict(X[:3]).shape
-        (3,)
-        """
-        proba = self.predict_proba(X)
-        return self.classes_[proba.argmax(axis=1)]
-
-    def predict_uncertainty(self, X):
-        """Predict how uncertain the ensemble is, in nats, split by where the uncertainty comes from.
-
-        Parameters
-        ----------
-        X : array-like of length n_samples
-
-        Returns
-        -------
-        uncertainty : skve.uncertainty.Uncertainty
-            Arrays of shape (n_samples,): `total` = `aleatoric` + `epistemic`, and others; `to_frame()`. With
-            `calibrate`, `confidence` is the largest calibrated probability; all else describes the members as
-            they are.
-
-        Raises
-        ------
-        sklearn.exceptions.NotFittedError
-            Before fit.
-        ValueError, TypeError
-            If X is not as in fit, or the backbone's weights have changed since.
-
-        Examples
-        --------
-        >>> from sklearn.datasets import load_iris
-        >>> from skve.testing import ToyClassifier
-        >>> X, y = load_iris(return_X_y=True)
-        >>> clf = ToyClassifier(n_members=2, random_state=0).fit(X, y)
-        >>> clf.predict_uncertainty(X[:5]).total.shape
-        (5,)
-        """
-        from skve.uncertainty import Uncertainty
-
-        members = self.predict_proba_members(X)
-        return Uncertainty.from_members(members, proba=self._pool(members))
-
-    def score_samples(self, X):
-        """Return minus the total uncertainty of each sample: higher is surer, as scikit-learn's outlier scores.
-
-        Parameters
-        ----------
-        X : array-like of length n_samples
-
-        Returns
-        -------
-        scores : ndarray of shape (n_samples,), float64
-            In nats, at most 0.
-
-        Raises
-        ------
-        sklearn.exceptions.NotFittedError
-            Before fit.
-        ValueError, TypeError
-            If X is not as in fit, or the backbone's weights have changed since.
-
-        Examples
-        --------
-        >>> from sklearn.datasets import load_iris
-        >>> from skve.testing import ToyClassifier
-        >>> X, y = load_iris(return_X_y=True)
-        >>> clf = ToyClassifier(n_members=2, random_state=0).fit(X, y)
-        >>> bool((clf.score_samples(X) <= 0).all())
-        True
-        """
-        return -self.predict_uncertainty(X).total
-
-    # ------------------------------------------------------------------------------------ fitted state
-
-    def __sklearn_is_fitted__(self):
-        return hasattr(self, "_state")
-
-    @property
-    def ratios_(self):
-        """Ratios of singular values (or channels) to the pretrained ones: dict of layer to (n_members, r)."""
-        return self._fitted("ratios_").ratios()
-
-    @property
-    def n_member_parameters_(self):
-        """Number of parameters that one member owns."""
-        return self._fitted("n_member_parameters_").n_member_parameters()
-
-    def _fitted(self, name):
-        if not hasattr(self, "_state"):
-            raise AttributeError(f"{type(self).__name__} has no attribute {name!r} before fit")
-        return self._state
-
-    def save(self, folder, *, include_backbone=False):
-        """Save the fitted estimator as a folder of safetensors and JSON; nothing in it is a pickle.
-
-        Parameters
-        ----------
-        folder : str or path
-            Created if need be; an older model in it is replaced.
-        include_backbone : bool, default=False
-            Embed the backbone's weights, so that loading needs neither a network nor the original.
-
-        Raises
-        ------
-        sklearn.exceptions.NotFittedError
-            Before fit.
-        ValueError
-            If `include_backbone` is set and weights alone do not rebuild the backbone, as those of a module of
-            your own; if `folder` is a file, or the labels are of a kind that cannot be saved.
-        OSError
-            If the disk is full or cannot be written. An older model in the folder is whole then, as it is when the
-            process ends at any moment of a save.
-
-        Examples
-        --------
-        See `skve.load`.
-        """
-        from skve._fitted import saving
-
-        check_is_fitted(self)
-        saving.save(self, folder, include_backbone=include_backbone)
-
+Samples = ArrayLike | Sequence[Any]  # images, texts or pairs of texts in any container
 
 POSITIVE = Interval(numbers.Real, 0, None, closed="neither")
 NOT_NEGATIVE = Interval(numbers.Real, 0, None, closed="left")
 COUNT = Interval(numbers.Integral, 1, None, closed="left")
 
+Estimator = TypeVar("Estimator", bound=type)
 
-class BaseSVEClassifier(EnsemblePredictor):
-    """Everything of a classifier but its inputs. Subclasses declare the constructor and the hooks."""
+
+def inherit_parameter_docs(cls: Estimator) -> Estimator:
+    """Complete the docstring of a class with the parameters and attributes that its base class documents.
+
+    An entry of the class's own takes precedence. Parameters come in the order of the constructor.
+    """
+    own, inherited = cls.__doc__, cls.__bases__[0].__doc__
+    if own is None or inherited is None:  # python -OO
+        return cls
+    for title, order in (("Parameters", inspect.signature(cls).parameters), ("Attributes", None)):
+        before, entries, after = _split_section(inspect.cleandoc(own), title)
+        entries = {**_split_section(inspect.cleandoc(inherited), title)[1], **entries}
+        own = before + "\n".join(entries[name] for name in order or entries) + after
+    cls.__doc__ = own
+    return cls
+
+
+def _split_section(doc: str, title: str) -> tuple[str, dict[str, str], str]:
+    """Split a numpydoc docstring into the text before a section's entries, the entries by name, and the rest."""
+    heading = f"\n{title}\n{'-' * len(title)}\n"
+    start = doc.index(heading) + len(heading)
+    following = re.search(r"\n\n\w[\w ]*\n-+\n", doc[start:])
+    end = start + following.start() if following else len(doc)
+    entries = re.split(r"\n(?=\S)", doc[start:end])
+    return doc[:start], {entry.partition(" : ")[0]: entry for entry in entries}, doc[end:]
+
+
+class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
+    """Everything of a classifier but its inputs, which subclasses read by the hooks below.
+
+    Parameters
+    ----------
+    backbone : object, default=None
+        The pretrained network; each class lists the kinds that it takes.
+    ensemble : str, default="sve"
+        What each member owns besides its head. Parameters of the selected layers: `"sve"`, singular values;
+        `"lora"`, a low-rank pair of matrices for each layer (LoRA-Ensemble); `"sve+lora"`, both; `"batch"`, a factor
+        for each input and output channel (BatchEnsemble); `"scale"`, a factor for each input channel; `"bias"`,
+        biases. All weights: `"deep"`, independently fine-tuned copies; `"single"`, one fine-tuned copy;
+        `"snapshot"`, one, of which a member is kept after each cycle of the learning rate; `"dropout"`, one, whose
+        members are passes with different dropout masks (Monte Carlo dropout). Nothing else: `"head"`, linear heads
+        on the frozen backbone.
+    ensemble_params : dict, default=None
+        Options of the ensemble, with their defaults:
+
+        * `"sve"` and `"sve+lora"`: `basis` (`"singular"`; `"random"` rotates the right singular vectors at random).
+        * `"lora"` and `"sve+lora"`: `rank` (8); `scale` (1.0), by which the product is multiplied; `gain` (10.0) of
+          the Xavier initialization. `"sve+lora"` also takes `lora_lr` (1e-4), the learning rate of the pairs.
+        * `"batch"`: `init` (`"normal"`: factors from N(1, init_scale^2); `"signs"`: -1 or 1).
+        * `"dropout"`: `rate` (None: 0.1 for linear layers, 0.01 for convolutions).
+        * `"single"` and `"deep"`: `train_batch_norm` (False), whether training uses batch statistics.
+        * All that train several members: `order` (`"shared"`: members see the same batches; `"own"`: each member
+          draws its own; None: `"own"` where members would otherwise start alike, as those of `"deep"`, `"head"` and
+          `"bias"` do with `head="lm"`, else `"shared"`); `bootstrap` (False; True: each member draws samples with
+          replacement); `diversity` (0.0 to 1.0: the weight of the pooled prediction's loss in the members' loss).
+    n_members : int, default=4
+        Number of members. `"single"` always has one.
+    layers : str or list of str, default="all"
+        Layers that the members adapt, or in front of which `"dropout"` drops: `"all"`, `"attention"`, `"mlp"`,
+        `"last:k"` (the last k blocks), a regular expression that is searched in the layer names, or a list of names.
+    init_scale : float, default=0.01
+        Standard deviation, at the start, of the log ratios of singular values or channels, and of the factors of
+        `"batch"` around 1.
+    train_bias : bool, default=False
+        Whether members also own the biases of the selected layers.
+    member_lr : float, default=None
+        Learning rate of each member's backbone parameters. None takes the default of the ensemble.
+    head_lr : float, default=None
+        Learning rate of the heads. None takes the default of the ensemble.
+    weight_decay : float, default=0.0
+        Decoupled weight decay (AdamW) of each member's backbone parameters. It pulls them toward the pretrained
+        weights; the weights of full fine-tunes are pulled toward zero.
+    head_weight_decay : float, default=0.0
+        Decoupled weight decay of the heads.
+    max_epochs : int, default=10
+        Number of passes over the training data.
+    batch_size : int, default=32
+        Number of samples in a batch, in training and in prediction.
+    schedule : {"cosine", "linear", "constant"}, default="cosine"
+        Schedule of both learning rates after the warm-up.
+    warmup : float, default=0.1
+        Fraction of the training steps in which the learning rates rise linearly, in [0, 1).
+    grad_clip : float, default=1.0
+        Largest norm of a member's gradient. None disables clipping.
+    label_smoothing : float, default=0.0
+        Label smoothing of the cross-entropy, in [0, 1).
+    class_weight : dict or "balanced", default=None
+        Weights of the classes in the loss, as elsewhere in scikit-learn.
+    validation_fraction : float, default=0.1
+        Fraction of the samples that `early_stopping` and `calibrate` set aside, stratified by class.
+    early_stopping : bool, default=False
+        Whether to stop when the negative log-likelihood of the mean prediction on the validation data has not
+        improved for `n_iter_no_change` epochs, and to restore the best epoch.
+    n_iter_no_change : int, default=5
+        Number of epochs without improvement after which `early_stopping` stops.
+    calibrate : {"temperature"}, default=None
+        `"temperature"` divides the logarithms of the mean prediction by a temperature fitted on the validation data:
+        those given to `fit`, or else `validation_fraction` of the samples. It changes `predict_proba`; the members
+        and their uncertainty stay as they are.
+    precision : {"auto", "float32", "bfloat16", "float16"}, default="auto"
+        Arithmetic of the backbone in training. `"auto"` uses bfloat16 where the processor supports it and it is
+        faster, else float32. `"float16"`, for GPUs without bfloat16, scales each member's loss and skips the steps of
+        a member whose gradient overflows. Heads, losses and predictions are always float32 or better.
+    device : str or torch.device, default="auto"
+        `"auto"` uses a GPU if there is one.
+    warm_start : bool, default=False
+        Whether `fit` continues from the previous fit.
+    random_state : int or RandomState, default=None
+        An int makes fits repeatable: same seed, number of threads and processor give the same bits.
+    verbose : int, default=0
+        1 shows progress bars, with the time left, in training and in predictions of many batches.
+    callbacks : list, default=None
+        Callbacks of skorch that take part in the training.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Labels, sorted.
+    history_ : dict
+        Lists with one entry per epoch: `"epoch"`, `"loss"` (mean over members), `"valid_nll"` (NaN without
+        validation data). `"ratio_spread"` and `"gradient_norm"` hold such a list for each layer in `ratios_`.
+    n_iter_ : int
+        Number of epochs trained.
+    temperature_ : float
+        Temperature of the predictions: above 1 where `calibrate` found them overconfident, 1 without it.
+    ratios_ : dict of str to ndarray of shape (n_members, r)
+        For each adapted layer, the ratios of the members' singular values to the pretrained ones. With
+        `basis="random"` the ratios along its directions; with `"scale"` the factors of the r input channels. Empty
+        for other ensembles.
+    n_member_parameters_ : int
+        Number of parameters that each member owns.
+    """
 
     _parameter_constraints: dict = {
         "backbone": "no_validation",
@@ -348,18 +201,117 @@ class BaseSVEClassifier(EnsemblePredictor):
         "callbacks": [list, tuple, None],
     }
 
-    _kind_of_inputs: str  # "image" or "text": which of a rule's defaults count
+    _kind_of_inputs: str  # "image" or "text": which of a rule's defaults apply
+
+    # The constructor's arguments.
+    backbone: Any
+    ensemble: str
+    ensemble_params: dict[str, Any] | None
+    n_members: int
+    layers: str | Sequence[str]
+    init_scale: float
+    train_bias: bool
+    member_lr: float | None
+    head_lr: float | None
+    weight_decay: float
+    head_weight_decay: float
+    max_epochs: int
+    batch_size: int
+    schedule: str
+    warmup: float
+    grad_clip: float | None
+    label_smoothing: float
+    class_weight: dict[Any, float] | str | None
+    validation_fraction: float
+    early_stopping: bool
+    n_iter_no_change: int
+    calibrate: str | None
+    precision: str
+    device: str | torch.device
+    warm_start: bool
+    random_state: int | np.random.RandomState | None
+    verbose: int
+    callbacks: Sequence[Any] | None
+
+    # What `fit` learns.
+    classes_: NDArray[Any]
+    history_: dict[str, Any]
+    n_iter_: int
+    preprocess_: dict[str, Any]
+    temperature_: float
+
+    def __init__(
+        self,
+        backbone: Any = None,
+        *,
+        ensemble: str = "sve",
+        ensemble_params: dict[str, Any] | None = None,
+        n_members: int = 4,
+        layers: str | Sequence[str] = "all",
+        init_scale: float = 0.01,
+        train_bias: bool = False,
+        member_lr: float | None = None,
+        head_lr: float | None = None,
+        weight_decay: float = 0.0,
+        head_weight_decay: float = 0.0,
+        max_epochs: int = 10,
+        batch_size: int = 32,
+        schedule: str = "cosine",
+        warmup: float = 0.1,
+        grad_clip: float | None = 1.0,
+        label_smoothing: float = 0.0,
+        class_weight: dict[Any, float] | str | None = None,
+        validation_fraction: float = 0.1,
+        early_stopping: bool = False,
+        n_iter_no_change: int = 5,
+        calibrate: str | None = None,
+        precision: str = "auto",
+        device: str | torch.device = "auto",
+        warm_start: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+        callbacks: Sequence[Any] | None = None,
+    ) -> None:
+        self._store_parameters(locals())
+
+    def _store_parameters(self, arguments: Mapping[str, Any]) -> None:
+        """Store the arguments of the constructor, which passes `locals()`, as attributes of the same names."""
+        for name, value in arguments.items():
+            if name != "self":
+                setattr(self, name, value)
+
+    # ------------------------------------------------------------------------------------------- hooks
+
+    @abstractmethod
+    def _check_inputs(self, X, *, reset):
+        """Return X as a sequence with `len` and `take(indices)`; `reset` in fit, where attributes are learned."""
+
+    @abstractmethod
+    def _load_backbone(self, spec, preprocess=None, classes=None):
+        """Return the `Backbone` of a specification, for `classes` in fit, with the fitted preprocessing later."""
+
+    @abstractmethod
+    def _make_pipeline(self, items, backbone, device, *, training):
+        """Return the pipeline that reads, prepares and batches the items; in `training` they are read repeatedly."""
 
     def _defaults(self):
         """Return what None stands for where the ensemble decides: a `skve._ensembles.Defaults`."""
         return RULES[self.ensemble].defaults[self._kind_of_inputs]
 
     def _check_labels(self, pipeline, codes, name):
-        """Raise ValueError where a sample of `name`, "X" or "X_val", cannot have its label; mostly all can."""
+        """Raise ValueError if a sample of `name`, "X" or "X_val", cannot have its label. By default all can."""
 
     # ----------------------------------------------------------------------------------------- fitting
 
-    def fit(self, X, y, sample_weight=None, *, X_val=None, y_val=None):
+    def fit(
+        self,
+        X: Samples,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        *,
+        X_val: Samples | None = None,
+        y_val: ArrayLike | None = None,
+    ) -> Self:
         """Fit the ensemble.
 
         Parameters
@@ -369,11 +321,11 @@ class BaseSVEClassifier(EnsemblePredictor):
         y : array-like of shape (n_samples,)
             Labels of any kind: strings, integers, booleans; at least two classes.
         sample_weight : array-like of shape (n_samples,), default=None
-            Weights of the samples in the loss, brought to mean 1. None weighs all alike.
+            Weights of the samples in the loss, scaled to mean 1. None gives all samples the same weight.
         X_val, y_val : array-like, default=None
-            Validation data, whose negative log-likelihood `history_` notes. Without it, `early_stopping` and
-            `calibrate` set `validation_fraction` of the samples aside, stratified by class. Class weights do not
-            count there.
+            Validation data, whose negative log-likelihood is recorded in `history_`. Without it, `early_stopping`
+            and `calibrate` set `validation_fraction` of the samples aside, stratified by class. Class weights do not
+            apply to validation data.
 
         Returns
         -------
@@ -385,10 +337,10 @@ class BaseSVEClassifier(EnsemblePredictor):
         ValueError, TypeError
             If a parameter or an input is not as described. The estimator stays as it was.
         torch.OutOfMemoryError
-            If the memory is short even for one member and one sample at a time, as which a batch is tried in the
-            end, for the same gradients. The estimator stays as it was.
+            If one member and one sample do not fit into memory, after retrying with smaller parts of a batch. The
+            estimator stays as it was.
         KeyboardInterrupt
-            On Ctrl-C; the last complete epoch is the fitted state then.
+            On Ctrl-C. The last complete epoch becomes the fitted state.
 
         Examples
         --------
@@ -402,7 +354,13 @@ class BaseSVEClassifier(EnsemblePredictor):
         start = self._state if self.warm_start and hasattr(self, "_state") else None
         return self._fit_or_stay(X, y, sample_weight, X_val=X_val, y_val=y_val, start=start)
 
-    def partial_fit(self, X, y, classes=None, sample_weight=None):
+    def partial_fit(
+        self,
+        X: Samples,
+        y: ArrayLike,
+        classes: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> Self:
         """Train for one epoch on the samples given, at a constant learning rate.
 
         The optimizer starts anew in each call; `history_` and `n_iter_` describe the last one.
@@ -410,20 +368,24 @@ class BaseSVEClassifier(EnsemblePredictor):
         Parameters
         ----------
         X : array-like of length n_samples
+            Inputs of one of the kinds that the class lists.
         y : array-like of shape (n_samples,)
+            Labels.
         classes : array-like of shape (n_classes,), default=None
-            All labels that will ever come; needed in the first call.
+            All classes that any call will pass. Required in the first call.
         sample_weight : array-like of shape (n_samples,), default=None
+            As in `fit`.
 
         Returns
         -------
         self : object
+            The fitted estimator.
 
         Raises
         ------
         ValueError
-            If `classes` is missing in the first call, differs from an earlier one, or lacks a label of `y`; if
-            `calibrate` is set, since there is no validation data.
+            If `classes` is missing in the first call, differs from that of an earlier call or lacks a label of `y`,
+            or if `calibrate` is set, since there is no validation data.
 
         Examples
         --------
@@ -494,7 +456,7 @@ class BaseSVEClassifier(EnsemblePredictor):
         parts = self._validation_part(items, codes, weights, X_val, y_val, classes_, seeds, once)
         device = resolve_device(self.device)
         if self.verbose:
-            print("skve: preparing the backbone", file=sys.stderr)
+            report("skve: preparing the backbone")
         backbone = self._load_backbone(self.backbone, classes=classes_).on(device)
         checkpointing = getattr(self, "activation_checkpointing", False)
         settings = self._settings(once, has_validation=parts[1] is not None)
@@ -596,3 +558,280 @@ class BaseSVEClassifier(EnsemblePredictor):
         weights = (weights * class_weights(self.class_weight, codes, classes))[kept]
         train_items = items.take(kept) if held_out.any() else items
         return [(train_items, codes[kept], to_mean_one(weights, "training part")), valid]
+
+    # -------------------------------------------------------------------------------------- predicting
+
+    def predict_proba_members(self, X: Samples) -> NDArray[np.float64]:
+        """Predict each member's class probabilities.
+
+        Parameters
+        ----------
+        X : array-like of length n_samples
+            Inputs of one of the kinds that the class lists.
+
+        Returns
+        -------
+        proba : ndarray of shape (n_members, n_samples, n_classes), float64
+            Columns in the order of `classes_`; rows sum to 1.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            If the estimator is not fitted.
+        ValueError, TypeError
+            If X is not of the kind that `fit` was given, or the backbone's weights have changed since.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from skve.testing import ToyClassifier
+        >>> X, y = load_iris(return_X_y=True)
+        >>> clf = ToyClassifier(n_members=2, random_state=0).fit(X, y)
+        >>> clf.predict_proba_members(X[:5]).shape
+        (2, 5, 3)
+        """
+        check_is_fitted(self)
+        with self._out_of_memory_explained("predict"):
+            return self._predict_members(self._check_inputs(X, reset=False))
+
+    @contextlib.contextmanager
+    def _out_of_memory_explained(self, doing):
+        """Turn the errors of all allocators into one, with the sizes and the remedies."""
+        from skve._runtime.memory import is_out_of_memory
+
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            import torch
+
+            names = [name for name in self._memory_parameters(doing) if name in self.get_params(deep=False)]
+            present = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+            remedies = "; ".join(self._memory_parameters(doing)[name] for name in names)
+            raise torch.OutOfMemoryError(
+                f"Out of memory in {doing} on device={self.device!r} with {present}. Remedies: {remedies}. "
+                f"The allocator's message: {error or type(error).__name__}"
+            ) from error
+
+    def _memory_parameters(self, doing):
+        """Return the parameters that memory depends on, each with the remedy that it offers."""
+        remedies = {
+            "batch_size": "a smaller batch_size",
+            "image_size": "a smaller image_size",
+            "max_length": "a smaller max_length",
+            "device": "device='cpu', which uses the memory of the machine",
+        }
+        if doing == "fit":
+            remedies |= {
+                "layers": "fewer layers, as layers='last:2'",
+                "precision": "precision='bfloat16'",
+                "n_members": "a smaller n_members",
+                "activation_checkpointing": "activation_checkpointing=True",
+            }
+        return remedies
+
+    def _predict_members(self, items):
+        from skve._fitted.prediction import predict_members
+        from skve._runtime.device import neutral_modes, resolve_device
+
+        device = resolve_device(self.device)
+        with neutral_modes(device):
+            backbone = self._load_backbone(self._state.spec, self.preprocess_).on(device)
+            pipeline = self._make_pipeline(items, backbone, device, training=False)
+            ensemble = self._state.ensemble_on(backbone, pipeline)
+            proba = predict_members(ensemble, pipeline, self.batch_size, len(self.classes_), verbose=self.verbose)
+        if not np.isfinite(proba).all():
+            member, sample = np.argwhere(~np.isfinite(proba))[0][:2]
+            raise ValueError(
+                f"Members must predict finite probabilities, got NaN from member {member} for X[{sample}]: "
+                f"numbers overflow in the backbone or in the member. Fit again with lower member_lr and head_lr, or "
+                f"replace a damaged copy of the saved model."
+            )
+        return proba
+
+    def predict_proba(self, X: Samples) -> NDArray[np.float64]:
+        """Predict class probabilities: the mean of the members' probabilities, calibrated with `calibrate`.
+
+        Parameters
+        ----------
+        X : array-like of length n_samples
+            Inputs of one of the kinds that the class lists.
+
+        Returns
+        -------
+        proba : ndarray of shape (n_samples, n_classes), float64
+            Columns in the order of `classes_`; rows sum to 1.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            If the estimator is not fitted.
+        ValueError, TypeError
+            If X is not of the kind that `fit` was given, or the backbone's weights have changed since.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from skve.testing import ToyClassifier
+        >>> X, y = load_iris(return_X_y=True)
+        >>> clf = ToyClassifier(n_members=2, random_state=0).fit(X, y)
+        >>> clf.predict_proba(X[:5]).shape
+        (5, 3)
+        """
+        return self._pool(self.predict_proba_members(X))
+
+    def _pool(self, members):
+        """Return the prediction of members' probabilities: their mean at the fitted temperature."""
+        from skve._fitted.temperature import apply_temperature
+
+        return np.ascontiguousarray(apply_temperature(members.mean(axis=0), self.temperature_))
+
+    def predict(self, X: Samples) -> NDArray[Any]:
+        """Predict class labels.
+
+        Parameters
+        ----------
+        X : array-like of length n_samples
+            Inputs of one of the kinds that the class lists.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples,)
+            Labels from `classes_`, of the type given to `fit`.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            If the estimator is not fitted.
+        ValueError, TypeError
+            If X is not of the kind that `fit` was given, or the backbone's weights have changed since.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from skve.testing import ToyClassifier
+        >>> X, y = load_iris(return_X_y=True)
+        >>> clf = ToyClassifier(n_members=2, random_state=0).fit(X, y)
+        >>> clf.predict(X[:3]).shape
+        (3,)
+        """
+        proba = self.predict_proba(X)
+        return self.classes_[proba.argmax(axis=1)]
+
+    def predict_uncertainty(self, X: Samples) -> Uncertainty:
+        """Predict the uncertainty of each sample, in nats, and split it by source.
+
+        Parameters
+        ----------
+        X : array-like of length n_samples
+            Inputs of one of the kinds that the class lists.
+
+        Returns
+        -------
+        uncertainty : skve.uncertainty.Uncertainty
+            Arrays of shape (n_samples,): `total` = `aleatoric` + `epistemic`, and others. With `calibrate`,
+            `confidence` is the largest calibrated probability; the other measures describe the members as they
+            are.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            If the estimator is not fitted.
+        ValueError, TypeError
+            If X is not of the kind that `fit` was given, or the backbone's weights have changed since.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from skve.testing import ToyClassifier
+        >>> X, y = load_iris(return_X_y=True)
+        >>> clf = ToyClassifier(n_members=2, random_state=0).fit(X, y)
+        >>> clf.predict_uncertainty(X[:5]).total.shape
+        (5,)
+        """
+        from skve.uncertainty import Uncertainty
+
+        members = self.predict_proba_members(X)
+        return Uncertainty.from_members(members, proba=self._pool(members))
+
+    def score_samples(self, X: Samples) -> NDArray[np.float64]:
+        """Return the negative total uncertainty of each sample: the higher, the more certain.
+
+        Parameters
+        ----------
+        X : array-like of length n_samples
+            Inputs of one of the kinds that the class lists.
+
+        Returns
+        -------
+        scores : ndarray of shape (n_samples,), float64
+            In nats, at most 0.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            If the estimator is not fitted.
+        ValueError, TypeError
+            If X is not of the kind that `fit` was given, or the backbone's weights have changed since.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from skve.testing import ToyClassifier
+        >>> X, y = load_iris(return_X_y=True)
+        >>> clf = ToyClassifier(n_members=2, random_state=0).fit(X, y)
+        >>> bool((clf.score_samples(X) <= 0).all())
+        True
+        """
+        return -self.predict_uncertainty(X).total
+
+    # ------------------------------------------------------------------------------------ fitted state
+
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "_state")
+
+    @property
+    def ratios_(self) -> dict[str, NDArray[np.float32]]:
+        """Ratios of singular values (or channels) to the pretrained ones: dict of layer to (n_members, r)."""
+        return self._fitted("ratios_").ratios()
+
+    @property
+    def n_member_parameters_(self) -> int:
+        """Number of parameters that one member owns."""
+        return self._fitted("n_member_parameters_").n_member_parameters()
+
+    def _fitted(self, name):
+        if not hasattr(self, "_state"):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r} before fit.")
+        return self._state
+
+    def save(self, folder: str | os.PathLike[str], *, include_backbone: bool = False) -> None:
+        """Save the fitted estimator as a folder of safetensors and JSON files, without pickles.
+
+        Parameters
+        ----------
+        folder : str or path
+            Created if it does not exist. An older model in it is replaced.
+        include_backbone : bool, default=False
+            Whether to embed the backbone's weights, so that loading requires neither a network nor the original.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            If the estimator is not fitted.
+        ValueError
+            If `include_backbone` is set and the backbone cannot be rebuilt from its weights alone, as a module of
+            your own; if `folder` is a file; or if the labels are of a kind that cannot be saved.
+        OSError
+            If the disk is full or cannot be written to. An older model in the folder stays intact, also when the
+            process is killed during a save.
+
+        Examples
+        --------
+        See `skve.load`.
+        """
+        from skve._fitted import saving
+
+        check_is_fitted(self)
+        saving.save(self, folder, include_backbone=include_backbone)

@@ -1,16 +1,24 @@
-"""scikit-learn's own checks, on the shell that image and text classifiers share."""
+"""The shell that image and text classifiers share: scikit-learn's own checks, parameters and their documentation."""
 
+import inspect
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from skve import SVEClassifier, SVETextClassifier
+from skve._base import BaseSVEClassifier, inherit_parameter_docs
 from skve.testing import ToyClassifier
 
 EXPECTED_FAILURES = {
     "check_sample_weight_equivalence_on_dense_data": "a sample of weight 2 is drawn once, two samples may fall "
     "into two mini-batches: the results agree in expectation, not to 1e-7",
 }
-
-
 QUICK = {"n_members": 2, "max_epochs": 15, "head_lr": 5e-2, "device": "cpu", "random_state": 0}
+CLASSES = [SVEClassifier, SVETextClassifier, ToyClassifier]
 
 
 @parametrize_with_checks(
@@ -20,3 +28,147 @@ QUICK = {"n_members": 2, "max_epochs": 15, "head_lr": 5e-2, "device": "cpu", "ra
 )
 def test__shell__sklearn_check__passes(estimator, check):
     check(estimator)
+
+
+# ------------------------------------------------------------------------------------------ parameters
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test__constructor__every_parameter__stored_as_it_came(cls):
+    given = {name: object() for name in inspect.signature(cls).parameters}
+    estimator = cls(**given)
+    assert vars(estimator) == given
+    assert cls().get_params(deep=False) == {
+        name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()
+    }
+    assert clone(cls(n_members=7)).n_members == 7
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test__constructor__shared_parameters__same_defaults_and_annotations(cls):
+    shared, own = inspect.signature(BaseSVEClassifier).parameters, inspect.signature(cls).parameters
+    differ = {name for name in shared if shared[name] != own[name]}
+    assert differ <= {"backbone", "max_epochs"}
+
+
+def test__constructor__subclass_with_a_parameter_of_its_own__stored():
+    class Own(ToyClassifier):
+        def __init__(self, backbone=None, *, extra=1, n_members=4):
+            super().__init__(backbone, n_members=n_members)
+            self.extra = extra
+
+    assert clone(Own(extra=3, n_members=2)).get_params() == {"backbone": None, "extra": 3, "n_members": 2}
+
+
+# --------------------------------------------------------------------------------------- documentation
+
+
+class Shared:
+    """Base.
+
+    Parameters
+    ----------
+    first : int, default=1
+        Of the base class.
+    last : int, default=2
+        Has
+        two lines.
+
+    Attributes
+    ----------
+    learned_ : int
+    """
+
+
+def test__inherit_parameter_docs__entries__of_the_class_first_in_the_order_of_the_constructor():
+    @inherit_parameter_docs
+    class Own(Shared):
+        """Own.
+
+        Parameters
+        ----------
+        middle : int
+            Of its own.
+        first : int, default=5
+            Replaced.
+
+        Attributes
+        ----------
+        own_ : int
+
+        Examples
+        --------
+        >>> 1
+        1
+        """
+
+        def __init__(self, first=5, middle=0, last=2):
+            pass
+
+    assert inspect.getdoc(Own).splitlines() == [
+        "Own.",
+        "",
+        "Parameters",
+        "----------",
+        "first : int, default=5",
+        "    Replaced.",
+        "middle : int",
+        "    Of its own.",
+        "last : int, default=2",
+        "    Has",
+        "    two lines.",
+        "",
+        "Attributes",
+        "----------",
+        "learned_ : int",
+        "own_ : int",
+        "",
+        "Examples",
+        "--------",
+        ">>> 1",
+        "1",
+    ]
+
+
+def test__inherit_parameter_docs__parameter_without_an_entry__error():
+    class Own(Shared):
+        """Own.
+
+        Parameters
+        ----------
+        first : int
+
+        Attributes
+        ----------
+        own_ : int
+        """
+
+        def __init__(self, first, forgotten):
+            pass
+
+    with pytest.raises(KeyError, match="forgotten"):
+        inherit_parameter_docs(Own)
+
+
+def test__docstrings__stripped_by_python__estimators_work():
+    code = "import skve, skve.testing as t; print(skve.SVEClassifier.__doc__, t.ToyClassifier(n_members=3).n_members)"
+    done = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("None 3\n", 0), done.stderr
+
+
+# ------------------------------------------------------------------------------------------ predicting
+
+
+def test__predict__members_that_overflow__error_names_member_and_sample():
+    X = np.random.default_rng(0).normal(size=(12, 3))
+    clf = ToyClassifier(n_members=2, max_epochs=1, random_state=0).fit(X, np.arange(12) % 2)
+    weights = next(value for key, value in clf._state.arrays.items() if key.endswith("weight"))
+    weights[1] = np.nan
+    with pytest.raises(ValueError, match=r"^Members must predict finite .*, got NaN from member 1 for X\[0\]: .*\.$"):
+        clf.predict(X)
+
+
+@pytest.mark.parametrize("name", ["ratios_", "n_member_parameters_"])
+def test__fitted_attributes__before_fit__attribute_error(name):
+    with pytest.raises(AttributeError, match=f"^ToyClassifier has no attribute '{name}' before fit.$"):
+        getattr(ToyClassifier(), name)

@@ -2,7 +2,9 @@
 
 import doctest
 import importlib
+import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 import tomllib
@@ -68,6 +70,15 @@ def test__getattr__unknown_name__attribute_error():
         from skve import Nothing  # noqa: F401
 
 
+def test__public_names__of_version_0_1__there_with_their_parameters():
+    for line in (ROOT / "tests" / "public_names_0_1.txt").read_text("utf-8").splitlines():
+        path, has_parameters, parameters = line.partition("(")
+        found = pkgutil.resolve_name(path)
+        if has_parameters:
+            wanted = re.findall(r"\w+", parameters)
+            assert [name for name in inspect.signature(found).parameters if name in wanted] == wanted, path
+
+
 def test__testing__every_name_that_it_lists__there_without_transformers():
     code = "import sys; sys.modules['transformers'] = None; from skve.testing import *; check_text_estimator"
     assert run(code) == ""
@@ -76,9 +87,8 @@ def test__testing__every_name_that_it_lists__there_without_transformers():
 def test__estimators__each__public_and_with_documented_parameters():
     for name in skve.ESTIMATORS:
         estimator = getattr(skve, name)
-        documented = estimator.__doc__
-        for parameter in estimator().get_params():
-            assert f"    {parameter} : " in documented, (name, parameter)
+        documented = re.findall(r"^(\w+) : ", estimator.__doc__.partition("\nAttributes\n")[0], re.MULTILINE)
+        assert documented == list(inspect.signature(estimator).parameters), name
         assert set(estimator().get_params()) == set(estimator._parameter_constraints)
 
 
@@ -128,8 +138,6 @@ def test__docstrings__examples__run_and_show_what_they_say(name):
     modules = [module]
     if name == "skve.vision":
         modules.append(importlib.import_module("skve._base"))  # the methods that it inherits
-    if name == "skve.testing":
-        modules += [importlib.import_module(f"skve._testing_{kind}") for kind in ("image", "text")]  # passed on
     if hasattr(module, "__path__") and name != "skve":
         modules += [
             importlib.import_module(f"{name}.{found.name}") for found in pkgutil.iter_modules(module.__path__)

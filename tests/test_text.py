@@ -316,12 +316,12 @@ def test__forms__texts_of_varying_length__chosen_by_mean_tokens(monkeypatch):
 @pytest.mark.parametrize(
     ("parameters", "error", "message"),
     [
-        ({"label_words": [" a", " b"]}, ValueError, "need head='lm'"),
-        ({"multiple_choice": True}, ValueError, "need head='lm'"),
+        ({"label_words": [" a", " b"]}, ValueError, "require head='lm'"),
+        ({"multiple_choice": True}, ValueError, "require head='lm'"),
         ({"head": "lm", "label_words": [" good", " great"]}, ValueError, "begin with the same token"),
-        ({"head": "lm", "label_words": [" a"]}, ValueError, "1 words for 2 classes"),
-        ({"head": "lm", "label_words": {"good": " g"}}, ValueError, r"no word for \['bad'\]"),
-        ({"head": "lm", "label_words": [1, 2]}, TypeError, "one string for each class"),
+        ({"head": "lm", "label_words": [" a"]}, ValueError, "one word for each of the 2 classes .*, got 1"),
+        ({"head": "lm", "label_words": {"good": " g"}}, ValueError, r"a word for each class, got none for \['bad'\]"),
+        ({"head": "lm", "label_words": [1, 2]}, TypeError, r"must be strings, got \[1, 2\]"),
         ({"head": "lm", "multiple_choice": True}, ValueError, r"X\[0\] lists no choice"),
         ({"max_length": 65}, ValueError, "takes at most 64 tokens"),
         ({"max_length": 0}, ValueError, "'max_length' parameter"),
@@ -357,7 +357,7 @@ def test__saved__without_backbone__asks_for_the_pair_and_checks_its_tokenizer(tm
     loaded = skve.load(tmp_path, backbone=(model, tokenizer))
     np.testing.assert_array_equal(loaded.predict_proba(TEXTS), clf.predict_proba(TEXTS))
     tokenizer.add_tokens(["fine"])
-    with pytest.raises(ValueError, match=r"the tokenizer of the backbone .* has changed"):
+    with pytest.raises(ValueError, match=r"The tokenizer of the backbone .* must be the one of the fit"):
         skve.load(tmp_path, backbone=(model, tokenizer)).predict(TEXTS)
 
 
@@ -413,3 +413,71 @@ def test__embedded_tokenizer__broken__value_error_names_the_backbone(tmp_path, c
     cache.clear_cache()  # of what save rebuilt
     with pytest.raises(ValueError, match=r"the embedded backbone .* cannot be rebuilt: .*; take a whole copy"):
         loaded.predict(TEXTS)
+
+
+# --------------------------------------------------------------------- pretrained language-model heads
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "bert", "modernbert"])
+def test__lm_head__label_words__learned_and_stored(family, tmp_path):
+    is_encoder = family in ("bert", "modernbert")
+    texts = [text + (" [MASK]" if is_encoder else " It was") for text in TEXTS]
+    clf = toy(family, lm=True, head="lm", label_words={"good": " good", "bad": " bad"}, max_epochs=1)
+    clf.fit(texts, LABELS)
+    assert clf.preprocess_["label_words"] == [" bad", " good"]
+    proba = clf.predict_proba(texts)
+    clf.save(tmp_path, include_backbone=True)
+    np.testing.assert_array_equal(skve.load(tmp_path).predict_proba(texts), proba)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(clf)).predict_proba(texts), proba)
+
+
+def test__lm_head__no_words_given__names_of_the_classes():
+    assert toy("gpt2", lm=True, head="lm", max_epochs=1).fit(TEXTS, LABELS).preprocess_["label_words"] == [
+        " bad",
+        " good",
+    ]
+
+
+def test__multiple_choice__absent_letters__probability_zero_and_others_trained():
+    letters = "ABCD"
+    prompts, answers = [], []
+    for i in range(24):
+        n = 2 + i % 3
+        prompts.append("Q?\n" + "\n".join(f"{letter}. {letter * 3}" for letter in letters[:n]) + "\nAnswer:")
+        answers.append(letters[i % n])
+    clf = toy("gpt2", lm=True, head="lm", multiple_choice=True, label_smoothing=0.1).fit(prompts, answers)
+    members = clf.predict_proba_members(prompts)
+    n_choices = 2 + np.arange(24) % 3
+    absent = np.arange(4) >= n_choices[:, None]
+    assert (members[:, absent] == 0).all()
+    assert (members[:, ~absent] > 0).all()
+    np.testing.assert_allclose(members.sum(-1), 1)
+    assert np.isfinite(clf.history_["loss"]).all()
+    assert np.isfinite(clf.predict_uncertainty(prompts).total).all()
+
+
+@pytest.mark.parametrize("where", ["X", "X_val"])
+def test__multiple_choice__label_that_its_text_does_not_list__named_by_index(where):
+    prompts, answers = ["A. x\nB. y\nAnswer:", "A. x\nB. y\nC. z\nAnswer:"] * 4, ["A", "C"] * 4
+    wrong = [*answers[:2], "C", *answers[3:]]
+    data = (prompts, wrong) if where == "X" else (prompts, answers)
+    clf = toy("gpt2", lm=True, head="lm", multiple_choice=True, label_words=[" A", " C"])
+    with pytest.raises(ValueError, match=rf"{where}\[2\] does not list its label 'C'; .* begins with 'C.'"):
+        clf.fit(*data, X_val=prompts, y_val=wrong)
+
+
+@pytest.mark.parametrize("options", [{}, {"tie_word_embeddings": False}])
+def test__lm_head__loaded_with_its_backbone_and_fitted_anew__same_bits(options, tmp_path):
+    pair = make_toy_text_backbone("gpt2", lm=True, **options)
+    clf = toy(lm=True, head="lm", max_epochs=1).set_params(backbone=pair).fit(TEXTS, LABELS)
+    clf.save(tmp_path, include_backbone=True)
+    again = skve.load(tmp_path).fit(TEXTS, LABELS)
+    np.testing.assert_array_equal(again.predict_proba(TEXTS), clf.predict_proba(TEXTS))
+    with pytest.raises(ValueError, match=r"head='linear': .* was embedded for head='lm'"):
+        again.set_params(head="linear").fit(TEXTS, LABELS)
+
+
+def test__warm_start__other_label_words__refused():
+    clf = toy("gpt2", lm=True, head="lm", label_words=[" a", " b"], warm_start=True, max_epochs=1).fit(TEXTS, LABELS)
+    with pytest.raises(ValueError, match=r"label_words was \[' a', ' b'\] and is \[' c', ' d'\] now; set warm_start"):
+        clf.set_params(label_words=[" c", " d"]).fit(TEXTS, LABELS)

@@ -7,23 +7,32 @@ import torch
 
 from skve._ensembles import BATCHES_PER_INSTALLATION
 from skve._runtime.memory import is_out_of_memory, release_memory
+from skve._runtime.progress import progress_bar
 
 
-def predict_members(ensemble, pipeline, batch_size, n_classes, n_batches=BATCHES_PER_INSTALLATION):
+def predict_members(ensemble, pipeline, batch_size, n_classes, n_batches=BATCHES_PER_INSTALLATION, *, verbose=0):
     """Return the members' probabilities, float64 of shape (n_members, n_samples, n_classes).
 
     Samples are read once for all members, and a member's weights are built once for `n_batches` batches. If these
-    do not fit the memory, they and the following ones are halved.
+    do not fit the memory, they and the following ones are halved. `verbose` shows a progress bar where there are more
+    batches than that.
     """
     proba = np.empty((len(ensemble.members), len(pipeline), n_classes))
     batches = list(pipeline.batches(batch_size, None))
+    n_passes = len(batches) * len(ensemble.members)
+    with progress_bar(n_passes, shown=verbose and len(batches) > n_batches) as bar:
+        _predict(ensemble, pipeline, batches, n_batches, proba, bar)
+    return proba
+
+
+def _predict(ensemble, pipeline, batches, n_batches, proba, bar):
     while batches:
         n_done, failed = 0, False
         try:
             with contextlib.closing(pipeline.load_each(batches, n_batches)) as reading:
                 while n_done < len(batches):
                     block = batches[n_done : n_done + n_batches]
-                    _predict_block(ensemble, pipeline, block, reading, proba)
+                    _predict_block(ensemble, pipeline, block, reading, proba, bar)
                     n_done += len(block)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -35,11 +44,11 @@ def predict_members(ensemble, pipeline, batch_size, n_classes, n_batches=BATCHES
         ensemble.network.new_batch()
         if failed:
             batches = [half for batch in batches for half in np.array_split(batch, 2) if len(half)]
+            bar.total = bar.n + len(batches) * len(ensemble.members)
             release_memory(ensemble.device)
-    return proba
 
 
-def _predict_block(ensemble, pipeline, batches, reading, proba):
+def _predict_block(ensemble, pipeline, batches, reading, proba, bar):
     network = ensemble.network
     raw: list = []
     shared: list[dict] = [{} for _ in batches]
@@ -53,4 +62,5 @@ def _predict_block(ensemble, pipeline, batches, reading, proba):
                 logits = ensemble.member_logits(pipeline.prepare(raw[position], None), index)
                 shared[position] = network.shared_outputs
                 proba[index, indices] = torch.softmax(logits.cpu().double(), -1).numpy()
+                bar.update()
     network.new_batch()

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from skorch import NeuralNet
 from skorch.callbacks import Callback, EarlyStopping, LRScheduler
 from torch.optim.lr_scheduler import LambdaLR
-from tqdm.auto import tqdm
 
 from skve._ensembles import FACTORS, HEAD, WEIGHTS, is_trained
+from skve._runtime.progress import progress_bar
 from skve._runtime.warnings import warn
 from skve._training.schedule import cycle_starts, learning_rate_factor
 from skve._training.step import Step
@@ -196,7 +196,7 @@ class _Progress(Callback):
     """One progress bar over all steps of a fit, with the time left."""
 
     def on_train_begin(self, net, **kwargs):
-        self.bar = tqdm(total=net.max_epochs * len(net.train_batches), unit="batch", desc="skve")
+        self.bar = progress_bar(net.max_epochs * len(net.train_batches))
 
     def on_batch_end(self, net, training, **kwargs):
         if training:

@@ -1,27 +1,30 @@
 """Toy backbones and a toy classifier."""
 
+from __future__ import annotations
+
 import numpy as np
 import torch
 from sklearn.utils.validation import validate_data
 from torch import nn
 
 from skve._backbones.backbone import from_module
+from skve._base import BaseSVEClassifier, inherit_parameter_docs
 from skve._inputs import pipeline
-from skve.vision import SVEClassifier
 
 
-def make_toy_backbone(n_inputs=8, *, width=16, depth=2, seed=0):
-    """Make a small untrained multilayer perceptron, the same for the same seed.
+def make_toy_backbone(n_inputs: int = 8, *, width: int = 16, depth: int = 2, seed: int = 0) -> nn.Sequential:
+    """Make a small untrained multilayer perceptron.
 
     Parameters
     ----------
     n_inputs : int, default=8
+        Number of inputs.
     width : int, default=16
-        Units of each layer and number of features.
+        Number of units of each layer, and of features.
     depth : int, default=2
         Number of linear layers.
     seed : int, default=0
-        The global random state of torch is left as it was.
+        Seed of the weights. The global random state of torch does not change.
 
     Returns
     -------
@@ -42,15 +45,15 @@ def make_toy_backbone(n_inputs=8, *, width=16, depth=2, seed=0):
         return nn.Sequential(*layers)
 
 
-def make_toy_image_backbone(width=8, *, seed=0):
+def make_toy_image_backbone(width: int = 8, *, seed: int = 0) -> nn.Sequential:
     """Make a small untrained convolutional network with batch normalisation and a depthwise layer.
 
     Parameters
     ----------
     width : int, default=8
-        Channels, and number of features.
+        Number of channels, and of features.
     seed : int, default=0
-        The global random state of torch is left as it was.
+        Seed of the weights. The global random state of torch does not change.
 
     Returns
     -------
@@ -76,15 +79,24 @@ def make_toy_image_backbone(width=8, *, seed=0):
         )
 
 
-class ToyClassifier(SVEClassifier):
-    """`SVEClassifier` on rows of numbers and a toy backbone: for scikit-learn's own checks, which want them.
+@inherit_parameter_docs
+class ToyClassifier(BaseSVEClassifier):
+    """Singular value ensemble for tables of numbers, on a small untrained backbone.
+
+    It is quick to fit and accepts the inputs of scikit-learn's own checks and examples.
 
     Parameters
     ----------
-    backbone : torch.nn.Module or str, default="bundled:efficientnet_lite0"
-        A module that maps (n_samples, n_features_in_) to features. Any string makes a multilayer perceptron.
-    **parameters
-        See `skve.SVEClassifier`; those on images have no effect.
+    backbone : torch.nn.Module, default=None
+        A module that maps arrays of shape (n_samples, n_features_in_) to features. None takes a multilayer
+        perceptron, `make_toy_backbone(n_features_in_)`.
+
+    Attributes
+    ----------
+    n_features_in_ : int
+        Number of columns of X in `fit`.
+    preprocess_ : dict
+        The transformation of the inputs.
 
     Examples
     --------
@@ -95,11 +107,13 @@ class ToyClassifier(SVEClassifier):
     True
     """
 
+    _kind_of_inputs = "image"  # their defaults suit the toys
+
     def _check_inputs(self, X, *, reset):
         return _Rows(validate_data(self, X, reset=reset, dtype=np.float64))
 
     def _load_backbone(self, spec, preprocess=None, classes=None):
-        module = make_toy_backbone(self.n_features_in_) if isinstance(spec, str) else spec
+        module = make_toy_backbone(self.n_features_in_) if spec is None else spec
         return from_module(module, _call, lambda own: {"squash": "arcsinh"})
 
     def _make_pipeline(self, items, backbone, device, *, training):
@@ -107,8 +121,7 @@ class ToyClassifier(SVEClassifier):
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array, tags.input_tags.three_d_array = True, False
-        tags.input_tags.string = False
+        tags.input_tags.two_d_array = True
         return tags
 
 

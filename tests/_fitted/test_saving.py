@@ -455,7 +455,7 @@ ARRAYS = {
 @pytest.mark.parametrize("kind", ARRAYS)
 def test__load__arrays_that_save_never_writes__named_error_at_load_or_first_prediction(folder, images, kind):
     rewrite(folder, ARRAYS[kind])
-    with pytest.raises(ValueError, match=r"'members' is not what save writes|members do not fit|predicts NaN for X"):
+    with pytest.raises(ValueError, match=r"'members' is not what save writes|members do not fit|got NaN from member"):
         skve.load(folder).predict(images[0])
 
 

@@ -166,7 +166,7 @@ def test__fit__nothing_fits__error_with_sizes_and_remedies_and_estimator_as_it_w
     with pytest.raises(torch.OutOfMemoryError) as caught:
         classifier.fit(*images)
     message = str(caught.value)
-    assert re.search(r"out of memory in fit on device='cpu' with batch_size=8, image_size=16, .*n_members=2", message)
+    assert re.search(r"Out of memory in fit on device='cpu' with batch_size=8, image_size=16, .*n_members=2", message)
     assert "Remedies: a smaller batch_size; a smaller image_size" in message
     assert "layers='last:2'; precision='bfloat16'; a smaller n_members" in message
     assert "one member and one sample of shape (1, 3, 16, 16)" in message
@@ -197,7 +197,7 @@ def test__fit__memory_short_before_the_first_step__explained_and_nothing_poisone
             "trace": (TinyMLP, "forward"),
         }
         patch.setattr(*target[where], fail)
-        with pytest.raises(torch.OutOfMemoryError, match=r"out of memory in fit .* can't allocate memory"):
+        with pytest.raises(torch.OutOfMemoryError, match=r"Out of memory in fit .* can't allocate memory"):
             toy_classifier().fit(*images)
     assert same_arrays(toy_classifier().fit(*images), expected)
 
@@ -219,7 +219,7 @@ def test__predict__batch_too_large__halved_and_the_same(images, monkeypatch, err
     assert sizes[:3] == [10, 5, 3]
     assert max(sizes[3:]) == 3
     monkeypatch.setattr(_ensembles.Ensemble, "member_logits", lambda *args: (_ for _ in ()).throw(error))
-    with pytest.raises(torch.OutOfMemoryError, match=r"out of memory in predict .*batch_size=10.*one member and one"):
+    with pytest.raises(torch.OutOfMemoryError, match=r"Out of memory in predict .*batch_size=10.*one member and one"):
         classifier.predict(images[0])
 
 
@@ -340,7 +340,7 @@ def test__fit__memory_short_once__same_as_without(images, monkeypatch, ensemble)
 def test__fit__own_orders_and_no_memory__no_attempt_twice(images, limited):
     passes = limited(0)
     clf = toy_classifier(TinyMLP(), **{**SETTINGS, "ensemble_params": {"order": "own"}, "batch_size": 16})
-    with pytest.raises(torch.OutOfMemoryError, match="out of memory in fit"):
+    with pytest.raises(torch.OutOfMemoryError, match="Out of memory in fit"):
         clf.fit(*images)
     assert passes == [(1, 16), (1, 8), (1, 4), (1, 2), (1, 1)]
 

@@ -1,0 +1,45 @@
+"""Predictions of many batches show a bar where they are asked to, over all members, to its end."""
+
+import numpy as np
+import pytest
+import torch
+
+from skve._ensembles import BATCHES_PER_INSTALLATION
+from skve._ensembles.ensemble import Ensemble
+from skve.testing import ToyClassifier
+
+N_BATCHES = BATCHES_PER_INSTALLATION + 1
+X = np.random.default_rng(0).normal(size=(2 * N_BATCHES, 3))
+y = np.arange(len(X)) % 2
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return ToyClassifier(n_members=3, max_epochs=1, batch_size=2, random_state=0).fit(X, y)
+
+
+@pytest.mark.parametrize(("verbose", "n_batches"), [(1, N_BATCHES), (1, N_BATCHES - 1), (0, N_BATCHES)])
+def test__predict__verbose_and_many_batches__bar_over_members_and_batches(fitted, verbose, n_batches, capsys):
+    fitted.set_params(verbose=verbose).predict(X[: 2 * n_batches])
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    if verbose and n_batches > BATCHES_PER_INSTALLATION:
+        assert f"{3 * n_batches}/{3 * n_batches}" in captured.err
+    else:
+        assert captured.err == ""
+
+
+def test__predict__batches_halved_when_memory_is_short__bar_still_ends_full(fitted, monkeypatch, capsys):
+    expected = fitted.predict_proba(X)
+    original = Ensemble.member_logits
+
+    def short_of_memory(self, inputs, index):
+        if len(inputs) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(self, inputs, index)
+
+    monkeypatch.setattr(Ensemble, "member_logits", short_of_memory)
+    capsys.readouterr()
+    np.testing.assert_allclose(fitted.set_params(verbose=1).predict_proba(X), expected, rtol=0, atol=1e-6)
+    total = 3 * len(X)
+    assert f"{total}/{total}" in capsys.readouterr().err
