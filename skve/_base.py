@@ -298,9 +298,6 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         """Return what None stands for where the ensemble decides: a `skve._ensembles.Defaults`."""
         return RULES[self.ensemble].defaults[self._kind_of_inputs]
 
-    def _check_labels(self, pipeline, codes, name):
-        """Raise ValueError if a sample of `name`, "X" or "X_val", cannot have its label. By default all can."""
-
     # ----------------------------------------------------------------------------------------- fitting
 
     def fit(
@@ -432,7 +429,7 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         from skve._runtime.device import resolve_device
         from skve._runtime.randomness import Seeds
         from skve._training import build, loop
-        from skve._training.batches import Batches, for_members
+        from skve._training.batches import training_batches, validation_batches
 
         once = classes is not None
         items = self._check_inputs(X, reset=start is None)
@@ -444,7 +441,7 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
             classes_ = np.unique(y) if start is None else self.classes_
         codes = encode_labels(y, classes_)
         if len(classes_) < 2:
-            raise ValueError(f"y has one class only, {classes_.tolist()[0]!r}; a classifier needs at least 2 classes")
+            raise ValueError(f"y must have at least two classes, got only one class: {classes_.tolist()[0]!r}.")
         weights = check_weights(sample_weight, len(y))
         weights = np.ones(len(y)) if weights is None else to_mean_one(weights, "data")
         seeds = Seeds(
@@ -453,47 +450,29 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
             else check_random_state(self.random_state),
             **({} if start is None else {"n_epochs": start.n_epochs, "split_seed": start.split_seed}),
         )
-        parts = self._validation_part(items, codes, weights, X_val, y_val, classes_, seeds, once)
+        parts = self._split(items, codes, weights, X_val, y_val, classes_, seeds, once)
         device = resolve_device(self.device)
         if self.verbose:
             report("skve: preparing the backbone")
         backbone = self._load_backbone(self.backbone, classes=classes_).on(device)
-        checkpointing = getattr(self, "activation_checkpointing", False)
-        settings = self._settings(once, has_validation=parts[1] is not None)
-        ensemble, plan = build.new_ensemble(
-            backbone,
-            self._make_pipeline(parts[0][0], backbone, device, training=False),
-            len(classes_),
-            seeds,
-            start,
-            ensemble=self.ensemble,
-            ensemble_params=self.ensemble_params,
-            n_members=self.n_members,
-            layers=self.layers,
-            init_scale=self.init_scale,
-            train_bias=self.train_bias,
-            batch_size=self.batch_size,
-            precision=self.precision,
-            early_stopping=settings.early_stopping,
-            checkpointing=checkpointing,
-        )
+        settings = self._settings(once, has_validation=parts.valid is not None)
+        design = self._design(settings.early_stopping)
 
-        def batches(part, **generators):
-            items, codes, weights = part
-            pipeline = self._make_pipeline(items, backbone, device, training=True)
-            self._check_labels(pipeline, codes, "X_val" if part is parts[1] and X_val is not None else "X")
-            return Batches(pipeline, codes, weights, self.batch_size, device, **generators)
+        def pipeline_of(part):
+            pipeline = self._make_pipeline(part.items, backbone, device, training=True)
+            pipeline.check_labels(part.targets, part.name)
+            return pipeline
 
-        train_batches = batches(parts[0], order=seeds.generator("order"), augment=seeds.generator("augment"))
-
+        train_pipeline = pipeline_of(parts.train)
+        ensemble, plan = build.new_ensemble(design, backbone, train_pipeline, len(classes_), seeds, start)
         result = loop.train(
             ensemble,
-            for_members(train_batches, ensemble.rule, seeds, len(ensemble.trained)),
-            batches(parts[1]) if parts[1] is not None else None,
+            training_batches(parts.train, train_pipeline, ensemble, seeds, self.batch_size),
+            parts.valid and validation_batches(parts.valid, pipeline_of(parts.valid), ensemble, self.batch_size),
             settings,
             callbacks=self.callbacks,
             verbose=self.verbose,
-            chunk=1 if device.type == "cpu" or checkpointing else len(ensemble.trained),
+            chunk=1 if device.type == "cpu" or design.activation_checkpointing else len(ensemble.trained),
         )
         self._state = plan.fitted(result.arrays, result.n_iter, self.backbone)
         self.classes_ = classes_
@@ -502,12 +481,28 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         self.n_iter_ = result.n_iter
         self.temperature_ = 1.0
         if self.calibrate is not None:
-            items, codes, weights = parts[1]
-            self.temperature_ = fit_temperature(self._predict_members(items).mean(axis=0), codes, weights)
+            pooled = self._predict_members(parts.valid.items).mean(axis=0)
+            self.temperature_ = fit_temperature(pooled, parts.valid.targets, parts.valid.weights)
         return result.interrupted
 
+    def _design(self, early_stopping):
+        from skve._training.build import Design
+
+        return Design(
+            ensemble=self.ensemble,
+            ensemble_params=self.ensemble_params,
+            n_members=self.n_members,
+            layers=self.layers,
+            init_scale=self.init_scale,
+            train_bias=self.train_bias,
+            batch_size=self.batch_size,
+            precision=self.precision,
+            early_stopping=early_stopping,
+            activation_checkpointing=getattr(self, "activation_checkpointing", False),
+        )
+
     def _settings(self, once, has_validation):
-        from skve._training.step import Settings
+        from skve._training.loop import Settings
 
         defaults = self._defaults()
         return Settings(
@@ -516,7 +511,7 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
             weight_decay=self.weight_decay,
             head_weight_decay=self.head_weight_decay,
             max_epochs=1 if once else self.max_epochs,
-            batch_size=self.batch_size,
+            max_steps=None,
             schedule="constant" if once else self.schedule,
             warmup=0.0 if once else self.warmup,
             grad_clip=self.grad_clip,
@@ -525,13 +520,15 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
             n_iter_no_change=self.n_iter_no_change,
         )
 
-    def _validation_part(self, items, codes, weights, X_val, y_val, classes, seeds, once):
-        """Return [training part, validation part or None], each (items, codes, weights of mean 1).
+    def _split(self, items, codes, weights, X_val, y_val, classes, seeds, once):
+        """Return what is trained on and what validates, as `Parts` with weights of mean 1.
 
         Class weights change what is learned, not what is measured: they count in the training part only.
         """
+        from skve._training.batches import Part, Parts
+
         if (X_val is None) != (y_val is None):
-            raise ValueError("X_val and y_val must be given together")
+            raise ValueError("X_val and y_val must be given together, got one of them.")
         held_out = np.zeros(len(codes), bool)
         valid = None
         if X_val is not None:
@@ -542,22 +539,23 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
             val_y = check_labels(y_val, "y_val")
             check_consistent_length(val_items, val_y)
             val_codes = encode_labels(val_y, classes, name="y_val")
-            valid = (val_items, val_codes, np.ones(len(val_codes)))
+            valid = Part(val_items, val_codes, np.ones(len(val_codes)), "X_val")
         elif (self.early_stopping or self.calibrate is not None) and not once:
             counted = np.flatnonzero(weights)  # the others would measure nothing
             chosen = stratified_part(codes[counted], self.validation_fraction, seeds.generator("split"))
             held_out[counted[chosen]] = True
             if not 0 < held_out.sum() < len(codes):
                 raise ValueError(
-                    f"validation_fraction={self.validation_fraction} of {len(codes)} samples leaves "
-                    f"{held_out.sum()} for validation; give more samples, or X_val and y_val"
+                    f"validation_fraction must leave a sample for validation and one for training, got "
+                    f"{self.validation_fraction}, which sets {held_out.sum()} of {len(codes)} aside. Pass more "
+                    f"samples, or X_val and y_val."
                 )
             out = np.flatnonzero(held_out)
-            valid = (items.take(out), codes[out], to_mean_one(weights[out], "validation part"))
+            valid = Part(items.take(out), codes[out], to_mean_one(weights[out], "validation part"))
         kept = np.flatnonzero(~held_out)
         weights = (weights * class_weights(self.class_weight, codes, classes))[kept]
         train_items = items.take(kept) if held_out.any() else items
-        return [(train_items, codes[kept], to_mean_one(weights, "training part")), valid]
+        return Parts(Part(train_items, codes[kept], to_mean_one(weights, "training part")), valid)
 
     # -------------------------------------------------------------------------------------- predicting
 
@@ -640,7 +638,7 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
             backbone = self._load_backbone(self._state.spec, self.preprocess_).on(device)
             pipeline = self._make_pipeline(items, backbone, device, training=False)
             ensemble = self._state.ensemble_on(backbone, pipeline)
-            proba = predict_members(ensemble, pipeline, self.batch_size, len(self.classes_), verbose=self.verbose)
+            proba = predict_members(ensemble, pipeline, self.batch_size, verbose=self.verbose)
         if not np.isfinite(proba).all():
             member, sample = np.argwhere(~np.isfinite(proba))[0][:2]
             raise ValueError(
@@ -683,9 +681,10 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
 
     def _pool(self, members):
         """Return the prediction of members' probabilities: their mean at the fitted temperature."""
-        from skve._fitted.temperature import apply_temperature
+        from skve._ensembles import Likelihood
 
-        return np.ascontiguousarray(apply_temperature(members.mean(axis=0), self.temperature_))
+        likelihood = Likelihood(len(self.classes_))
+        return np.ascontiguousarray(likelihood.temper(members.mean(axis=0), self.temperature_))
 
     def predict(self, X: Samples) -> NDArray[Any]:
         """Predict class labels.

@@ -221,9 +221,6 @@ class SVETextClassifier(BaseSVEClassifier):
     def _make_pipeline(self, items, backbone, device, *, training):
         return TextPipeline(items, backbone.tokenizer, backbone.preprocess, device)
 
-    def _check_labels(self, pipeline, codes, name):
-        pipeline.check_labels(codes, name)
-
     def _defaults(self):
         defaults = super()._defaults()
         if self.head == "lm":  # heads start as the pretrained rows of the label words, from which they hardly move

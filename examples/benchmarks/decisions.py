@@ -22,7 +22,8 @@ import numpy as np
 from _common import SHIFTS, Table, measures
 from sklearn.metrics import log_loss
 
-from skve._fitted.temperature import apply_temperature, fit_temperature
+from skve._ensembles import Likelihood
+from skve._fitted.temperature import fit_temperature
 from skve.metrics import expected_calibration_error, paired_bootstrap
 from skve.uncertainty import mutual_information
 
@@ -47,7 +48,7 @@ def read(folder, data, row, seed):
     if calibrated:
         codes = np.searchsorted(classes, truth["valid"])
         temperature = fit_temperature(pooled["valid"], codes, np.ones(len(codes)))
-    pooled = {name: apply_temperature(proba, temperature) for name, proba in pooled.items()}
+    pooled = {name: Likelihood(proba.shape[1]).temper(proba, temperature) for name, proba in pooled.items()}
     # The members are as they are: temperature changes the pooled prediction only.
     epistemic = {} if n_members == 1 or calibrated else {k: mutual_information(m) for k, m in members.items()}
     return pooled, epistemic, temperature, truth["test"], classes

@@ -16,9 +16,9 @@ from sklearn.metrics import brier_score_loss
 
 import skve
 from skve._backbones import from_timm, from_transformers, sources
-from skve._ensembles import HEAD, WEIGHTS
+from skve._ensembles import HEAD, WEIGHTS, Likelihood
 from skve._ensembles.base import MASKS
-from skve._fitted.temperature import apply_temperature, fit_temperature
+from skve._fitted.temperature import fit_temperature
 from skve.uncertainty import mutual_information
 
 COLUMNS = [
@@ -175,7 +175,9 @@ def judge(members, truth, classes, calibrated):
     values["brier"] = brier_score_loss(truth["test"], pooled["test"], labels=classes, scale_by_half=False)
     if calibrated:
         temperature = temperature_of(pooled["valid"], truth["valid"], classes)
-        after = measures({"test": apply_temperature(pooled["test"], temperature)}, {}, truth["test"], classes)
+        after = measures(
+            {"test": Likelihood(len(classes)).temper(pooled["test"], temperature)}, {}, truth["test"], classes
+        )
         values |= {"temperature": temperature, "nll_temperature": after["nll"], "ece_temperature": after["ece"]}
     return values
 

@@ -8,7 +8,7 @@ import numpy as np
 from _fits import predictions_of, temperature_of
 from _study import show
 
-from skve._fitted.temperature import apply_temperature
+from skve._ensembles import Likelihood
 from skve.uncertainty import entropy
 
 N_RESAMPLES = 2000
@@ -86,7 +86,9 @@ def read(file, calibrated=True):
     tempered = {}
     if calibrated:
         temperature = temperature_of(members["valid"].mean(axis=0), y_valid, classes)
-        tempered["nll_temperature"] = -np.log(_likelihood(apply_temperature(proba, temperature), codes))
+        tempered["nll_temperature"] = -np.log(
+            _likelihood(Likelihood(proba.shape[1]).temper(proba, temperature), codes)
+        )
     uncertain = {name: entropy(group.mean(axis=0)) for name, group in members.items() if name != "valid"}
     return {
         "truth": truth,

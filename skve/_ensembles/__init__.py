@@ -7,6 +7,7 @@ from skve._ensembles.dropout import Dropout
 from skve._ensembles.ensemble import BATCHES_PER_INSTALLATION, Ensemble, Head
 from skve._ensembles.fine_tuning import FullFineTuning, SingleFineTuning
 from skve._ensembles.hybrid import SingularValuesAndPairs
+from skve._ensembles.likelihood import Likelihood
 from skve._ensembles.low_rank import LowRank
 from skve._ensembles.scaling import BatchEnsemble, Biases, ChannelScales
 from skve._ensembles.singular_values import SingularValues
@@ -28,6 +29,7 @@ __all__ = [
     "Ensemble",
     "FullFineTuning",
     "Head",
+    "Likelihood",
     "LinearHeads",
     "LowRank",
     "MemberRule",

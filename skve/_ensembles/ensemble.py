@@ -9,6 +9,7 @@ from torch import nn
 
 from skve._backbones.network import Network
 from skve._ensembles.base import HEAD, MemberRule, is_trained
+from skve._ensembles.likelihood import Likelihood
 from skve._runtime.device import autocast
 
 BATCHES_PER_INSTALLATION = 16  # in prediction: batches that are kept while members take turns
@@ -20,14 +21,18 @@ class Head:
 
     Attributes
     ----------
-    n_features, n_classes : int
-    softcap : float or None
-        Bound of the logits, `softcap * tanh(logits / softcap)`, of language models that have one.
+    n_features : int
+    likelihood : Likelihood
+        What its outputs mean.
     """
 
     n_features: int
-    n_classes: int
-    softcap: float | None = None
+    likelihood: Likelihood
+
+    @classmethod
+    def on(cls, backbone, n_features, n_classes):
+        """Return the head for a backbone's features."""
+        return cls(n_features, Likelihood(n_classes, backbone.preprocess.get("softcap")))
 
     def new_member(self, generator, device, start=None):
         """Return the starting tensors of one head: `start` = (weight, bias) if given.
@@ -35,27 +40,25 @@ class Head:
         Else the weight is uniform in +-1/sqrt(n_features), as in torch's linear layers, and the bias zero.
         """
         if start is None:
-            shape = (self.n_classes, self.n_features)
+            shape = (self.likelihood.n_classes, self.n_features)
             uniform = torch.rand(shape, generator=generator, dtype=torch.float32) * 2 - 1
-            start = (uniform * self.n_features**-0.5, torch.zeros(self.n_classes, dtype=torch.float32))
+            start = (uniform * self.n_features**-0.5, torch.zeros(len(uniform), dtype=torch.float32))
         return {HEAD + name: value.clone().to(device) for name, value in zip(("weight", "bias"), start, strict=True)}
 
     def shapes(self):
         """Return the shape of each tensor of one head."""
-        return {HEAD + "weight": (self.n_classes, self.n_features), HEAD + "bias": (self.n_classes,)}
+        n_classes = self.likelihood.n_classes
+        return {HEAD + "weight": (n_classes, self.n_features), HEAD + "bias": (n_classes,)}
 
     def logits(self, features, member, impossible=None):
         """Return the logits (n_samples, n_classes); classes that are `impossible` for a sample get none."""
         if features.shape[-1] != self.n_features:
             raise ValueError(
-                f"the backbone gives {features.shape[-1]} features, the members' heads take {self.n_features}; "
-                f"fit again, or load the model from a whole copy"
+                f"The backbone must return {self.n_features} features, as in fit, got {features.shape[-1]}. Fit "
+                f"again, or load the model from a whole copy."
             )
-        logits = F.linear(features.float(), member[HEAD + "weight"], member[HEAD + "bias"])
-        if self.softcap is not None:
-            logits = self.softcap * torch.tanh(logits / self.softcap)
-        # Finite, so that label smoothing stays so; the probability is exactly zero all the same.
-        return logits if impossible is None else logits.masked_fill(impossible, -1e4)
+        outputs = F.linear(features.float(), member[HEAD + "weight"], member[HEAD + "bias"])
+        return self.likelihood.logits(outputs, impossible)
 
 
 class Ensemble(nn.Module):

@@ -10,14 +10,14 @@ from skve._runtime.memory import is_out_of_memory, release_memory
 from skve._runtime.progress import progress_bar
 
 
-def predict_members(ensemble, pipeline, batch_size, n_classes, n_batches=BATCHES_PER_INSTALLATION, *, verbose=0):
+def predict_members(ensemble, pipeline, batch_size, n_batches=BATCHES_PER_INSTALLATION, *, verbose=0):
     """Return the members' probabilities, float64 of shape (n_members, n_samples, n_classes).
 
     Samples are read once for all members, and a member's weights are built once for `n_batches` batches. If these
     do not fit the memory, they and the following ones are halved. `verbose` shows a progress bar where there are more
     batches than that.
     """
-    proba = np.empty((len(ensemble.members), len(pipeline), n_classes))
+    proba = np.empty((len(ensemble.members), len(pipeline), ensemble.head.likelihood.n_classes))
     batches = list(pipeline.batches(batch_size, None))
     n_passes = len(batches) * len(ensemble.members)
     with progress_bar(n_passes, shown=verbose and len(batches) > n_batches) as bar:
@@ -61,6 +61,6 @@ def _predict_block(ensemble, pipeline, batches, reading, proba, bar):
                 network.shared_outputs = shared[position]
                 logits = ensemble.member_logits(pipeline.prepare(raw[position], None), index)
                 shared[position] = network.shared_outputs
-                proba[index, indices] = torch.softmax(logits.cpu().double(), -1).numpy()
+                proba[index, indices] = ensemble.head.likelihood.proba(logits).numpy()
                 bar.update()
     network.new_batch()

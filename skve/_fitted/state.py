@@ -123,7 +123,7 @@ class FittedState:
         device = backbone.device
         size = min(len(pipeline), self.batch_size * BATCHES_PER_INSTALLATION) * pipeline.mean_size
         traced = Trace(frozenset(), self.positions, list(self.shareable), self.n_features)
-        head = Head(self.n_features, self.n_classes, backbone.preprocess.get("softcap"))
+        head = Head.on(backbone, self.n_features, self.n_classes)
         shapes = {**head.shapes(), **rule.shapes()}
         wanted = {key: (1 if rule.shares(key) else self.n_members, *shape) for key, shape in shapes.items()}
         found = {key: value.shape for key, value in self.arrays.items()}

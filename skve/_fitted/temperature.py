@@ -1,14 +1,11 @@
 """Temperature scaling of the pooled prediction: fitted by scikit-learn, kept as one number."""
 
 import numpy as np
-from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
 
 from skve._runtime.warnings import warn
 
-# What scikit-learn adds to a probability before it takes the logarithm.
-EPSILON = 1e-12
 # Beyond it every prediction is uniform; scikit-learn's search ends at exp(10).
 LARGEST = 1e4
 
@@ -67,21 +64,3 @@ def fit_temperature(proba, codes, weights):
         )
         return 1.0
     return temperature
-
-
-def apply_temperature(proba, temperature):
-    """Return probabilities ∝ `proba ** (1 / temperature)`; those of 0, of impossible classes, stay 0.
-
-    Parameters
-    ----------
-    proba : ndarray of shape (n_samples, n_classes)
-    temperature : float
-
-    Returns
-    -------
-    ndarray of shape (n_samples, n_classes)
-    """
-    if temperature == 1.0:
-        return proba
-    logits = np.log(proba + EPSILON, where=proba > 0, out=np.full_like(proba, -np.inf))
-    return softmax(logits / temperature, axis=1)

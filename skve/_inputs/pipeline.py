@@ -1,7 +1,47 @@
-"""What a pipeline offers to training and prediction."""
+"""What a pipeline offers to training and prediction: the protocol, and what its implementations share."""
+
+from collections.abc import Generator, Iterable
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+
+
+class Pipeline(Protocol):
+    """Turns the items of one fit or prediction into batches for the network; one class for each kind of inputs."""
+
+    @property
+    def mean_size(self) -> float:
+        """Rows that a layer multiplies for an average item: 1 for images, tokens for texts."""
+
+    def __len__(self) -> int:
+        """Return the number of items."""
+
+    def size(self, indices: np.ndarray) -> int:
+        """Return the number of rows in the batch of these items, in the unit of `mean_size`, padding included."""
+
+    def batches(self, batch_size: int, generator: torch.Generator | None) -> Iterable[np.ndarray]:
+        """Return the indices of each batch: every item once, in a random order if there is a generator."""
+
+    def load(self, indices: np.ndarray) -> Any:
+        """Return the items at `indices`, read and on the CPU."""
+
+    def load_each(self, batches: Iterable[np.ndarray], ahead: int) -> Generator[Any, None, None]:
+        """Yield what `load` returns for each batch; up to `ahead` more may be read meanwhile, until it is closed."""
+
+    def prepare(self, raw: Any, generator: torch.Generator | None) -> Any:
+        """Return the network's input of what was loaded, on the device: a tensor, or a dict of tensors by name.
+
+        It is augmented where a generator is given, and has the samples on the first axis of each tensor.
+        """
+
+    def check_labels(self, codes: np.ndarray, name: str) -> None:
+        """Raise ValueError where an item of `name`, "X" or "X_val", cannot have its label; mostly all can."""
+
+
+def part_of(inputs, samples):
+    """Return the network's input of a slice of the samples of a batch."""
+    return inputs[samples] if isinstance(inputs, torch.Tensor) else {name: t[samples] for name, t in inputs.items()}
 
 
 def index_batches(n_samples, batch_size, generator):

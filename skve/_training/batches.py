@@ -1,52 +1,135 @@
 """Training batches, and how those of members come to differ."""
 
-import copy
+import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 
-_AHEAD = 2  # batches that are read while the network computes
+from skve._inputs.pipeline import Pipeline, part_of
 
 
-class Batches:
-    """Samples with targets and weights, in batches; each iteration draws a new order.
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Samples that a fit trains on or validates with, as the estimator holds them.
 
-    Parameters
+    Attributes
     ----------
-    pipeline : object
-        `pipeline.load_each(batches, ahead)` reads the samples of one batch after another, those of the next ones
-        ahead; `pipeline.prepare(raw, generator)` makes them the network's input, augmented where a generator is
-        given.
-    targets : numpy.ndarray of int, shape (n_samples,)
-    weights : numpy.ndarray of float, shape (n_samples,) or (n_members, n_samples)
-    batch_size : int
-    device : torch.device
+    items : sequence
+        Checked inputs.
+    targets : ndarray
+        Class indices.
+    weights : ndarray of shape (n_samples,)
+        Of mean 1.
+    name : {"X", "X_val"}
+        What the user calls them.
+    """
+
+    items: Any
+    targets: np.ndarray
+    weights: np.ndarray
+    name: str = "X"
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a fit trains on, and what it sets aside or is given for validation."""
+
+    train: Part
+    valid: Part | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Samples of a batch, on the device, and the members that see them.
+
+    Attributes
+    ----------
+    members : sequence of int
+    inputs : torch.Tensor or dict of str to torch.Tensor
+    targets : torch.Tensor
+        See `Likelihood`.
+    weights : torch.Tensor of shape (n_samples,) or (n_members, n_samples)
+        In the second case a row for each member of the ensemble, also of those that do not see the samples.
+    """
+
+    members: Sequence[int]
+    inputs: Any
+    targets: torch.Tensor
+    weights: torch.Tensor
+
+    def __len__(self):
+        return len(self.targets)
+
+    def part(self, samples):
+        """Return the group with a slice of its samples."""
+        return Group(self.members, part_of(self.inputs, samples), self.targets[samples], self.weights[..., samples])
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What one step computes: one group that all members see, or a group of as many samples for each member."""
+
+    groups: tuple[Group, ...]
+
+    def __len__(self):
+        return len(self.groups[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """Members that see the same samples in the same order.
+
+    Attributes
+    ----------
+    members : sequence of int
     order, augment : torch.Generator or None
         None keeps the order, and the samples as they are.
     """
 
-    def __init__(self, pipeline, targets, weights, batch_size, device, order=None, augment=None):
-        self.pipeline, self.batch_size, self.device = pipeline, batch_size, device
-        self.targets = torch.as_tensor(targets)
-        self.weights = torch.as_tensor(weights, dtype=torch.float32)
-        self.order, self.augment = order, augment
-        self._reading = None
+    members: Sequence[int]
+    order: torch.Generator | None = None
+    augment: torch.Generator | None = None
 
-    def copy(self, **changes):
-        """Return these batches with other attributes."""
-        other = copy.copy(self)
-        vars(other).update(changes)
-        return other
+
+class Batches:
+    """Samples with targets and weights, in batches; each iteration draws new orders.
+
+    Parameters
+    ----------
+    pipeline : Pipeline
+        One reading of it serves all streams in turn: their threads together are those of one.
+    targets : torch.Tensor
+    weights : torch.Tensor of shape (n_samples,) or (n_members, n_samples)
+    batch_size : int
+    device : torch.device
+    streams : sequence of Stream
+    """
+
+    AHEAD = 2  # batches that are read while the network computes
+
+    def __init__(self, pipeline: Pipeline, targets, weights, batch_size, device, streams):
+        self.pipeline, self.targets, self.weights = pipeline, targets, weights
+        self.batch_size, self.device, self.streams = batch_size, device, streams
+        self._reading: Any = None
 
     def __len__(self):
         return math.ceil(len(self.targets) / self.batch_size)
 
     def __iter__(self):
-        batches = list(self.pipeline.batches(self.batch_size, self.order))
-        self._reading = self.pipeline.load_each(batches, _AHEAD)
-        for indices, raw in zip(batches, self._reading, strict=True):
-            inputs = self.pipeline.prepare(raw, self.augment)
-            yield inputs, (self.targets[indices].to(self.device), self.weights[..., indices].to(self.device))
+        orders = [list(self.pipeline.batches(self.batch_size, stream.order)) for stream in self.streams]
+        steps = list(zip(*orders, strict=True))
+        in_turn = [indices for step in steps for indices in step]
+        self._reading = reading = self.pipeline.load_each(in_turn, self.AHEAD * len(self.streams))
+        for step in steps:
+            pairs = zip(self.streams, step, strict=True)
+            yield Batch(tuple(self._group(stream, indices, next(reading)) for stream, indices in pairs))
+
+    def _group(self, stream, indices, raw):
+        targets, weights = self.targets[indices].to(self.device), self.weights[..., indices].to(self.device)
+        return Group(stream.members, self.pipeline.prepare(raw, stream.augment), targets, weights)
 
     def close(self):
         """End the reading, and its threads, where an iteration stopped half-way."""
@@ -54,72 +137,46 @@ class Batches:
             self._reading.close()
 
 
-def for_members(batches, rule, seeds, n_members):
+def training_batches(part, pipeline, ensemble, seeds, batch_size):
     """Return training batches in which members differ as the rule's order and its option "bootstrap" say.
 
     Member m draws from its own generators; those of the first one draw the order that all share, too.
-    """
-    n_samples = len(batches.targets)
-    if rule.options["bootstrap"]:  # how often each sample is among as many that are drawn with replacement
-        draws = [
-            torch.randint(n_samples, (n_samples,), generator=seeds.generator("bootstrap", m))
-            for m in range(n_members)
-        ]
-        counts = torch.stack([drawn.bincount(minlength=n_samples) for drawn in draws])
-        batches = batches.copy(weights=batches.weights * counts)
-    if n_members == 1 or rule.order == "shared":
-        return batches
-    weights = batches.weights.expand(n_members, n_samples)
-    return OwnOrders(
-        [
-            batches.copy(weights=weights[m], order=seeds.generator("order", m), augment=seeds.generator("augment", m))
-            for m in range(n_members)
-        ]
-    )
-
-
-class OwnOrders:
-    """Batches of members that each have an order of their own; yields a list of batches, one for each member.
-
-    One reading serves all members in turn: their threads together are those of one.
 
     Parameters
     ----------
-    members : list of Batches
+    part : Part
+    pipeline : Pipeline
+        Of the part's samples.
+    ensemble : Ensemble
+    seeds : Seeds
+    batch_size : int
+
+    Returns
+    -------
+    Batches
     """
-
-    def __init__(self, members):
-        self.members = members
-        self._reading = None
-
-    def __len__(self):
-        return len(self.members[0])
-
-    def __iter__(self):
-        pipeline = self.members[0].pipeline
-        orders = [list(pipeline.batches(batches.batch_size, batches.order)) for batches in self.members]
-        in_turn = [indices for step in zip(*orders, strict=True) for indices in step]
-        self._reading = pipeline.load_each(in_turn, _AHEAD * len(orders))
-        turns = [
-            batches.copy(pipeline=_Turn(pipeline, order, self._reading))
-            for batches, order in zip(self.members, orders, strict=True)
+    rule, trained, n_samples = ensemble.rule, ensemble.trained, len(part.targets)
+    weights = torch.as_tensor(part.weights, dtype=torch.float32)
+    if rule.options["bootstrap"]:  # how often each sample is among as many that are drawn with replacement
+        draws = [
+            torch.randint(n_samples, (n_samples,), generator=seeds.generator("bootstrap", m))
+            for m in range(len(trained))
         ]
-        return map(list, zip(*turns, strict=True))
+        weights = weights * torch.stack([drawn.bincount(minlength=n_samples) for drawn in draws])
 
-    def close(self):
-        """End what reads ahead; see `Batches.close`."""
-        if self._reading is not None:
-            self._reading.close()
+    def stream(members, m):
+        return Stream(members, seeds.generator("order", m), seeds.generator("augment", m))
+
+    if len(trained) == 1 or rule.order == "shared":
+        streams = [stream(trained, 0)]
+    else:
+        streams = [stream([member], m) for m, member in enumerate(trained)]
+    targets = ensemble.head.likelihood.targets(part.targets)
+    return Batches(pipeline, targets, weights, batch_size, ensemble.device, streams)
 
 
-class _Turn:
-    """What `Batches` asks of a pipeline, for a member that takes its batches in turn from a reading for all."""
-
-    def __init__(self, pipeline, order, reading):
-        self.prepare, self._order, self._reading = pipeline.prepare, order, reading
-
-    def batches(self, batch_size, generator):
-        return self._order
-
-    def load_each(self, batches, ahead):
-        return self._reading
+def validation_batches(part, pipeline, ensemble, batch_size):
+    """Return the batches of validation samples, in order and as they are; see `training_batches`."""
+    weights = torch.as_tensor(part.weights, dtype=torch.float32)
+    targets = ensemble.head.likelihood.targets(part.targets)
+    return Batches(pipeline, targets, weights, batch_size, ensemble.device, [Stream(range(len(ensemble.members)))])

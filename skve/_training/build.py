@@ -1,49 +1,71 @@
-"""From a backbone and an estimator's parameters to the ensemble that is to be trained."""
+"""From a backbone and an estimator's parameters to the ensemble that is to be trained, and its state to be."""
+
+import dataclasses
+from typing import Any
 
 import numpy as np
 import torch
 
 from skve._backbones import layer_selection
-from skve._backbones.trace import trace
-from skve._ensembles import RULES, Ensemble, Head, is_trained, make_rule
+from skve._backbones.backbone import Backbone
+from skve._backbones.trace import Trace, trace
+from skve._ensembles import RULES, Ensemble, Head, MemberRule, is_trained, make_rule
 from skve._fitted.state import READING, FittedState
+from skve._inputs.pipeline import Pipeline
 from skve._runtime.device import resolve_training_dtype
 from skve._runtime.memory import is_out_of_memory, shape_of
 from skve._runtime.warnings import warn
 
 
-def new_ensemble(
-    backbone,
-    pipeline,
-    n_classes,
-    seeds,
-    start,
-    *,
-    ensemble,
-    ensemble_params,
-    n_members,
-    layers,
-    init_scale,
-    train_bias,
-    batch_size,
-    precision,
-    early_stopping=False,
-    checkpointing=False,
-):
+@dataclasses.dataclass(frozen=True)
+class Design:
+    """What an estimator's parameters say about the ensemble; their meaning is documented there."""
+
+    ensemble: str
+    ensemble_params: dict[str, Any] | None
+    n_members: int
+    layers: Any
+    init_scale: float
+    train_bias: bool
+    batch_size: int
+    precision: str
+    early_stopping: bool
+    activation_checkpointing: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Layers of a backbone that members change.
+
+    Attributes
+    ----------
+    candidates : list of Site
+        All that could be selected.
+    sites : list of Site
+        Those that are.
+    skipped : dict of str to str
+        Names of layers that cannot be selected, with the reason.
+    """
+
+    candidates: list
+    sites: list
+    skipped: dict
+
+
+def new_ensemble(design, backbone, pipeline, n_classes, seeds, start=None):
     """Build the ensemble that is to be trained.
 
     Parameters
     ----------
+    design : Design
     backbone : Backbone
         On the device of the fit.
-    pipeline : object
-        Supplies a few inputs for the trace, and sizes.
+    pipeline : Pipeline
+        Of the training samples.
     n_classes : int
     seeds : Seeds
-    start : FittedState or None
+    start : FittedState, default=None
         Members to go on from.
-    n_members : int
-        As the estimator has it; some ensembles have one member always.
 
     Returns
     -------
@@ -51,64 +73,89 @@ def new_ensemble(
     plan : FittedState
         The state to be, without arrays.
     """
+    selection = select_layers(design, backbone)
+    rule, traced, selection = trace_layers(design, backbone, pipeline, selection)
+    rule.noise = seeds.generator("noise")
+    head = Head.on(backbone, traced.n_features, n_classes)
+    plan = plan_state(design, rule, traced, head, seeds, start)
+    members = make_members(design, rule, head, plan, seeds, start, n_samples=len(pipeline))
+    return assemble(design, rule, head, members, traced, selection, pipeline), plan
+
+
+def select_layers(design: Design, backbone: Backbone) -> Selection:
+    """Choose the layers of which members own something, by their names."""
     candidates, skipped = layer_selection.find_sites(backbone.module)
-    selects = RULES[ensemble].selects_layers
-    sites = layer_selection.select_sites(backbone.module, candidates, layers) if selects else []
+    sites = []
+    if RULES[design.ensemble].selects_layers:
+        sites = layer_selection.select_sites(backbone.module, candidates, design.layers)
+    return Selection(candidates, sites, skipped)
+
+
+def trace_layers(
+    design: Design, backbone: Backbone, pipeline: Pipeline, selection: Selection
+) -> tuple[MemberRule, Trace, Selection]:
+    """Pass two samples through the backbone; leave out the selected layers that the features do not depend on."""
     few = np.arange(min(2, len(pipeline)))
     example, size = pipeline.prepare(pipeline.load(few), None), pipeline.size(few)
 
-    def rule_for(sites):
-        return make_rule(
-            ensemble,
+    def made_and_traced(sites):
+        rule = make_rule(
+            design.ensemble,
             backbone,
             sites,
-            init_scale=init_scale,
-            train_bias=train_bias,
-            ensemble_params=ensemble_params,
+            init_scale=design.init_scale,
+            train_bias=design.train_bias,
+            ensemble_params=design.ensemble_params,
         )
+        rule.check(rule.n_members(design.n_members), design.early_stopping)
+        return rule, _trace(backbone, rule, example, size)
 
-    rule = rule_for(sites)
-    n_members = rule.n_members(n_members)
-    rule.check(n_members, early_stopping)
+    sites, skipped = selection.sites, dict(selection.skipped)
+    rule, traced = made_and_traced(sites)
+    unused = [site.layer for site in sites if rule.main_parameter(site) not in traced.used]
+    if unused:
+        skipped |= dict.fromkeys(unused, "the features do not depend on it")
+        sites = [site for site in sites if site.layer not in unused]
+        if not sites:
+            raise ValueError(
+                f"layers must select a layer that the backbone's features depend on, got {design.layers!r}, which "
+                f"selects {unused}."
+            )
+        rule, traced = made_and_traced(sites)
+    if sites and skipped and (design.layers == "all" or unused):
+        reasons = "; ".join(
+            f"{', '.join(name for name in skipped if skipped[name] == reason)} ({reason})"
+            for reason in dict.fromkeys(skipped.values())
+        )
+        warn(f"These layers are left as they are: {reasons}.")
+    return rule, traced, dataclasses.replace(selection, sites=sites, skipped=skipped)
+
+
+def _trace(backbone, rule, example, size):
     try:
-        traced = trace(backbone, rule.changed, example, size, rule.added)
+        return trace(backbone, rule.changed, example, size, rule.added)
     except (RuntimeError, AssertionError, TypeError, AttributeError, IndexError) as error:
         if is_out_of_memory(error):
             raise
         raise ValueError(
-            f"the backbone {backbone.description['name']!r} cannot compute features of a batch "
-            f"({shape_of(example)}): {error}; it must take such a batch and return features"
+            f"The backbone {backbone.description['name']!r} must take a batch of {shape_of(example)} and return "
+            f"features, got the error: {error}."
         ) from error
-    if selects:
-        unused = [site.layer for site in sites if rule.main_parameter(site) not in traced.used]
-        if unused:
-            skipped |= dict.fromkeys(unused, "the features do not depend on it")
-            sites = [site for site in sites if site.layer not in unused]
-            if not sites:
-                raise ValueError(f"layers={layers!r}: the backbone's features depend on none of {unused}")
-            rule = rule_for(sites)
-            traced = trace(backbone, rule.changed, example, size, rule.added)
-        if skipped and (layers == "all" or unused):
-            reasons = "; ".join(
-                f"{', '.join(name for name in skipped if skipped[name] == reason)} ({reason})"
-                for reason in dict.fromkeys(skipped.values())
-            )
-            warn(f"these layers are left as they are: {reasons}")
-    head = Head(traced.n_features, n_classes, backbone.preprocess.get("softcap"))
-    device = backbone.device
-    linear = {site.layer for site in candidates if site.kind != "convolution"}
-    sizes = [(site.layer in linear, backbone.module.get_parameter(site.parameter).numel()) for site in candidates]
-    linear_share = sum(size for is_linear, size in sizes if is_linear) / max(1, sum(size for _, size in sizes))
-    plan = FittedState(
+
+
+def plan_state(design, rule, traced, head, seeds, start):
+    """Return the state that the training will fill with arrays."""
+    backbone = rule.backbone
+    return FittedState(
         arrays={},
-        layers=tuple(site.layer for site in sites),
+        layers=tuple(site.layer for site in rule.sites),
         fingerprints=rule.fingerprints(),
-        ensemble=ensemble,
-        ensemble_params=dict(ensemble_params or {}),
-        train_bias=train_bias,
-        batch_size=batch_size,
-        n_features=traced.n_features,
-        n_classes=n_classes,
+        ensemble=design.ensemble,
+        ensemble_params=dict(design.ensemble_params or {}),
+        train_bias=design.train_bias,
+        batch_size=design.batch_size,
+        n_features=head.n_features,
+        n_classes=head.likelihood.n_classes,
         positions=traced.positions,
         shareable=tuple(traced.shareable),
         backbone=dict(backbone.description),
@@ -116,32 +163,19 @@ def new_ensemble(
         reading={name: backbone.preprocess.get(name) for name in READING},
         n_epochs=0 if start is None else start.n_epochs,
     )
-    rule.noise = seeds.generator("noise")
-    if start is None:
-        members = _new_members(rule, head, n_members, seeds, device, backbone.head_start)
-        _warn_of_equal_members(rule, n_members, len(pipeline), batch_size)
-    else:
-        members = _go_on(start, plan, rule, n_members, device)
-    dtype = resolve_training_dtype(precision, device, linear_share)
-    if dtype == torch.float16 and device.type == "cpu":
-        warn("precision='float16' is many times slower than 'float32' on CPUs; set precision='auto'")
-    size = min(batch_size, len(pipeline)) * pipeline.mean_size
-    checkpoints = layer_selection.blocks(backbone.module, candidates) if checkpointing else ()
-    if checkpointing and not checkpoints:
-        warn(
-            f"activation_checkpointing=True changes nothing: the backbone {backbone.description['name']!r} has no "
-            f"numbered blocks (modules in a ModuleList or Sequential with two weights or more)"
-        )
-    network = Ensemble(rule, head, members, traced, size, training=True, dtype=dtype, checkpoints=checkpoints)
-    return network, plan
 
 
-def _new_members(rule, head, n_members, seeds, device, head_start):
+def make_members(design, rule, head, plan, seeds, start, *, n_samples):
+    """Return the members as they start, or as an earlier fit has left them: dicts of tensors."""
+    n_members = rule.n_members(design.n_members)
+    if start is not None:
+        return _earlier_members(start, plan, rule, n_members)
+    _warn_of_equal_members(rule, n_members, n_samples, design.batch_size)
     generators = [seeds.generator("member", index) for index in range(n_members)]
     members: list = [None] * n_members
     for index, generator in zip(rule.trained(n_members), generators, strict=False):
-        start = head.new_member(generator, device, head_start)
-        members[index] = {**start, **rule.new_member(generator)}
+        new_head = head.new_member(generator, rule.backbone.device, rule.backbone.head_start)
+        members[index] = {**new_head, **rule.new_member(generator)}
     for index, member in enumerate(members):
         if member is None:
             members[index] = rule.new_copy(members[rule.trained(n_members)[0]], generators[index])
@@ -159,32 +193,52 @@ def _warn_of_equal_members(rule, n_members, n_samples, batch_size):
         remedies.append(f"a batch_size below the {n_samples} samples, which are one batch")
     if remedies:
         warn(
-            f"all {n_members} members start alike and see the same batches: they will be one and the same, without "
-            f"epistemic uncertainty; set {' and '.join(remedies)}, or bootstrap=True"
+            f"All {n_members} members start alike and see the same batches: they will be one and the same, without "
+            f"epistemic uncertainty. Set {' and '.join(remedies)}, or bootstrap=True."
         )
 
 
-def _go_on(start, plan, rule, n_members, device):
+def _earlier_members(start, plan, rule, n_members):
     """Return the members of an earlier fit, if the estimator still describes them."""
-    for name in ("ensemble", "ensemble_params", "layers", "train_bias", "n_features", "n_classes"):
-        if getattr(start, name) != getattr(plan, name):
+    same = ("ensemble", "ensemble_params", "layers", "train_bias", "n_features", "n_classes")
+    compared = [(name, getattr(start, name), getattr(plan, name)) for name in same]
+    compared.append(("n_members", start.n_members, n_members))
+    compared += [(name, start.reading.get(name), value) for name, value in plan.reading.items()]
+    for name, before, now in compared:
+        if before != now:
             raise ValueError(
-                f"the fit cannot go on from the last one: {name} was {getattr(start, name)!r} "
-                f"and is {getattr(plan, name)!r} now; set warm_start=False or use a clone"
+                f"{name} must stay {before!r} where a fit goes on from the last one, got {now!r}. Set "
+                f"warm_start=False or use a clone."
             )
-    if start.n_members != n_members:
-        raise ValueError(
-            f"the fit cannot go on from the last one: it had {start.n_members} members, n_members={n_members} now"
-        )
     if start.backbone["sha256"] != plan.backbone["sha256"]:
-        raise ValueError("the fit cannot go on from the last one: the backbone's weights are others")
-    for name, value in plan.reading.items():
-        if start.reading.get(name) != value:
-            raise ValueError(
-                f"the fit cannot go on from the last one: its {name} was {start.reading.get(name)!r} and is "
-                f"{value!r} now; set warm_start=False or use a clone"
-            )
-    members = start.members(device)
+        raise ValueError(
+            "The backbone must have the same weights where a fit goes on from the last one, got other ones. Set "
+            "warm_start=False or use a clone."
+        )
+    members = start.members(rule.backbone.device)
     trained = rule.trained(n_members)
     shared = {key: tensor for key, tensor in members[trained[0]].items() if is_trained(key)}
     return [member if index in trained else {**member, **shared} for index, member in enumerate(members)]
+
+
+def assemble(design, rule, head, members, traced, selection, pipeline):
+    """Return the ensemble, in the arithmetic of the training."""
+    backbone, candidates = rule.backbone, selection.candidates
+    dtype = resolve_training_dtype(design.precision, backbone.device, _linear_share(backbone, candidates))
+    if dtype == torch.float16 and backbone.device.type == "cpu":
+        warn("precision='float16' is many times slower than 'float32' on CPUs. Set precision='auto'.")
+    checkpoints = layer_selection.blocks(backbone.module, candidates) if design.activation_checkpointing else ()
+    if design.activation_checkpointing and not checkpoints:
+        warn(
+            f"activation_checkpointing=True changes nothing: the backbone {backbone.description['name']!r} has no "
+            f"numbered blocks (modules in a ModuleList or Sequential with two weights or more)."
+        )
+    size = min(design.batch_size, len(pipeline)) * pipeline.mean_size
+    return Ensemble(rule, head, members, traced, size, training=True, dtype=dtype, checkpoints=checkpoints)
+
+
+def _linear_share(backbone, candidates):
+    """Return the share of linear layers in the candidates' weights."""
+    sizes = {site.layer: backbone.module.get_parameter(site.parameter).numel() for site in candidates}
+    linear = sum(sizes[site.layer] for site in candidates if site.kind != "convolution")
+    return linear / max(1, sum(sizes.values()))

@@ -1,14 +1,17 @@
 """The training loop: skorch's, over the steps of an ensemble, with restored states."""
 
+import contextlib
 import copy
 import dataclasses
-import dis
+import itertools
 import math
+import signal
+import threading
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from skorch import NeuralNet
 from skorch.callbacks import Callback, EarlyStopping, LRScheduler
 from torch.optim.lr_scheduler import LambdaLR
@@ -16,8 +19,149 @@ from torch.optim.lr_scheduler import LambdaLR
 from skve._ensembles import FACTORS, HEAD, WEIGHTS, is_trained
 from skve._runtime.progress import progress_bar
 from skve._runtime.warnings import warn
-from skve._training.schedule import cycle_starts, learning_rate_factor
-from skve._training.step import Step
+from skve._training.fitting_parts import FittingParts
+from skve._training.schedule import cycle_starts, learning_rate_factor, plan_course
+from skve._training.step import DivergedError, Step
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the loop needs of an estimator's parameters; their meaning is documented there."""
+
+    member_lr: float
+    head_lr: float
+    weight_decay: float
+    head_weight_decay: float
+    max_epochs: int | None
+    max_steps: int | None
+    schedule: str
+    warmup: float
+    grad_clip: float | None
+    label_smoothing: float
+    early_stopping: bool
+    n_iter_no_change: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a training leaves: members' arrays, history, rounds run, whether Ctrl-C ended it."""
+
+    arrays: dict[str, np.ndarray]
+    history: dict
+    n_iter: int
+    interrupted: bool
+
+
+def train(ensemble, train_batches, valid_batches, settings, *, callbacks=None, verbose=0, chunk=1):
+    """Train the members of an ensemble and return what they became.
+
+    Parameters
+    ----------
+    ensemble : Ensemble
+    train_batches : Batches
+    valid_batches : Batches or None
+    settings : Settings
+    callbacks : list, default=None
+        Of skorch.
+    verbose : int, default=0
+    chunk : int, default=1
+        Members that pass through the network together.
+
+    Returns
+    -------
+    Result
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If Ctrl-C came before the first round was complete; later, `Result.interrupted` says so.
+    ValueError
+        If the loss is not finite or a layer's ratios get no gradient.
+    """
+    _check_callbacks(callbacks or [])
+    course = plan_course(len(train_batches), settings.max_epochs, settings.max_steps)
+    n_cycles = ensemble.rule.n_cycles(len(ensemble.members))
+    _check_cycles(n_cycles, course.n_steps, settings)
+    history, interrupted = _History(course), False
+    with contextlib.ExitStack() as stack, warnings.catch_warnings():
+        # LambdaLR is stepped by skorch after each batch, the optimizer inside a closure that torch overlooks.
+        warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*", category=UserWarning)
+        own = _own_callbacks(history, course, n_cycles, settings)
+        if verbose:
+            progress = _Progress(course.n_steps)
+            stack.callback(progress.close)
+            own.append(("progress", progress))
+        net = Net(ensemble, settings, course, [*own, *(callbacks or [])], chunk)
+        for batches in (train_batches, valid_batches):
+            if batches is not None:
+                stack.callback(batches.close)
+        try:
+            net.train(train_batches, valid_batches)
+        except DivergedError as error:
+            raise _diverged(error, ensemble, settings) from error
+        except KeyboardInterrupt:
+            n_complete, state = history.complete
+            if state is None:
+                raise
+            ensemble.load_state_dict(state)
+            interrupted = True
+            if n_cycles > 1:
+                done, planned = course.epochs(n_complete), course.epochs(course.n_rounds)
+                warn(
+                    f"The training of {n_cycles} snapshots was interrupted after {done:.4g} of {planned:.4g} epochs: "
+                    f"members of cycles that did not end are one and the same network."
+                )
+        net.notify("on_train_end", X=train_batches, y=valid_batches)  # early stopping brings back the best state
+    arrays = ensemble.arrays()
+    for key, value in arrays.items():
+        if not np.isfinite(np.exp(value) if key.startswith(FACTORS) else value).all():
+            raise _diverged(f"{key} is not finite after the last step", ensemble, settings)
+    return Result(arrays, history.to_dict(), history.complete[0], interrupted)
+
+
+def _check_callbacks(callbacks):
+    for index, callback in enumerate(callbacks):
+        own_part = callback[-1] if isinstance(callback, tuple) else callback
+        if not (isinstance(own_part, Callback) or (isinstance(own_part, type) and issubclass(own_part, Callback))):
+            raise ValueError(
+                f"callbacks[{index}] must be a callback of skorch or a pair (name, callback), got {callback!r}."
+            )
+
+
+def _check_cycles(n_cycles, n_steps, settings):
+    if n_cycles > 1 and settings.early_stopping:
+        raise ValueError(
+            "early_stopping must be False where snapshots are taken all along a training, which has to run to its "
+            "end, got True."
+        )
+    if n_steps < n_cycles:
+        raise ValueError(
+            f"n_members must be at most the number of training steps where members are snapshots, got {n_cycles} "
+            f"for {n_steps} steps. Lower n_members or batch_size, or raise max_epochs or max_steps."
+        )
+
+
+def _own_callbacks(history, course, n_cycles, settings):
+    factor = learning_rate_factor(settings.schedule, settings.warmup, course.n_steps, n_cycles)
+    own = [
+        ("learning_rate", LRScheduler(policy=LambdaLR, lr_lambda=factor, step_every="batch")),
+        ("history", history),
+    ]
+    if n_cycles > 1:
+        own.append(("snapshots", _Snapshots(cycle_starts(course.n_steps, n_cycles)[1:-1])))
+    if settings.early_stopping:
+        stopping = EarlyStopping("valid_loss", patience=settings.n_iter_no_change, threshold=0, load_best=True)
+        own.append(("early_stopping", stopping))
+    return own
+
+
+def _diverged(what, ensemble, settings):
+    """Return the error for a training that left the finite numbers."""
+    narrow = " or precision='float16', whose numbers end at 65504," if ensemble.dtype == torch.float16 else ""
+    return ValueError(
+        f"The training diverged: {what}. Lower member_lr={settings.member_lr} or "
+        f"head_lr={settings.head_lr},{narrow} or set grad_clip."
+    )
 
 
 class Net(NeuralNet):
@@ -26,29 +170,36 @@ class Net(NeuralNet):
     Parameters
     ----------
     ensemble : Ensemble
-    train_batches : Batches
-    valid_batches : Batches or None
     settings : Settings
+    course : Course
+        Its rounds are the epochs of skorch.
     callbacks : list
     chunk : int
         Members that pass through the network together.
     """
 
-    def __init__(self, ensemble, train_batches, valid_batches, settings, callbacks=(), chunk=1):
+    def __init__(self, ensemble, settings, course, callbacks=(), chunk=1):
         super().__init__(
             module=ensemble,
             criterion=torch.nn.CrossEntropyLoss,
             train_split=None,
-            max_epochs=settings.max_epochs,
-            batch_size=settings.batch_size,
+            max_epochs=course.n_rounds,
             callbacks=list(callbacks),
             callbacks__print_log=None,
             device=None,  # everything is where it belongs
             verbose=0,
         )
-        self.train_batches, self.valid_batches = train_batches, valid_batches
-        self.settings = settings
-        self.step = Step(ensemble, settings, chunk)
+        self.settings, self.course = settings, course
+        self.parts = FittingParts(ensemble, chunk)
+        self.step = Step(ensemble, self.parts, label_smoothing=settings.label_smoothing, grad_clip=settings.grad_clip)
+        self.ctrl_c = _CtrlC()
+
+    def train(self, train_batches, valid_batches):
+        """Train from the start; a callback may end the training after a round."""
+        self.initialize()
+        self.notify("on_train_begin", X=train_batches, y=valid_batches)
+        with self.ctrl_c, contextlib.suppress(_StopEarlyError):
+            self.fit_loop(_Rounds(train_batches, self.course), valid_batches)
 
     # skorch clones and checks what it finds in the signature; this net is built once and never cloned.
     def _validate_params(self):
@@ -84,7 +235,8 @@ class Net(NeuralNet):
         while True:
             total = self.step.gradients(batch)
             if not math.isfinite(total):
-                raise self.step.diverged(f"the loss became {total} in epoch {len(self.history)}")
+                n_steps = (len(self.history) - 1) * self.course.steps_per_round + len(self.history[-1, "batches"])
+                raise DivergedError(f"the loss became {total} in step {n_steps}")
             if len(self.history) == 1 and len(self.history[-1, "batches"]) == 1:
                 _check_gradients(self.module_)
             self.step.clip()
@@ -96,46 +248,86 @@ class Net(NeuralNet):
     def validation_step(self, batch, **fit_params):
         """Return the negative log-likelihood of the mean of the members' probabilities."""
         self._set_training(False)
-        inputs, (targets, weights) = batch
-        losses = F.nll_loss(self.step.log_proba(inputs, len(targets)), targets.cpu(), reduction="none")
-        return {"loss": (losses * weights.cpu()).mean(), "y_pred": None}  # skorch weighs batches by their samples
+        (group,) = batch.groups
+        likelihood, before = self.module_.head.likelihood, self.step.state()
+
+        def log_proba():
+            with torch.no_grad():
+                parts = [group.part(samples).inputs for samples in self.parts.slices(len(group))]
+                logits = torch.cat([self.module_(inputs).cpu() for inputs in parts], 1)
+            return likelihood.pooled_log_proba(logits)
+
+        log_proba = self.parts.run(log_proba, group, undo=lambda: self.step.restore(before))
+        losses = likelihood.nll(log_proba, group.targets.cpu())
+        return {"loss": (losses * group.weights.cpu()).mean(), "y_pred": None}  # skorch weighs batches by samples
 
     def notify(self, method_name, **kwargs):
         try:
             return super().notify(method_name, **kwargs)
         except KeyboardInterrupt as stop:
-            # How skorch's callbacks end a training early. Ctrl-C is no statement of theirs: it comes between two.
-            if method_name == "on_epoch_end" and _is_raised_by_statement(stop):
+            # How skorch's callbacks end a training early.
+            if method_name == "on_epoch_end" and not self.ctrl_c.pressed:
                 raise _StopEarlyError from stop
             raise
 
 
-def _is_raised_by_statement(error):
-    """Say whether the innermost frame of an exception stood at a `raise`."""
-    innermost = error.__traceback__
-    while innermost.tb_next is not None:
-        innermost = innermost.tb_next
-    return innermost.tb_frame.f_code.co_code[innermost.tb_lasti] == dis.opmap["RAISE_VARARGS"]
-
-
 class _StopEarlyError(Exception):
-    """A callback ended the training at the end of an epoch."""
+    """A callback ended the training at the end of a round."""
+
+
+class _CtrlC:
+    """Notes Ctrl-C while it is entered, and leaves what follows to the handler that was there.
+
+    Python lets the main thread alone handle signals; in others a KeyboardInterrupt is not Ctrl-C.
+    """
+
+    _before: Any
+    pressed = False
+
+    def __enter__(self):
+        self._before = signal.getsignal(signal.SIGINT)
+        self._notes = threading.current_thread() is threading.main_thread() and callable(self._before)
+        if self._notes:
+            signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def _handle(self, number, frame):
+        self.pressed = True
+        return self._before(number, frame)
+
+    def __exit__(self, *error):
+        if self._notes and signal.getsignal(signal.SIGINT) == self._handle:
+            signal.signal(signal.SIGINT, self._before)
+
+
+class _Rounds:
+    """Training batches whose iterations are the rounds of a course: parts of an endless row of epochs."""
+
+    def __init__(self, batches, course):
+        self._endless = itertools.chain.from_iterable(itertools.repeat(batches))
+        self._course, self._n_left = course, course.n_steps
+
+    def __iter__(self):
+        n_steps = min(self._course.steps_per_round, self._n_left)
+        self._n_left -= n_steps
+        return itertools.islice(self._endless, n_steps)
 
 
 class _History(Callback):
-    """Collect the fitted `history_` and a copy of the last complete epoch's state."""
+    """Collect the fitted `history_` and a copy of the state at the end of the last complete round."""
 
-    def on_train_begin(self, net, **kwargs):
+    def __init__(self, course):
+        self.course = course
         self.rows: dict[str, list] = {"epoch": [], "loss": [], "valid_nll": []}
         self.layers: dict[str, dict[str, list]] = {"ratio_spread": {}, "gradient_norm": {}}
-        self.complete = (0, None)  # epochs and the members' state, in one piece: Ctrl-C may come at any time
+        self.complete = (0, None)  # rounds and the members' state, in one piece: Ctrl-C may come at any time
 
     def on_epoch_begin(self, net, **kwargs):
         net.step.gradient_norms = {}
 
     def on_epoch_end(self, net, **kwargs):
         record = net.history[-1]
-        self.rows["epoch"].append(int(record["epoch"]))
+        self.rows["epoch"].append(self.course.epochs(int(record["epoch"])))
         self.rows["loss"].append(float(record["train_loss"]))
         self.rows["valid_nll"].append(float(record.get("valid_loss", math.nan)))
         for key, norms in net.step.gradient_norms.items():
@@ -147,11 +339,11 @@ class _History(Callback):
         self.complete = (self.complete[0] + 1, copy.deepcopy(net.module_.state_dict()))
 
     def to_dict(self):
-        """Return what was noted of the complete epochs."""
-        n_epochs = self.complete[0]
-        rows = {name: values[:n_epochs] for name, values in self.rows.items()}
+        """Return what was noted of the complete rounds."""
+        n_rounds = self.complete[0]
+        rows = {name: values[:n_rounds] for name, values in self.rows.items()}
         layers = {
-            name: {layer: values[:n_epochs] for layer, values in lists.items()} for name, lists in self.layers.items()
+            name: {layer: values[:n_rounds] for layer, values in lists.items()} for name, lists in self.layers.items()
         }
         return rows | layers
 
@@ -195,8 +387,8 @@ class _Snapshots(Callback):
 class _Progress(Callback):
     """One progress bar over all steps of a fit, with the time left."""
 
-    def on_train_begin(self, net, **kwargs):
-        self.bar = progress_bar(net.max_epochs * len(net.train_batches))
+    def __init__(self, n_steps):
+        self.bar = progress_bar(n_steps)
 
     def on_batch_end(self, net, training, **kwargs):
         if training:
@@ -204,98 +396,11 @@ class _Progress(Callback):
 
     def on_epoch_end(self, net, **kwargs):
         record = net.history[-1]
-        shown = {"epoch": f"{record['epoch']}/{net.max_epochs}", "loss": f"{record['train_loss']:.3f}"}
+        epoch, epochs = (net.course.epochs(n_rounds) for n_rounds in (record["epoch"], net.course.n_rounds))
+        shown = {"epoch": f"{epoch:.4g}/{epochs:.4g}", "loss": f"{record['train_loss']:.3f}"}
         if "valid_loss" in record:
             shown["valid_nll"] = f"{record['valid_loss']:.3f}"
         self.bar.set_postfix(shown)
 
     def close(self):
         self.bar.close()
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What a training leaves: members' arrays, history, epochs run, whether Ctrl-C ended it."""
-
-    arrays: dict[str, np.ndarray]
-    history: dict
-    n_iter: int
-    interrupted: bool
-
-
-def train(ensemble, train_batches, valid_batches, settings, *, callbacks=None, verbose=0, chunk=1):
-    """Train the members of an ensemble and return what they became.
-
-    Raises
-    ------
-    KeyboardInterrupt
-        If Ctrl-C came before the first epoch was complete; later, `Result.interrupted` says so.
-    ValueError
-        If the loss is not finite or a layer's ratios get no gradient.
-    """
-    for index, callback in enumerate(callbacks or []):
-        own_part = callback[-1] if isinstance(callback, tuple) else callback
-        if not (isinstance(own_part, Callback) or (isinstance(own_part, type) and issubclass(own_part, Callback))):
-            raise ValueError(
-                f"callbacks[{index}] is {callback!r}; wanted a callback of skorch, or a pair (name, callback)"
-            )
-    history = _History()
-    n_steps = settings.max_epochs * len(train_batches)
-    n_cycles = ensemble.rule.n_cycles(len(ensemble.members))
-    if n_cycles > 1 and settings.early_stopping:
-        raise ValueError(
-            "early_stopping=True: snapshots are taken all along a training, which has to run to its end; set "
-            "early_stopping=False"
-        )
-    if n_steps < n_cycles:
-        raise ValueError(
-            f"n_members={n_cycles} snapshots of one training want as many steps at least, and there are {n_steps}; "
-            f"lower n_members or batch_size, or raise max_epochs"
-        )
-    factor = learning_rate_factor(settings.schedule, settings.warmup, n_steps, n_cycles)
-    own = [
-        ("learning_rate", LRScheduler(policy=LambdaLR, lr_lambda=factor, step_every="batch")),
-        ("history", history),
-    ]
-    if n_cycles > 1:
-        own.append(("snapshots", _Snapshots(cycle_starts(n_steps, n_cycles)[1:-1])))
-    if settings.early_stopping:
-        stopping = EarlyStopping("valid_loss", patience=settings.n_iter_no_change, threshold=0, load_best=True)
-        own.append(("early_stopping", stopping))
-    progress = _Progress() if verbose else None
-    if progress:
-        own.append(("progress", progress))
-    net = Net(ensemble, train_batches, valid_batches, settings, [*own, *(callbacks or [])], chunk)
-    interrupted = False
-    with warnings.catch_warnings():
-        # LambdaLR is stepped by skorch after each batch, the optimizer inside a closure that torch overlooks.
-        warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*", category=UserWarning)
-        net.initialize()
-        net.notify("on_train_begin", X=train_batches, y=valid_batches)
-        try:
-            net.fit_loop(train_batches, valid_batches)
-        except _StopEarlyError:
-            pass
-        except KeyboardInterrupt:
-            state = history.complete[1]
-            if state is None:
-                raise
-            ensemble.load_state_dict(state)
-            interrupted = True
-            if n_cycles > 1:
-                warn(
-                    f"the training of {n_cycles} snapshots was interrupted after {history.complete[0]} of "
-                    f"{settings.max_epochs} epochs: members of cycles that did not end are one and the same network"
-                )
-        finally:
-            for batches in (train_batches, valid_batches):
-                if batches is not None:
-                    batches.close()
-            if progress:
-                progress.close()
-        net.notify("on_train_end", X=train_batches, y=valid_batches)
-    arrays = ensemble.arrays()
-    for key, value in arrays.items():
-        if not np.isfinite(np.exp(value) if key.startswith(FACTORS) else value).all():
-            raise net.step.diverged(f"{key} is not finite after the last step")
-    return Result(arrays, history.to_dict(), history.complete[0], interrupted)

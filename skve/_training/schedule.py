@@ -1,8 +1,71 @@
-"""The course of the learning rates over a training."""
+"""How long a training is, and the course of the learning rates over it."""
 
 import bisect
+import dataclasses
 import itertools
 import math
+
+# The default length: enough steps for few samples, whose epochs are short, and enough epochs for many.
+LEAST_STEPS = 160
+LEAST_EPOCHS = 10
+# Rounds of a training whose length is given in steps; each ends with validation and an entry of the history.
+FEWEST_ROUNDS, MOST_ROUNDS = 5, 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Course:
+    """The length of a training, and of its rounds.
+
+    Attributes
+    ----------
+    n_steps, steps_per_round, steps_per_epoch : int
+        The last round may be shorter.
+    """
+
+    n_steps: int
+    steps_per_round: int
+    steps_per_epoch: int
+
+    @property
+    def n_rounds(self):
+        return -(-self.n_steps // self.steps_per_round)
+
+    def epochs(self, n_rounds):
+        """Return the passes over the training data in the first rounds: an int where they are whole."""
+        n_steps = min(n_rounds * self.steps_per_round, self.n_steps)
+        whole, rest = divmod(n_steps, self.steps_per_epoch)
+        return n_steps / self.steps_per_epoch if rest else whole
+
+
+def default_steps(steps_per_epoch):
+    """Return the number of training steps where the user gives none.
+
+    The larger of `LEAST_STEPS` steps and `LEAST_EPOCHS` epochs: with few samples an epoch has few steps, and the
+    number of steps decides how well members and heads are fitted; with many samples each should be seen a few times.
+
+    Parameters
+    ----------
+    steps_per_epoch : int
+        Batches of the training data.
+
+    Returns
+    -------
+    int
+    """
+    return max(LEAST_STEPS, LEAST_EPOCHS * steps_per_epoch)
+
+
+def plan_course(steps_per_epoch, max_epochs=None, max_steps=None):
+    """Return the `Course` of a training of `max_epochs` epochs, of `max_steps` steps, or of the default length.
+
+    A round is an epoch where the length is given in epochs. Else it is an epoch as long as that makes 5 to 20 rounds,
+    and a fifth or a twentieth of the training where epochs are longer or shorter.
+    """
+    if max_epochs is not None:
+        return Course(max_epochs * steps_per_epoch, steps_per_epoch, steps_per_epoch)
+    n_steps = default_steps(steps_per_epoch) if max_steps is None else max_steps
+    shortest, longest = -(-n_steps // MOST_ROUNDS), -(-n_steps // FEWEST_ROUNDS)
+    return Course(n_steps, min(max(steps_per_epoch, shortest), longest), steps_per_epoch)
 
 
 def cycle_starts(n_steps, n_cycles):

@@ -124,7 +124,7 @@ def test__lm_head__untouched__logits_of_the_whole_model(family):
         if family in _ENCODERS:
             last = (batch["input_ids"] == tokenizer.mask_token_id).long().argmax(1)
         wanted = logits[torch.arange(len(last)), last][:, [tokens[0] for tokens in words]]
-        head = _ensembles.Head(backbone.head_start[0].shape[1], 2, backbone.preprocess["softcap"])
+        head = _ensembles.Head.on(backbone, backbone.head_start[0].shape[1], 2)
         member = head.new_member(None, "cpu", backbone.head_start)
         got = head.logits(backbone.features(backbone.module, batch), member)
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)

@@ -98,7 +98,7 @@ def make_ensemble(toy, n_members, **options):
     rule = _ensembles.SingularValues(backbone, sites, init_scale=0.2, train_bias=True)
 
     traced = trace.trace(backbone, rule.changed, toy_inputs(), 4)
-    head = _ensembles.Head(traced.n_features, 3)
+    head = _ensembles.Head.on(backbone, traced.n_features, 3)
     members = []
     for index in range(n_members):
         generator = torch.Generator().manual_seed(index)
@@ -332,7 +332,7 @@ def test__fit__layer_without_effect__left_out_with_a_warning(images):
     with pytest.warns(UserWarning, match=r"unused \(the features do not depend on it\)"):
         classifier = toy_classifier(WithUnused(), max_epochs=1).fit(*images)
     assert set(classifier.ratios_) == {"fc1", "fc2"}
-    with pytest.raises(ValueError, match=r"features depend on none of \['unused'\]"):
+    with pytest.raises(ValueError, match=r"features depend on, got \['unused'\]"):
         toy_classifier(WithUnused(), layers=["unused"]).fit(*images)
 
 

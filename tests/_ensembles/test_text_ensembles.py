@@ -103,7 +103,7 @@ def test__own_orders_by_default__one_member_and_two__first_is_the_same(ensemble)
     ],
 )
 def test__same_start_and_same_batches__warning_that_members_will_be_one(ensemble, settings, remedy):
-    with pytest.warns(UserWarning, match=rf"all 2 members start alike and see the same batches: .*; set {remedy}"):
+    with pytest.warns(UserWarning, match=rf"All 2 members start alike and see the same batches: .*\. Set {remedy}"):
         clf = toy("gpt2", ensemble, **LM, **settings).fit(TEXTS, LABELS)
     assert members_are_equal(clf)
 

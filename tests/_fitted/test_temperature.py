@@ -11,8 +11,9 @@ from sklearn.metrics import log_loss
 
 import skve
 from skve import SVETextClassifier
+from skve._ensembles import Likelihood
 from skve._fitted.saving import document_hash
-from skve._fitted.temperature import apply_temperature, fit_temperature
+from skve._fitted.temperature import fit_temperature
 from skve.testing import make_toy_text_backbone
 from tests.toys import pooled_nll, same_arrays, toy_classifier, toy_images
 
@@ -142,9 +143,9 @@ def test__calibrate__warm_start__same_samples_set_aside(blurred, random_state):
     aside = []
 
     class Watched(type(toy_classifier())):
-        def _validation_part(self, items, *args):
-            parts = super()._validation_part(items, *args)
-            aside.append(parts[1][1].tolist())
+        def _split(self, items, *args):
+            parts = super()._split(items, *args)
+            aside.append(parts.valid.targets.tolist())
             return parts
 
     classifier = Watched(**toy_classifier(calibrate="temperature", warm_start=True).get_params())
@@ -193,12 +194,12 @@ def test__fit_temperature__scaled_logits__the_factor_found():
     logits = rng.normal(0, 1.5, (20_000, 4))
     true = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     codes = (true.cumsum(axis=1) > rng.random((len(true), 1))).argmax(axis=1)
-    sharp = apply_temperature(true, 1 / 3)
+    sharp = Likelihood(4).temper(true, 1 / 3)
     assert fit_temperature(sharp, codes, np.ones(len(codes))) == pytest.approx(3, rel=0.03)
 
 
-def test__apply_temperature__impossible_classes__stay_zero():
-    proba = apply_temperature(np.array([[0.9, 0.1, 0.0], [0.5, 0.0, 0.5]]), 4.0)
+def test__temper__impossible_classes__stay_zero():
+    proba = Likelihood(3).temper(np.array([[0.9, 0.1, 0.0], [0.5, 0.0, 0.5]]), 4.0)
     assert (proba == 0).tolist() == [[False, False, True], [False, True, False]]
     np.testing.assert_allclose(proba[0, 0] / proba[0, 1], 9**0.25, rtol=1e-9)
 

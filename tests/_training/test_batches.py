@@ -84,9 +84,9 @@ class Definition(Callback):
         ensemble = net.module_
         self.got = {name: p.grad.clone() for name, p in ensemble.named_parameters()}
         ensemble.zero_grad()
-        inputs, (targets, _) = batch
-        logits = torch.cat([ensemble.chunk_logits(inputs, [index]) for index in range(3)])
-        loss = objective(logits, targets, self.diversity)
+        (group,) = batch.groups
+        logits = torch.cat([ensemble.chunk_logits(group.inputs, [index]) for index in range(3)])
+        loss = objective(logits, group.targets, self.diversity)
         loss.backward()
         self.loss = loss.item() / 3
         self.wanted = {name: p.grad.clone() for name, p in ensemble.named_parameters()}

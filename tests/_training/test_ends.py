@@ -7,7 +7,7 @@ from sklearn.model_selection import GridSearchCV
 from skorch.callbacks import Callback, EarlyStopping
 
 from skve import _ensembles
-from skve._training import loop
+from skve._runtime import progress
 from tests.toys import TinyCNN, TinyMLP, arrays_of, members_close, pooled_nll, same_arrays, toy_classifier
 
 # -------------------------------------------------------------------------------------- how fits may end
@@ -69,7 +69,7 @@ def test__keyboard_interrupt__with_early_stopping__best_complete_epoch(images, v
 def test__diverging_loss__value_error_with_the_remedies_and_estimator_usable(images):
     classifier = toy_classifier(TinyCNN(), max_epochs=30, member_lr=1e4, grad_clip=None, schedule="constant")
     before = dict(vars(classifier))
-    with pytest.raises(ValueError, match=r"training diverged: the loss became .* in epoch \d+; lower member_lr=1"):
+    with pytest.raises(ValueError, match=r"training diverged: the loss became .* in step \d+\. Lower member_lr=1"):
         classifier.fit(*images)
     assert vars(classifier) == before
     assert classifier.set_params(member_lr=1e-2).fit(*images).predict(images[0]).shape == (24,)
@@ -210,13 +210,13 @@ def test__verbose__one__bar_with_epoch_losses_and_time(images, capfd):
 def test__verbose__one_and_a_failing_fit__bar_is_closed(images):
     bars = []
 
-    class Bars(loop._Progress):
-        def on_train_begin(self, net, **kwargs):
-            super().on_train_begin(net, **kwargs)
-            bars.append(self.bar)
+    class Bar(progress.tqdm):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            bars.append(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "_Progress", Bars)
+        patch.setattr(progress, "tqdm", Bar)
         with pytest.raises(KeyboardInterrupt):
             toy_classifier(verbose=1, callbacks=[InterruptAt(epoch=1)]).fit(*images)
     assert [bar.disable for bar in bars] == [True]
@@ -239,11 +239,11 @@ def test__warm_start__two_fits__go_on_from_the_first(images):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"n_members": 3}, "it had 2 members, n_members=3 now"),
-        ({"layers": ["fc1"]}, r"layers was \('fc1', 'fc2'\)"),
-        ({"ensemble": "head"}, "ensemble was 'sve'"),
-        ({"train_bias": True}, "train_bias was False"),
-        ({"backbone": TinyMLP(seed=5)}, "the backbone's weights are others"),
+        ({"n_members": 3}, "n_members must stay 2 .*, got 3"),
+        ({"layers": ["fc1"]}, r"layers must stay \('fc1', 'fc2'\)"),
+        ({"ensemble": "head"}, "ensemble must stay 'sve'"),
+        ({"train_bias": True}, "train_bias must stay False"),
+        ({"backbone": TinyMLP(seed=5)}, "backbone must have the same weights"),
     ],
 )
 def test__warm_start__other_ensemble__value_error_and_old_state_kept(images, change, message):

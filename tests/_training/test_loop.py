@@ -266,5 +266,5 @@ def test__validation__unknown_label__value_error(images, validation):
 def test__early_stopping__too_few_samples__value_error_with_the_remedy(images):
     X, y = images
     few = [int(np.flatnonzero(y == label)[0]) for label in range(3)]
-    with pytest.raises(ValueError, match="leaves 0 for validation; give more samples"):
+    with pytest.raises(ValueError, match=r"sets 0 of \d+ aside. Pass more samples"):
         toy_classifier(early_stopping=True).fit(X[few], y[few])

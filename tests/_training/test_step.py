@@ -10,6 +10,7 @@ from skve import SVETextClassifier, _ensembles
 from skve._backbones import backbone, cache, decomposition
 from skve._runtime.memory import is_out_of_memory
 from skve._training import step as step_module
+from skve._training.fitting_parts import FittingParts
 from skve.testing import make_toy_text_backbone
 from tests.toys import TinyCNN, TinyMLP, arrays_of, members_close, same_arrays, toy_classifier
 
@@ -109,7 +110,7 @@ def test__fit__one_step_in_parts__gradient_of_the_unsplit_step(images):
     for largest in (None, 5, 1):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(step_module.Step, "clip", clip)
-            patch.setattr(step_module.Step, "_parts", lambda self, n, largest=largest: parts(n, largest or n))
+            patch.setattr(FittingParts, "slices", lambda self, n, largest=largest: parts(n, largest or n))
             with pytest.raises(StopError):
                 toy_classifier(TinyCNN(), batch_size=13).fit(*images, np.linspace(0.1, 2, 24))
     for other in gradients[1:]:
@@ -331,7 +332,7 @@ def test__fit__memory_short_once__same_as_without(images, monkeypatch, ensemble)
         return logits
 
     monkeypatch.setattr(_ensembles.Ensemble, "chunk_logits", fails_once)
-    monkeypatch.setattr(step_module.Step, "_parts", lambda self, n_samples: [slice(0, n_samples)])
+    monkeypatch.setattr(FittingParts, "slices", lambda self, n_samples: [slice(0, n_samples)])
     again = toy_classifier(TinyMLP(), **settings).fit(*images)
     assert failed
     assert same_arrays(again, expected)
@@ -346,5 +347,5 @@ def test__fit__own_orders_and_no_memory__no_attempt_twice(images, limited):
 
 
 def test__fit__snapshots_with_early_stopping__value_error_with_the_remedy(images):
-    with pytest.raises(ValueError, match=r"early_stopping=True: snapshots .* set early_stopping=False"):
+    with pytest.raises(ValueError, match=r"early_stopping must be False where snapshots .*, got True"):
         toy_classifier(ensemble="snapshot", early_stopping=True).fit(*images)

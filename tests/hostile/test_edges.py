@@ -10,7 +10,10 @@ from torch import nn
 
 import skve
 from skve._backbones import cache, layer_selection
+from skve._ensembles import Likelihood
 from skve._inputs.weights import to_mean_one
+from skve._training.batches import Batch, Group
+from skve._training.fitting_parts import FittingParts
 from skve._training.loop import Net
 from skve._training.step import Step
 from skve.testing import make_toy_image_backbone
@@ -117,6 +120,7 @@ def test__validation_nll__unequal_weights_and_ragged_batches__is_the_weighted_me
 
     class Fixed(nn.Module):
         members, trained, dtype = nn.ModuleList(), range(0), torch.float32
+        head = types.SimpleNamespace(likelihood=Likelihood(3))
         rule = types.SimpleNamespace(noise=torch.Generator())
 
         def forward(self, inputs):
@@ -125,9 +129,11 @@ def test__validation_nll__unequal_weights_and_ragged_batches__is_the_weighted_me
     total = 0.0
     net = object.__new__(Net)
     net._set_training = lambda mode: None
-    net.step = Step(Fixed(), None, chunk=1)
+    net.module_ = Fixed()
+    net.parts = FittingParts(net.module_, chunk=1)
+    net.step = Step(net.module_, net.parts)
     for part in (torch.arange(0, 4), torch.arange(4, 7)):
-        batch = part, (targets[part], torch.from_numpy(weights).float()[part])
+        batch = Batch((Group(range(2), part, targets[part], torch.from_numpy(weights).float()[part]),))
         total += float(net.validation_step(batch)["loss"]) * len(part)
     assert np.isclose(total / 7, expected, rtol=1e-6)
 
@@ -181,7 +187,7 @@ class Detached(nn.Module):
 
 @pytest.mark.parametrize("ensemble", ["sve", "deep"])
 def test__fit__backbone_that_detaches__is_an_error(data, ensemble):
-    with pytest.raises(ValueError, match=r"depend on none|no gradient"):
+    with pytest.raises(ValueError, match=r"features depend on|no gradient"):
         toy_classifier(Detached(), ensemble=ensemble, max_epochs=1).fit(*data)
 
 
@@ -205,7 +211,7 @@ def test__one_channel_module__gets_grey_images(data):
 
 def test__module_that_cannot_take_the_batch__error_names_backbone_and_shape(data):
     module = nn.Sequential(nn.Flatten(), nn.Linear(7, 4))
-    with pytest.raises(ValueError, match=r"backbone 'Sequential' cannot compute features .*shape"):
+    with pytest.raises(ValueError, match=r"backbone 'Sequential' must take a batch of shape"):
         toy_classifier(module, max_epochs=1).fit(*data)
 
 

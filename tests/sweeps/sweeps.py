@@ -16,7 +16,7 @@ def ensemble_of(backbone, batch, size, *, n_members=1, training, n_positions, in
     sites = [site for site in sites if site.parameter in traced.used]
     rule = _ensembles.SingularValues(backbone, sites, init_scale=init_scale, train_bias=False)
     traced = trace.trace(backbone, rule.changed, batch, size)
-    head = _ensembles.Head(traced.n_features, 2)
+    head = _ensembles.Head.on(backbone, traced.n_features, 2)
     members = []
     for index in range(n_members):
         generator = torch.Generator().manual_seed(index)
