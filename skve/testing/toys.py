@@ -161,5 +161,8 @@ class _RowPipeline:
     def load_each(self, batches, ahead):
         yield from map(self.load, batches)
 
+    def check_labels(self, codes, name):
+        pass
+
     def prepare(self, raw, generator):
         return raw.to(self.device)

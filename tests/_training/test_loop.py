@@ -184,7 +184,7 @@ def test__sample_weight__bad__value_error(images, weights, message):
 
 
 def test__class_weight__all_zero__value_error(images):
-    with pytest.raises(ValueError, match=r"all weights of the training part are zero"):
+    with pytest.raises(ValueError, match="class_weight must be above 0 for at least one sample"):
         one_batch(class_weight={0: 0, 1: 0, 2: 0}).fit(*images)
 
 
@@ -259,7 +259,7 @@ def test__validation__only_one_of_the_two__value_error(images, validation):
 
 
 def test__validation__unknown_label__value_error(images, validation):
-    with pytest.raises(ValueError, match=r"y_val has labels that are not among the classes .*: \[9\]"):
+    with pytest.raises(ValueError, match=r"y_val must hold labels that are among the classes .*, got \[9\]"):
         toy_classifier().fit(*images, X_val=validation[0], y_val=np.where(validation[1] == 0, 9, validation[1]))
 
 

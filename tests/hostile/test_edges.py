@@ -76,7 +76,7 @@ def orders(clf, fits):
     class Note(Callback):
         def on_batch_begin(self, net, batch=None, training=False, **kwargs):
             if training:
-                seen.append(batch[1][0].tolist())
+                seen.append(batch.groups[0].targets.tolist())
 
     clf.set_params(callbacks=[Note()])
     for fit in fits:
