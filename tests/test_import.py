@@ -79,6 +79,32 @@ def test__public_names__of_version_0_1__there_with_their_parameters():
             assert [name for name in inspect.signature(found).parameters if name in wanted] == wanted, path
 
 
+def public_signatures():
+    """Yield the functions, properties and methods that users call, each once, with its name."""
+    found = {}
+    for line in (ROOT / "tests" / "public_names_0_1.txt").read_text("utf-8").splitlines() + [
+        f"skve.{name}" for name in skve.__all__ if name != "__version__"
+    ]:
+        path = line.partition("(")[0]
+        owner, _, name = path.rpartition(".")
+        value = inspect.getattr_static(pkgutil.resolve_name(owner), name, None) or pkgutil.resolve_name(path)
+        if inspect.isclass(value):
+            value = value.__init__
+        value = getattr(value, "fget", getattr(value, "__func__", value))  # of properties, class and static methods
+        if getattr(value, "__module__", "").startswith("skve") and not name.startswith("set_"):
+            found[value.__qualname__] = value
+    return found
+
+
+@pytest.mark.parametrize("name", public_signatures())
+def test__public_signatures__each__annotated(name):
+    signature = inspect.signature(public_signatures()[name])
+    parameters = list(signature.parameters.values())
+    missing = [one.name for one in parameters if one.annotation is one.empty and one.name not in ("self", "cls")]
+    assert missing == []
+    assert signature.return_annotation is not signature.empty
+
+
 def test__testing__every_name_that_it_lists__there_without_transformers():
     code = "import sys; sys.modules['transformers'] = None; from skve.testing import *; check_text_estimator"
     assert run(code) == ""

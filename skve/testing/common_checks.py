@@ -1,4 +1,6 @@
-"""The checks that image and text classifiers share: they differ in their samples, not in the contract."""
+"""The checks that image and text classifiers share. They differ in their samples, not in the contract."""
+
+from __future__ import annotations
 
 import contextlib
 import copy
@@ -11,7 +13,8 @@ import tempfile
 import threading
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from sklearn.base import clone
@@ -24,20 +27,20 @@ LABELS = np.array(["no", "yes"] * 9)
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """What a kind of classifier is checked on.
+    """The samples on which one kind of classifier is checked.
 
     Attributes
     ----------
     X : list of length 18
         The first six differ, and so do samples 0, 2, 4, ... from 1, 3, 5, ...
     containers : callable
-        Without arguments, yields (name, X in another container, parameters that the estimator needs for it).
+        Called without arguments; yields (name, X in another container, parameters that it requires).
     fingerprint : callable
-        Turns X in any container into something that is equal if and only if the samples are.
+        Maps X in any container to a value that is equal if and only if the samples are.
     clean : callable
-        A step of a pipeline, X to X, at module level; it changes predictions.
+        A step of a pipeline, from X to X, that changes predictions. Defined at module level.
     bad_items, bad_inputs : list of tuple
-        (what is no sample, or no X; parts that the message must have).
+        (an invalid sample, or an invalid X; the parts that the message must contain).
     """
 
     X: list
@@ -48,9 +51,11 @@ class Samples:
     bad_inputs: list
 
 
-def run_or_list(estimator, checks, samples, generate_only):
+def run_or_list(
+    estimator: Any, checks: Sequence[Callable], samples: Samples, generate_only: bool
+) -> list[tuple[Any, Callable[[Any], None]]] | None:
     """Run checks on clones of an estimator, or return pairs (estimator, check), each run as `check(estimator)`."""
-    pairs = [(estimator, functools.partial(_run, check, samples)) for check in checks]
+    pairs: list = [(estimator, functools.partial(_run, check, samples)) for check in checks]
     if generate_only:
         return pairs
     for _, check in pairs:
@@ -81,13 +86,13 @@ def raises(error, parts, call, *args):
         call(*args)
     except error as raised:
         message = str(raised)
-    assert message is not None, f"{call} raised nothing; wanted {error}"
+    assert message is not None, f"{call} must raise {error}, got no error."
     missing = [part for part in parts if part not in message]
-    assert not missing, f"{call}: the message {message!r} lacks {missing}"
+    assert not missing, f"The message of {call} must contain {missing}, got {message!r}."
 
 
 def check_parameters(estimator, samples):
-    """Parameters are got, set and cloned as they are, and `fit`, which returns the estimator, leaves them alone."""
+    """`get_params`, `set_params` and `clone` keep parameters as they are, and `fit` does not change them."""
     parameters = estimator.get_params()
     assert estimator.set_params(**parameters) is estimator
     copied = clone(estimator)
@@ -102,16 +107,16 @@ def check_parameters(estimator, samples):
 
 
 def check_containers(estimator, samples):
-    """Every container gives what a list gives, and is left as it was."""
-    wanted = clone(estimator).fit(samples.X, LABELS).predict_proba(samples.X)
+    """Every container gives the predictions of a list, and is not changed."""
+    expected = clone(estimator).fit(samples.X, LABELS).predict_proba(samples.X)
     for name, X, parameters in samples.containers():
         before = samples.fingerprint(X)
-        same(clone(estimator).set_params(**parameters).fit(X, LABELS).predict_proba(X), wanted, name)
+        same(clone(estimator).set_params(**parameters).fit(X, LABELS).predict_proba(X), expected, name)
         assert samples.fingerprint(X) == before, f"{name} was changed"
 
 
 def check_labels(estimator, samples):
-    """Labels of any kind come back, also in a second fit; missing ones, and a wrong number, are errors."""
+    """Predictions are labels of the type given to `fit`. Missing labels and a wrong number of labels are errors."""
     for labels in (
         LABELS,
         LABELS.astype(object),
@@ -132,7 +137,7 @@ def check_labels(estimator, samples):
 
 
 def check_probabilities(estimator, samples):
-    """Probabilities are float64 rows that sum to one, the mean of the members', and uncertainty fits them."""
+    """Probabilities are float64, sum to one and are the mean of the members'; the uncertainty agrees with them."""
     estimator.fit(samples.X, LABELS)
     members, proba = estimator.predict_proba_members(samples.X), estimator.predict_proba(samples.X)
     assert proba.dtype == np.float64
@@ -149,7 +154,7 @@ def check_probabilities(estimator, samples):
 
 
 def check_order_and_company(estimator, samples):
-    """A sample's prediction depends neither on its place nor on the samples beside it."""
+    """The prediction of a sample depends neither on its position nor on the other samples."""
     estimator.fit(samples.X, LABELS)
     proba = estimator.predict_proba(samples.X)
     assert np.isfinite(proba).all()
@@ -160,7 +165,7 @@ def check_order_and_company(estimator, samples):
 
 
 def check_repeatable(estimator, samples):
-    """Same seed, same bits, in a second fit too; the global random states stay as they are."""
+    """The same seed gives identical predictions, in a second fit too. Global random states do not change."""
     import torch
 
     numpy_state = np.random.get_state
@@ -169,7 +174,7 @@ def check_repeatable(estimator, samples):
     same(estimator.fit(samples.X, LABELS).predict_proba_members(samples.X), one, "another estimator's fit")
     same(estimator.fit(samples.X, LABELS).predict_proba_members(samples.X), one, "a second fit")
     after = torch.get_rng_state().tolist(), repr(numpy_state()), random.getstate()
-    assert before == after, "a global random generator was moved"
+    assert before == after, "a global random generator was advanced"
 
 
 def check_silent(estimator, samples):
@@ -183,14 +188,14 @@ def check_silent(estimator, samples):
 
 
 def check_stored(estimator, samples):
-    """Pickles, and folders with the backbone inside if it can be saved, predict the same bits."""
+    """Pickles and saved folders, with the backbone if it can be embedded, give identical predictions."""
     import skve
 
     proba = estimator.fit(samples.X, LABELS).predict_proba(samples.X)
     same(pickle.loads(pickle.dumps(estimator)).predict_proba(samples.X), proba, "pickle")
     same(copy.deepcopy(estimator).predict_proba(samples.X), proba, "deepcopy")
     with tempfile.TemporaryDirectory() as folder:
-        is_module = hasattr(estimator.backbone, "forward")  # of the user's own: weights alone do not rebuild it
+        is_module = hasattr(estimator.backbone, "forward")  # cannot be rebuilt from its weights
         estimator.save(folder, include_backbone=not is_module)
         loaded = skve.load(folder, **({"backbone": estimator.backbone} if is_module else {}))
         same(loaded.predict_proba(samples.X), proba, "save and load")
@@ -198,10 +203,10 @@ def check_stored(estimator, samples):
 
 
 def check_threads(estimator, samples):
-    """Threads that predict with one fitted estimator get the bits that it gives alone."""
+    """Threads that share a fitted estimator get the predictions of calls in turn."""
     estimator.fit(samples.X, LABELS)
     parts = [samples.X[start : start + 8] for start in range(4)]
-    wanted = [estimator.predict_proba(part) for part in parts]
+    expected = [estimator.predict_proba(part) for part in parts]
     got: list = [None] * len(parts)
 
     def work(index):
@@ -212,13 +217,13 @@ def check_threads(estimator, samples):
         thread.start()
     for thread in threads:
         thread.join()
-    for index, expected in enumerate(wanted):
+    for index, alone in enumerate(expected):
         assert got[index] is not None, f"thread {index} failed"
-        same(got[index], expected, f"thread {index}")
+        same(got[index], alone, f"thread {index}")
 
 
 def check_bad_inputs(estimator, samples):
-    """What is no sample is named by its index; a failed fit leaves the estimator as it was."""
+    """Errors name the index of an invalid sample, and a failed fit leaves the estimator as it was."""
     estimator.fit(samples.X, LABELS)
     state = dict(vars(estimator))
     for bad, parts in samples.bad_items:
@@ -237,7 +242,7 @@ def check_bad_inputs(estimator, samples):
 
 
 def check_incremental(estimator, samples):
-    """`partial_fit` starts with all classes and goes on; weights are taken."""
+    """`partial_fit` starts with all classes, continues, and accepts weights."""
     estimator.partial_fit(samples.X[:6], LABELS[:6], classes=["maybe", "no", "yes"])
     before = estimator.predict_proba(samples.X)
     assert before.shape == (18, 3)
@@ -246,11 +251,11 @@ def check_incremental(estimator, samples):
 
 
 def check_pipeline(estimator, samples):
-    """A cleaning step in front of the classifier does what cleaning by hand does."""
+    """A transformer in front of the classifier gives the predictions for transformed samples."""
     cleaned = samples.clean(samples.X)
-    wanted = clone(estimator).fit(cleaned, LABELS).predict_proba(cleaned)
+    expected = clone(estimator).fit(cleaned, LABELS).predict_proba(cleaned)
     pipeline = make_pipeline(FunctionTransformer(samples.clean), estimator).fit(samples.X, LABELS)
-    same(pipeline.predict_proba(samples.X), wanted, "behind a cleaning step")
+    same(pipeline.predict_proba(samples.X), expected, "behind a transformer")
 
 
 CHECKS = (

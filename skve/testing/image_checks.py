@@ -1,9 +1,13 @@
 """Images in every container, and the checks that any image classifier of skve's kind passes."""
 
+from __future__ import annotations
+
 import contextlib
 import io
 import pathlib
 import tempfile
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,31 +17,35 @@ from skve.testing import common_checks
 from skve.testing.common_checks import LABELS, raises, same
 
 
-def check_image_estimator(estimator, *, generate_only=False):
+def check_image_estimator(
+    estimator: Any, *, generate_only: bool = False
+) -> list[tuple[Any, Callable[[Any], None]]] | None:
     """Check that an image classifier keeps the contract of `SVEClassifier`, over all image containers.
 
-    For subclasses of `SVEClassifier` and for configured ones; what `sklearn.utils.estimator_checks.check_estimator`
-    is for rows of numbers. It checks that
+    It does for subclasses and configurations of `SVEClassifier` what
+    `sklearn.utils.estimator_checks.check_estimator` does for estimators of tables. It checks that
 
-    * paths, PIL images, arrays, tensors, Series, DataFrame columns and rows of pixels give the same bits;
-    * probabilities are float64 rows that sum to one, the mean of the members', and uncertainty agrees with them;
-    * an image's prediction depends neither on its place nor on its neighbours;
-    * same seed means same bits, in clones, second fits, pickles, saved folders and threads;
+    * paths, PIL images, arrays, tensors, Series, DataFrame columns and rows of pixels give identical predictions;
+    * probabilities are float64, sum to one in each row and are the mean of the members', and the uncertainty agrees
+      with them;
+    * the prediction of an image depends neither on its position nor on the other images;
+    * the same seed gives identical predictions, in clones, second fits, pickles, saved folders and threads;
     * `fit` changes neither its inputs nor a parameter nor a global random generator, and prints nothing;
-    * labels of every kind come back, and what cannot be used is refused with its index, the estimator left as it was.
+    * predictions are labels of the type given to `fit`, and invalid inputs raise errors that name their index and
+      leave the estimator as it was.
 
     Parameters
     ----------
     estimator : estimator
-        Not fitted; with a `random_state`, `calibrate=None` and `early_stopping=False`, and quick to fit: images are
-        12 pixels wide, and there are about 80 fits. It is cloned for each check.
+        An unfitted estimator with a `random_state`, `calibrate=None` and `early_stopping=False`, quick to
+        fit: images are 12 pixels wide, and there are about 80 fits. It is cloned for each check.
     generate_only : bool, default=False
-        Whether to return pairs (estimator, check) instead, each to be run as `check(estimator)`, for
-        `pytest.mark.parametrize`.
+        Whether to return the checks instead of running them, for `pytest.mark.parametrize`.
 
     Returns
     -------
     checks : list of tuple, or None
+        With `generate_only`, pairs (estimator, check), each to be run as `check(estimator)`.
 
     Raises
     ------
@@ -58,18 +66,18 @@ def check_image_estimator(estimator, *, generate_only=False):
 
 
 def image_containers(images, folder):
-    """Put images into every accepted container.
+    """Put images into each accepted container.
 
     Parameters
     ----------
     images : ndarray of shape (n, height, width, 3), uint8
     folder : path
-        Where image files are written.
+        Folder to which image files are written.
 
     Returns
     -------
     containers : dict of str to tuple
-        Name to (X, parameters that the estimator needs for it); those of packages that are not installed are missing.
+        From name to (X, parameters that it requires). Containers of packages that are not installed are left out.
     """
     n, height, width, _ = images.shape
     pictures = [Image.fromarray(pixels) for pixels in images]
@@ -88,7 +96,7 @@ def image_containers(images, folder):
         "object array of paths": np.array(paths, dtype=object),
         "list of bytes": [path.read_bytes() for path in paths],
         "list of BytesIO": [io.BytesIO(path.read_bytes()) for path in paths],
-        "list of open files": [path.open("rb") for path in paths],  # whoever asks for them closes them
+        "list of open files": [path.open("rb") for path in paths],  # closed by the caller
         "list of PIL images": pictures,
         "object array of PIL images": objects,
         "uint8 array": images,
@@ -119,7 +127,7 @@ def image_containers(images, folder):
 
 
 def _make_images():
-    """Return noise over a bright or dark ground in turn, of shape (18, 12, 12, 3)."""
+    """Return noise on alternating dark and bright backgrounds, of shape (18, 12, 12, 3)."""
     rng = np.random.default_rng(0)
     ground = np.where(LABELS == "no", 60, 190)[:, None, None, None]
     return np.clip(ground + rng.normal(0, 30, (18, 12, 12, 3)), 0, 255).astype(np.uint8)

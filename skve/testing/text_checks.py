@@ -1,11 +1,17 @@
 """Toy text backbones, and the checks that any text classifier of skve's kind passes."""
 
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from skve.testing import common_checks
 from skve.testing.common_checks import LABELS, raises, same
+
+if TYPE_CHECKING:
+    import transformers
 
 FAMILIES = (
     "bert",
@@ -26,19 +32,20 @@ _ENCODERS = ("bert", "roberta", "distilbert", "deberta", "deberta-v2", "modernbe
 _SPECIAL = ["[PAD]", "[BOS]", "[EOS]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-def make_toy_tokenizer(*, encoder=True, pad=True):
-    """Make a tokenizer that knows every text: bytes, and letters with a space in front.
+def make_toy_tokenizer(*, encoder: bool = True, pad: bool = True) -> transformers.PreTrainedTokenizerFast:
+    """Make a small tokenizer for any text: its tokens are bytes, and letters with a space in front.
 
     Parameters
     ----------
     encoder : bool, default=True
-        Whether it adds [CLS] and [SEP], as those of encoders do.
+        Whether it adds [CLS] and [SEP], like the tokenizers of encoders.
     pad : bool, default=True
         Whether it has a padding token.
 
     Returns
     -------
     tokenizer : transformers.PreTrainedTokenizerFast
+        A tokenizer for at most 64 tokens.
 
     Examples
     --------
@@ -70,24 +77,26 @@ def make_toy_tokenizer(*, encoder=True, pad=True):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **special)
 
 
-def make_toy_text_backbone(family="bert", *, lm=False, seed=0, **options):
+def make_toy_text_backbone(
+    family: str = "bert", *, lm: bool = False, seed: int = 0, **options: Any
+) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerFast]:
     """Make a small untrained model of a family of transformers, with a tokenizer.
 
     Parameters
     ----------
     family : str, default="bert"
-        One of `FAMILIES`, the names of their model types.
+        One of `FAMILIES`: a model type of transformers.
     lm : bool, default=False
         Whether the model has its language-model head.
     seed : int, default=0
-        The global random state of torch is left as it was.
+        Seed of the weights. The global random state of torch does not change.
     **options
-        Of the model's configuration.
+        Entries of the model's configuration.
 
     Returns
     -------
     backbone : tuple of (transformers.PreTrainedModel, transformers.PreTrainedTokenizerFast)
-        What `SVETextClassifier(backbone=...)` takes.
+        The pair that `SVETextClassifier(backbone=...)` accepts.
 
     Examples
     --------
@@ -137,23 +146,25 @@ def make_toy_text_backbone(family="bert", *, lm=False, seed=0, **options):
 # ------------------------------------------------------------------------------------------- checks
 
 
-def check_text_estimator(estimator, *, generate_only=False):
+def check_text_estimator(
+    estimator: Any, *, generate_only: bool = False
+) -> list[tuple[Any, Callable[[Any], None]]] | None:
     """Check that a text classifier keeps the contract of `SVETextClassifier`, over all text containers.
 
-    What `sklearn.utils.estimator_checks.check_estimator` is for rows of numbers; it skips nearly all of its checks
-    for estimators of texts.
+    It does for estimators of texts what `sklearn.utils.estimator_checks.check_estimator` does for estimators of
+    tables, and checks the same properties as `check_image_estimator`.
 
     Parameters
     ----------
     estimator : estimator
-        Not fitted; with a `random_state`, and quick to fit. It is cloned for each check.
+        An unfitted estimator with a `random_state`, quick to fit. It is cloned for each check.
     generate_only : bool, default=False
-        Whether to return pairs (estimator, check) instead, each to be run as `check(estimator)`, for
-        `pytest.mark.parametrize`.
+        Whether to return the checks instead of running them, for `pytest.mark.parametrize`.
 
     Returns
     -------
     checks : list of tuple, or None
+        With `generate_only`, pairs (estimator, check), each to be run as `check(estimator)`.
 
     Raises
     ------
@@ -228,9 +239,11 @@ def check_sentence_pairs(estimator, samples):
     """Pairs are tuples or rows of two texts, and both texts count."""
     pairs = list(zip(samples.X, samples.X[::-1], strict=True))
     estimator.fit(pairs, LABELS)
-    wanted = estimator.predict_proba(pairs)
-    same(estimator.predict_proba(np.array(pairs)), wanted, "array of shape (n, 2)")
-    assert not np.allclose(wanted, estimator.predict_proba([(a, "another") for a, _ in pairs])), "second texts matter"
+    expected = estimator.predict_proba(pairs)
+    same(estimator.predict_proba(np.array(pairs)), expected, "array of shape (n, 2)")
+    assert not np.allclose(expected, estimator.predict_proba([(a, "another") for a, _ in pairs])), (
+        "second texts matter"
+    )
     raises(ValueError, ["single texts", "pairs"], estimator.predict, samples.X)
     raises(TypeError, ["X[1]"], estimator.predict, [pairs[0], "alone"])
     raises(ValueError, ["X[0]", "3"], estimator.predict, [("a", "b", "c")])
