@@ -16,12 +16,22 @@ from skve._runtime.warnings import warn
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
-def load_fashion():
+def load_fashion(*, return_X_y=False, as_frame=False):
     """Load a part of Fashion-MNIST: clothes to classify, and digits that do not belong to any class.
+
+    Parameters
+    ----------
+    return_X_y : bool, default=False
+        Return `(data, target)` of the training images instead of a Bunch.
+    as_frame : bool, default=False
+        Make `data` a DataFrame of pixels, a row of 784 for each image, for a classifier with
+        `image_shape=(28, 28)`, and `target` a Series. Requires pandas.
 
     Returns
     -------
     data : sklearn.utils.Bunch
+        data : ndarray of shape (600, 784), uint8, or DataFrame
+            The training images as rows of pixels.
         images : ndarray of shape (600, 28, 28), uint8
             Training images, 60 of each class.
         target : ndarray of shape (600,), str
@@ -31,8 +41,14 @@ def load_fashion():
         images_ood : ndarray of shape (500, 8, 8), uint8
             Handwritten digits of scikit-learn: out-of-distribution images.
         target_names : ndarray of shape (10,), str
+        feature_names : list of str
+            Names of the pixels, as "pixel_0_27".
+        frame : DataFrame
+            `data` and `target`; only with `as_frame`.
         DESCR : str
             Source and licence (MIT).
+    (data, target) : tuple
+        With `return_X_y`.
 
     Examples
     --------
@@ -46,9 +62,13 @@ def load_fashion():
         data = dict(file)
     digits = load_digits().images[:500]  # floats from 0 to 16
     names = data["classes"]
-    return Bunch(
+    return _bunch(
+        data["x_train"].reshape(600, -1),
+        names[data["y_train"]],
+        [f"pixel_{row}_{column}" for row in range(28) for column in range(28)],
+        return_X_y=return_X_y,
+        as_frame=as_frame,
         images=data["x_train"],
-        target=names[data["y_train"]],
         images_test=data["x_test"],
         target_test=names[data["y_test"]],
         images_ood=np.minimum(digits * 16, 255).astype(np.uint8),
@@ -57,12 +77,21 @@ def load_fashion():
     )
 
 
-def load_intents():
+def load_intents(*, return_X_y=False, as_frame=False):
     """Load a part of CLINC150: questions to a bank's assistant, and questions that it has no answer to.
+
+    Parameters
+    ----------
+    return_X_y : bool, default=False
+        Return `(data, target)` of the training questions instead of a Bunch.
+    as_frame : bool, default=False
+        Make `data` a DataFrame with the column "text" and `target` a Series. Requires pandas.
 
     Returns
     -------
     data : sklearn.utils.Bunch
+        data : list of str, length 1500, or DataFrame
+            The same as `texts`.
         texts : list of str, length 1500
             Training questions, 60 of each intent.
         target : ndarray of shape (1500,), str
@@ -72,8 +101,14 @@ def load_intents():
         texts_ood : list of str, length 500
             Out-of-scope questions.
         target_names : ndarray of shape (25,), str
+        feature_names : list of str
+            "text".
+        frame : DataFrame
+            `data` and `target`; only with `as_frame`.
         DESCR : str
             Source and licence (CC BY 3.0).
+    (data, target) : tuple
+        With `return_X_y`.
 
     Examples
     --------
@@ -87,15 +122,30 @@ def load_intents():
     train = [row for row in rows if row["split"] == "train"]
     test = [row for row in rows if row["split"] == "test" and row["intent"] != "out_of_scope"]
     target = np.array([row["intent"] for row in train])
-    return Bunch(
-        texts=[row["text"] for row in train],
-        target=target,
+    texts = [row["text"] for row in train]
+    return _bunch(
+        texts,
+        target,
+        ["text"],
+        return_X_y=return_X_y,
+        as_frame=as_frame,
+        texts=texts,
         texts_test=[row["text"] for row in test],
         target_test=np.array([row["intent"] for row in test]),
         texts_ood=[row["text"] for row in rows if row["intent"] == "out_of_scope"],
         target_names=np.unique(target),
         DESCR=(folder / "DESCR.rst").read_text("utf-8"),
     )
+
+
+def _bunch(data, target, feature_names, *, return_X_y, as_frame, **rest):
+    """Return a data set in the form of scikit-learn's."""
+    if as_frame:
+        import pandas as pd
+
+        data, target = pd.DataFrame(data, columns=feature_names), pd.Series(target, name="target")
+        rest["frame"] = pd.concat([data, target], axis=1)
+    return (data, target) if return_X_y else Bunch(data=data, target=target, feature_names=feature_names, **rest)
 
 
 def load_image_folder(path, *, extensions=None):
@@ -108,7 +158,7 @@ def load_image_folder(path, *, extensions=None):
         and folders, whose names begin with a dot, and files with other extensions are skipped.
     extensions : list of str, default=None
         Extensions of images, as in `[".jpg", ".png"]`; capitals do not matter. None: those of all formats that
-        are read.
+        are read, those of registered plugins of Pillow included.
 
     Returns
     -------
@@ -127,8 +177,8 @@ def load_image_folder(path, *, extensions=None):
     Warns
     -----
     UserWarning
-        If a class folder has no image, images lie beside the class folders, or these are called as parts of a data
-        set, such as "train" and "test".
+        If a class folder has no image, images lie beside the class folders, files of other formats are left out, or
+        the class folders are called as parts of a data set, such as "train" and "test".
 
     Examples
     --------
@@ -145,28 +195,40 @@ def load_image_folder(path, *, extensions=None):
     (3, ['cat', 'cat', 'dog'])
     """
     if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"path={path!r:.60} is a {type(path).__name__}; wanted the folder as a str or pathlib.Path")
+        raise TypeError(f"path must be a folder as a str or pathlib.Path, got {path!r:.60}, a {type(path).__name__}.")
     root = pathlib.Path(path)
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
-        raise ValueError(f"path={str(path)!r} {what}; wanted a folder that has a folder of images for each class")
-    wanted = _extensions(extensions)
-    entries = sorted(entry for entry in os.listdir(root) if not entry.startswith("."))
-    found = {entry: _files(root / entry, wanted) for entry in entries if (root / entry).is_dir()}
-    beside = [entry for entry in entries if entry not in found and entry.lower().endswith(wanted)]
-    if not any(found.values()):
-        hint = f"; images that lie in it, as {beside[0]!r}, belong to no class" if beside else ""
         raise ValueError(
-            f"path={str(path)!r} has {len(found)} folders and no image in any of them{hint}; wanted files as in "
-            f"path/CLASS/image.jpg, with one of the extensions {', '.join(wanted)}"
+            f"path must be a folder that has a folder of images for each class, got {os.fspath(path)!r}, "
+            f"which {what}."
         )
-    empty = [name for name, files in found.items() if not files]
+    chosen = _extensions(extensions)
+    entries = sorted(entry for entry in os.listdir(root) if not entry.startswith("."))
+    files = {entry: _files(root / entry) for entry in entries if (root / entry).is_dir()}
+    found = {name: [file for file in listed if file.lower().endswith(chosen)] for name, listed in files.items()}
+    others = [file for name, listed in files.items() for file in listed if file not in set(found[name])]
+    beside = [entry for entry in entries if entry not in found and entry.lower().endswith(chosen)]
+    if not any(found.values()):
+        hint = f" Images that lie in it, as {beside[0]!r}, belong to no class." if beside else ""
+        raise ValueError(
+            f"path must hold files as in path/CLASS/image.jpg, with one of the extensions {', '.join(chosen)}, got "
+            f"{os.fspath(path)!r}, which has {len(found)} folders and no image in any of them.{hint}"
+        )
+    empty = [name for name, listed in found.items() if not listed]
     if empty:
-        warn(f"the folders {empty} have no image and are no classes; remove them, or see to their files' extensions")
+        warn(f"The folders {empty} have no image and are no classes. Remove them, or see to their files' extensions.")
     if beside:
-        warn(f"{len(beside)} images, as {beside[0]!r}, lie beside the class folders and are left out; move them")
+        warn(f"{len(beside)} images, as {beside[0]!r}, lie beside the class folders and are left out. Move them.")
+    if others and extensions is None:
+        kinds = sorted({pathlib.Path(file).suffix.lower() for file in others})
+        warn(
+            f"{len(others)} files, as {os.path.relpath(others[0], root)!r}, are left out, since no reader is "
+            f"registered for {kinds}. A plugin of Pillow, such as pillow-heif for .heic, adds one; extensions=[...] "
+            f"lists only what you name, without this warning."
+        )
     if {name.lower() for name in found} <= _SPLITS:
-        warn(f"the class folders are called {list(found)}; pass one of them as path if the classes lie within")
+        warn(f"The class folders are called {list(found)}. Pass one of them as path if the classes lie within.")
     pairs = [(file, name) for name, files in found.items() for file in files]
     return np.array([file for file, _ in pairs]), np.array([name for _, name in pairs])
 
@@ -178,11 +240,11 @@ def _extensions(extensions):
         return tuple(sorted(name for name, kind in Image.registered_extensions().items() if kind in readable))
     names: list = list(extensions) if np.iterable(extensions) and not isinstance(extensions, str) else [None]
     if not all(isinstance(name, str) and name.strip(".") for name in names):
-        raise TypeError(f"extensions={extensions!r}: wanted a list of strings, as in ['.jpg', '.png']")
+        raise TypeError(f"extensions must be a list of strings, as in ['.jpg', '.png'], got {extensions!r}.")
     return tuple("." + name.lower().lstrip(".") for name in names)
 
 
-def _files(folder, extensions):
+def _files(folder):
     """List the files of a folder and of those within, sorted; a link back into a folder above ends there."""
     found, seen = [], set()
     for parent, folders, files in os.walk(folder, followlinks=True):
@@ -190,6 +252,5 @@ def _files(folder, extensions):
         folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
         if real not in seen:
             seen.add(real)
-            chosen = [name for name in files if name.lower().endswith(extensions) and not name.startswith(".")]
-            found += [pathlib.Path(parent, name) for name in chosen]
+            found += [pathlib.Path(parent, name) for name in files if not name.startswith(".")]
     return [str(file) for file in sorted(found, key=lambda file: file.parts) if file.is_file()]

@@ -11,6 +11,7 @@ from sklearn.utils._param_validation import StrOptions
 
 from skve._backbones import from_transformers
 from skve._base import COUNT, BaseSVEClassifier, inherit_parameter_docs
+from skve._inputs.containers import check_column_names
 from skve._inputs.text_pipeline import TextPipeline
 from skve._inputs.texts import check_texts
 
@@ -168,6 +169,7 @@ class SVETextClassifier(BaseSVEClassifier):
         self._store_parameters(locals())
 
     def _check_inputs(self, X, *, reset):
+        check_column_names(self, X, reset=reset)
         texts = check_texts(X, paired=None if reset else self._paired)
         if reset:
             self._paired = texts.paired

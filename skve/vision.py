@@ -12,6 +12,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from skve._backbones import from_timm
 from skve._base import BaseSVEClassifier, inherit_parameter_docs
+from skve._inputs.containers import check_column_names
 from skve._inputs.image_pipeline import ImagePipeline
 from skve._inputs.images import check_images
 
@@ -125,6 +126,7 @@ class SVEClassifier(BaseSVEClassifier):
         self._store_parameters(locals())
 
     def _check_inputs(self, X, *, reset):
+        check_column_names(self, X, reset=reset)
         known = None if reset else self._float_scale
         images = check_images(X, image_shape=self.image_shape, float_scale=known, learn=reset)
         if reset:

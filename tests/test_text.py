@@ -322,7 +322,7 @@ def test__forms__texts_of_varying_length__chosen_by_mean_tokens(monkeypatch):
         ({"head": "lm", "label_words": [" a"]}, ValueError, "one word for each of the 2 classes .*, got 1"),
         ({"head": "lm", "label_words": {"good": " g"}}, ValueError, r"a word for each class, got none for \['bad'\]"),
         ({"head": "lm", "label_words": [1, 2]}, TypeError, r"must be strings, got \[1, 2\]"),
-        ({"head": "lm", "multiple_choice": True}, ValueError, r"X\[0\] lists no choice"),
+        ({"head": "lm", "multiple_choice": True}, ValueError, r"X\[0\] must list its choices"),
         ({"max_length": 65}, ValueError, "takes at most 64 tokens"),
         ({"max_length": 0}, ValueError, "'max_length' parameter"),
         ({"pooling": "max"}, ValueError, "'pooling' parameter"),
@@ -462,7 +462,7 @@ def test__multiple_choice__label_that_its_text_does_not_list__named_by_index(whe
     wrong = [*answers[:2], "C", *answers[3:]]
     data = (prompts, wrong) if where == "X" else (prompts, answers)
     clf = toy("gpt2", lm=True, head="lm", multiple_choice=True, label_words=[" A", " C"])
-    with pytest.raises(ValueError, match=rf"{where}\[2\] does not list its label 'C'; .* begins with 'C.'"):
+    with pytest.raises(ValueError, match=rf"{where}\[2\] must list its label 'C' .* begins with 'C.'"):
         clf.fit(*data, X_val=prompts, y_val=wrong)
 
 

@@ -156,7 +156,9 @@ def configure(backbone, *, pooling, max_length, truncation_side, label_words=Non
     if label_words is not None:
         weight, bias = backbone.vocabulary_head
         tokens = tokenization.word_tokens(tokenizer, label_words)
-        tokenization.check_embedded(tokenizer, tokens, len(weight), lambda i: f"label_words: {label_words[i]!r}")
+        tokenization.check_tokens_embedded(
+            tokenizer, tokens, len(weight), lambda i: f"label_words: {label_words[i]!r}"
+        )
         start = (weight[tokens].float(), torch.zeros(len(tokens)) if bias is None else bias[tokens].float())
     return reconfigure(dataclasses.replace(backbone, head_start=start), preprocess)
 

@@ -9,7 +9,7 @@ from sklearn.utils._param_validation import Interval, StrOptions, validate_param
 from skve._ensembles import HEAD, MASKS, RULES
 from skve._inputs.labels import labels_from_json
 
-FITTED = ("_float_scale", "_paired")  # learned attributes beside those of the state
+FITTED = ("_float_scale", "_paired", "feature_names_in_")  # learned attributes beside those of the state
 LARGEST_SIDE = 16384  # pixels of a network's input
 _COUNT = Interval(numbers.Integral, 1, None, closed="left")
 _SIZE = Interval(numbers.Integral, 0, None, closed="left")
@@ -47,7 +47,7 @@ _IMAGES: dict = {
     "interpolation": [StrOptions({"bilinear", "bicubic", "nearest", "box", "hamming", "lanczos", "random"})],
     "mean": [list],
     "std": [list],
-    "crop_pct": [Interval(numbers.Real, 0, 10, closed="neither")],
+    "crop_pct": [Interval(numbers.Real, 0.05, 10, closed="both")],
     "crop_mode": [StrOptions({"center", "squash", "border"})],
 }
 _TEXTS: dict = {
@@ -81,7 +81,10 @@ def check_document(document, estimator, tensors):
         validate_parameter_constraints(constraints, {name: part[name] for name in constraints}, "skve.json")
     estimator._validate_params()
     _check("classes", _are_labels(document["classes"], state["n_classes"]))
-    _check("fitted", document["fitted"] in _fitted(estimator))
+    fitted = dict(document["fitted"])
+    names = fitted.pop("feature_names_in_", ["a", "b"])
+    _check("feature_names_in_", isinstance(names, list) and len(names) > 1 and all(isinstance(n, str) for n in names))
+    _check("fitted", fitted in _fitted(estimator))
     _check("backbone", all(isinstance(state["backbone"].get(name), str) for name in ("kind", "name", "sha256")))
     for name in ("layers", "shareable"):
         _check(name, all(isinstance(layer, str) for layer in state[name]))

@@ -85,7 +85,7 @@ def _save(estimator, folder, include_backbone):
         "history": estimator.history_,
         "n_iter": estimator.n_iter_,
         "temperature": estimator.temperature_,
-        "fitted": {name: value for name, value in vars(estimator).items() if name in FITTED},
+        "fitted": {name: _plain(value) for name, value in vars(estimator).items() if name in FITTED},
         "state": {
             field.name: getattr(state, field.name)
             for field in dataclasses.fields(state)
@@ -266,7 +266,8 @@ def _rebuild(document, tensors, backbone):
     estimator.history_ = document["history"]
     estimator.n_iter_ = document["n_iter"]
     estimator.temperature_ = document["temperature"]
-    vars(estimator).update(document["fitted"])
+    for name, value in document["fitted"].items():
+        setattr(estimator, name, np.array(value, object) if isinstance(value, list) else value)
     return estimator
 
 

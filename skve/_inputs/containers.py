@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Set
 
 import numpy as np
+from sklearn.utils.validation import _check_feature_names
 
 
 def plain_str(text):
@@ -60,3 +61,13 @@ def columns_of(frame):
     if hasattr(frame, "iloc"):  # names may stand twice
         return [frame.iloc[:, i] for i in range(frame.shape[1])]
     return list(frame.columns if hasattr(frame, "column_names") else (frame[name] for name in frame.columns))
+
+
+def check_column_names(estimator, X, *, reset):
+    """Learn the names of a table's columns, or check that they come in the order of the fit, as scikit-learn does.
+
+    Sets `feature_names_in_` where there are several columns: sentence pairs, rows of pixels. The name of a single
+    one, of paths or texts, does not matter.
+    """
+    several = is_frame(X) and X.shape[1] > 1
+    _check_feature_names(estimator, X if several else [], reset=reset)

@@ -30,7 +30,9 @@ def augment(images, kind, generator):
             changed = kind(images)
         if not isinstance(changed, torch.Tensor) or changed.shape != images.shape:
             got = tuple(changed.shape) if isinstance(changed, torch.Tensor) else type(changed).__name__
-            raise ValueError(f"augment={kind!r} returned {got}; wanted a tensor of shape {tuple(images.shape)}")
+            raise ValueError(
+                f"augment must return a tensor of shape {tuple(images.shape)}, got {got} from augment={kind!r}."
+            )
         return changed
     n = len(images)
 

@@ -1,12 +1,13 @@
 """One image of any kind and format becomes an RGB image; what cannot be decoded is refused by name."""
 
 import errno
-import functools
 import io
-import threading
+import re
 
 import numpy as np
 from PIL import Image
+
+from skve._runtime.locks import new_lock
 
 # Raster formats that Pillow decodes by itself. Its EPS and WMF readers would start other programs, or draw; its ICO
 # reader decodes the image in a file before anybody can look at the number of its pixels.
@@ -25,23 +26,26 @@ _TURNS = {  # EXIF's orientations; 1 is upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # of a JPEG; in the data of a scan, 0xff is followed by others
+_SCAN, _END = 0xDA, 0xD9
+_CHUNK = 2**16  # bytes
 _BOMB = (
-    "It guards against small files that fill the memory; make the image smaller, or raise PIL.Image.MAX_IMAGE_PIXELS "
-    "if you trust it"
+    "The limit guards against small files that fill the memory; make the image smaller, or raise "
+    "PIL.Image.MAX_IMAGE_PIXELS if you trust it."
 )
 _BROKEN = (None, errno.EINVAL)  # of an OSError that the content provokes, as by an offset below 0
-_opened = threading.Lock()  # Pillow's lazily opened images must not be loaded by two threads at once
+_opened = new_lock()  # Pillow's lazily opened images must not be loaded by two threads at once
 
 
 class RefusedError(ValueError):
     """An image that is refused, with the reason and a remedy."""
 
 
-@functools.cache
 def readable_formats():
-    """Return those of `FORMATS` that the installed Pillow reads."""
+    """Return those of `FORMATS` that the installed Pillow reads, and those of plugins that have been registered."""
     Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
+    foreign = [name for name, (reader, _) in Image.OPEN.items() if not reader.__module__.startswith("PIL.")]
+    return (*(name for name in FORMATS if name in Image.OPEN), *foreign)
 
 
 def decode_file(source, where):
@@ -68,16 +72,16 @@ def decode_file(source, where):
                 _check_scans(image.fp)
             return to_rgb(image, where)
     except FileNotFoundError:
-        raise ValueError(f"{where}: there is no such file; check the path") from None
+        raise ValueError(f"{where} must be a file, got a path where there is none. Check the path.") from None
     except (RefusedError, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise RefusedError(
-            f"{where} exceeds the limit of {Image.MAX_IMAGE_PIXELS} pixels: {error} {_BOMB}"
+            f"{where} must have at most {Image.MAX_IMAGE_PIXELS} pixels, got more. {error} {_BOMB}"
         ) from error
     except Exception as error:  # whatever a broken file provokes in the readers
-        formats = f" ({', '.join(readable_formats())} are read)"
-        raise _refusal(error, f"{where} cannot be read as an image", formats) from error
+        formats = f" The formats {', '.join(readable_formats())} are read."
+        raise _refusal(error, f"{where} must be an image file", formats) from error
 
 
 def decode_opened(image, where):
@@ -89,33 +93,62 @@ def decode_opened(image, where):
         except (RefusedError, MemoryError):
             raise
         except Exception as error:
-            raise _refusal(error, f"{where} cannot be decoded") from error
+            if getattr(image, "fp", None) is None or image.fp.closed:
+                raise RefusedError(
+                    f"{where} must be an open image, got one whose file was closed before its pixels were read. Pass "
+                    f"its path, or call its load() before closing it."
+                ) from error
+            raise _refusal(error, f"{where} must be an image") from error
 
 
 def _check_size(image, where):
     limit, n_pixels = Image.MAX_IMAGE_PIXELS, image.width * image.height
     if limit is not None and n_pixels > limit:
         raise RefusedError(
-            f"{where} exceeds the limit of {limit} pixels: it has {image.width} x {image.height} = {n_pixels}. "
-            f"{_BOMB}"
+            f"{where} must have at most {limit} pixels, got {image.width} x {image.height} = {n_pixels}. {_BOMB}"
         )
 
 
 def _check_scans(file):
-    file.seek(0)
-    n_scans = file.read().count(b"\xff\xda")  # inside the data of a scan, 0xff is followed by 0
-    if n_scans > _MAX_SCANS:
-        raise ValueError(f"it has {n_scans} scans, more than the limit of {_MAX_SCANS}, which takes very long")
+    if _count_scans(file) > _MAX_SCANS:
+        raise ValueError(f"it has more than {_MAX_SCANS} scans, which take very long")
+
+
+def _count_scans(file):
+    """Return the number of scans of a JPEG, at most `_MAX_SCANS` + 1.
+
+    What lies behind the end of the image, as the film of a motion photo, is not read.
+    """
+    n_scans, start, at, chunk = 0, 0, 2, b""  # behind the marker of the image's start
+    while n_scans <= _MAX_SCANS:
+        if at - start > len(chunk) - 4:  # a marker and a length may go on in the next chunk
+            file.seek(at)
+            start, chunk = at, file.read(_CHUNK)
+        found = _MARKER.search(chunk, at - start)
+        if found is None or found.end() + 2 > len(chunk):
+            if len(chunk) < _CHUNK or (found is not None and chunk[found.end() - 1] == _END):
+                break
+            at = start + (found.start() if found else len(chunk) - 1)
+            continue
+        marker, at = chunk[found.end() - 1], start + found.end()
+        if marker == _END:
+            break
+        n_scans += marker == _SCAN
+        if marker not in (0x01, 0xD8):  # these have no length
+            at += max(2, int.from_bytes(chunk[found.end() : found.end() + 2], "big"))
+    return n_scans
 
 
 def _refusal(error, problem, hint=""):
     """Return the error for whatever was raised: an image is not to blame for what the system says."""
     if isinstance(error, OSError) and error.errno not in _BROKEN:
         return RefusedError(
-            f"{problem}, for the system says: {error.strerror}; keep the image, see to the disk, the memory, the "
-            f"number of open files and who may read it, and try again"
+            f"{problem} that the system lets be read, got its error: {error.strerror}. Keep the image, see to the "
+            f"disk, the memory, the number of open files and who may read it, and try again."
         )
-    return RefusedError(f"{problem}: {_first_line(error)}; replace it or leave it out{hint}")
+    return RefusedError(
+        f"{problem}, got content that cannot be read as one: {_first_line(error)}. Replace it or leave it out.{hint}"
+    )
 
 
 def _first_line(error):
@@ -131,8 +164,8 @@ def to_rgb(image, where):
         rgb = Image.fromarray(from_16_bits(np.asarray(image)))
     elif mode in ("I", "F") or mode.startswith("I;"):  # Pillow would cut off what exceeds 255
         raise RefusedError(
-            f"{where} has 32 bits a pixel (mode {mode!r}), of which nothing says what is white; scale it to 0 to "
-            f"255, as in Image.fromarray(np.uint8(np.asarray(image) / white * 255))"
+            f"{where} must have pixels of 1, 8 or 16 bits, got 32 bits (mode {mode!r}), of which nothing says what "
+            f"is white. Scale it to 0 to 255, as in Image.fromarray(np.uint8(np.asarray(image) / white * 255))."
         )
     else:
         # Palettes with transparency go by way of RGBA: the same colours without a warning.
@@ -147,6 +180,11 @@ def _orientation(image):
         return image.getexif().get(0x0112)
     except Exception:  # many a camera writes broken tags around a good image
         return None
+
+
+def is_16_bits(pixels):
+    """Say whether an array has pixels of 16 bits, in whichever order of bytes."""
+    return pixels.dtype.kind == "u" and pixels.dtype.itemsize == 2
 
 
 def from_16_bits(pixels):
@@ -174,14 +212,14 @@ def from_array(pixels, float_scale, where):
     if pixels.dtype.kind == "f":
         if float_scale == 1 and pixels.max() > ONE:
             raise ValueError(
-                f"{where} has float pixels up to {pixels.max():g}, but the estimator was fitted on float pixels from "
-                f"0 to 1; bring all images to one scale, or to uint8"
+                f"{where} must have float pixels from 0 to 1 as in fit, got {pixels.max():g}. Bring all images to "
+                f"one scale, or to uint8."
             )
         scale = float_scale or (1 if pixels.max() <= ONE else 255)
         pixels = np.rint(np.clip(pixels / scale, 0, 1) * 255).astype(np.uint8)
     elif pixels.dtype.kind == "b":
         pixels = pixels * np.uint8(255)
-    elif pixels.dtype == np.uint16:
+    elif is_16_bits(pixels):
         pixels = from_16_bits(pixels)
     if pixels.ndim == 3 and pixels.shape[-1] == 1:
         pixels = pixels[..., 0]

@@ -11,6 +11,7 @@ from skve._inputs.image_augmentation import augment
 from skve._runtime.device import reader_threads
 
 _KEPT_BYTES = 1024**3
+_RESIZED_PIXELS = 2**24  # an image that is far longer than wide is resized to a multiple of what is cut out of it
 
 
 class ImagePipeline:
@@ -32,6 +33,7 @@ class ImagePipeline:
 
         self.images, self.device, self.augment = images, device, augment
         shape = tuple(preprocess["input_size"])
+        self._resized = _Resized(shape[1:], preprocess["crop_pct"], preprocess["crop_mode"])
         self._resize = timm.data.create_transform(
             input_size=shape,
             is_training=False,
@@ -95,6 +97,7 @@ class ImagePipeline:
         pixels = self._kept.get(index)
         if pixels is None:
             image = self.images[index]
+            self._resized.check(image.size, self.images.where(index))
             pixels = self._resize(image.convert("L") if self._grey else image)
             if self._keep:
                 self._kept[index] = pixels
@@ -109,6 +112,43 @@ class ImagePipeline:
         if generator is not None and self.augment is not None:
             images = augment(images, self.augment, generator)
         return ((images - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
+
+
+class _Resized:
+    """How many pixels an image has after resizing, before the network's input is cut out of it.
+
+    Parameters
+    ----------
+    sides : tuple of int
+        Height and width of the network's input.
+    crop_pct, crop_mode
+        timm's.
+
+    Raises
+    ------
+    ValueError
+        If even a square has too many pixels.
+    """
+
+    def __init__(self, sides, crop_pct, crop_mode):
+        self._sides = [side / crop_pct for side in sides]
+        self._keeps_ratio = crop_mode == "center"  # and the shorter side of the input
+        self._limit = max(_RESIZED_PIXELS, 4 * sides[0] * sides[1])
+        if self._sides[0] * self._sides[1] > self._limit:
+            raise ValueError(
+                f"preprocess_['crop_pct'] must leave a resized image at most {self._limit} pixels, got {crop_pct!r} "
+                f"for an input of {sides[0]} x {sides[1]} pixels. See to the configuration of the backbone."
+            )
+
+    def check(self, size, where):
+        """Raise ValueError if an image of that width and height has too many pixels after resizing."""
+        width, height = size
+        scale = max(self._sides) / min(width, height)
+        if self._keeps_ratio and width * height * scale**2 > self._limit:
+            raise ValueError(
+                f"{where} must have at most {self._limit} pixels when it is resized for the backbone, got an image "
+                f"of {width} x {height}, which becomes {round(width * scale)} x {round(height * scale)}. Crop it."
+            )
 
 
 def _completed(function, argument):

@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from skve._inputs.image_decoding import ONE, decode_file, decode_opened, from_array
+from skve._inputs.containers import as_sequence, columns_of, is_frame, plain_str
+from skve._inputs.image_decoding import ONE, decode_file, decode_opened, from_array, is_16_bits
 from skve._runtime.warnings import warn
 
-WANTED = (
+ACCEPTED = (
     "paths, bytes or open files of images, PIL images, uint8, uint16 or float arrays of shape (n, height, width[, "
     "channels]), a list of such images, a torch tensor of shape (n, channels, height, width), a one-column DataFrame "
     "or Series of paths or images, or rows of pixels together with image_shape="
@@ -41,14 +42,18 @@ class ImageSequence:
 
     def __getitem__(self, index):
         """Return image `index` as an RGB PIL image."""
-        item, where = self.items[index], f"X[{self.numbers[index]}]"
+        item, where = self.items[index], self.where(index)
         if isinstance(item, bytes):
             return decode_file(item, f"{where} ({len(item)} bytes)")
         if isinstance(item, ENCODED):
-            return decode_file(item, f"{where} = {str(item)!r}")
+            return decode_file(item, f"{where} = {os.fspath(item)!r}")
         if isinstance(item, Image.Image):
             return decode_opened(item, where)
         return from_array(np.asarray(item), self.float_scale, where)
+
+    def where(self, index):
+        """Return what messages call image `index`."""
+        return f"X[{self.numbers[index]}]"
 
     def is_encoded(self, index):
         """Say whether image `index` is a file, which takes long to decode."""
@@ -67,7 +72,7 @@ def check_images(X, *, image_shape=None, float_scale=None, learn=True):
     Parameters
     ----------
     X : object
-        See `WANTED`.
+        See `ACCEPTED`.
     image_shape : tuple of int or None
         (height, width) or (height, width, channels) of 2-D rows of pixels.
     float_scale : {None, 1, 255}
@@ -89,10 +94,10 @@ def check_images(X, *, image_shape=None, float_scale=None, learn=True):
     """
     X = _unwrap(X, image_shape)
     if len(X) == 0:
-        raise ValueError("X is empty: 0 sample(s) while a minimum of 1 is required")
+        raise ValueError("X must have at least one image, got 0 sample(s) while a minimum of 1 is required.")
     for index, item in enumerate(X if not _is_pixels(X) else ()):
         if isinstance(item, str | os.PathLike):
-            _check_path(item, f"X[{index}] = {str(item)!r}")
+            _check_path(item, f"X[{index}] = {os.fspath(item)!r}")
         elif not isinstance(item, bytes | Image.Image):
             _check_pixels(item, f"X[{index}]")
     if _is_pixels(X):
@@ -107,13 +112,13 @@ def check_images(X, *, image_shape=None, float_scale=None, learn=True):
         float_scale = 1 if largest <= ONE else 255
         if ONE < largest < 64:
             warn(
-                f"the float pixels of X reach only {largest:g} and are taken as 0 to 255: nearly black; "
-                f"bring them to 0 to 1 if that is not meant"
+                f"The float pixels of X reach only {largest:g} and are taken as 0 to 255: nearly black. "
+                f"Bring them to 0 to 1 if that is not meant."
             )
     elif float_scale == 255 and 0 < largest <= ONE and any((array != np.rint(array)).any() for array in floats):
         raise ValueError(
-            f"X has float pixels up to {largest:g} only, but the estimator was fitted on float pixels from 0 to 255; "
-            f"multiply them by 255"
+            f"X must have float pixels from 0 to 255 as in fit, got pixels up to {largest:g} only. Multiply them "
+            f"by 255."
         )
     return ImageSequence(X, float_scale)
 
@@ -128,47 +133,47 @@ def _unwrap(X, image_shape):
     if isinstance(X, str | bytes | bytearray | memoryview | os.PathLike | Image.Image) or hasattr(X, "read"):
         if isinstance(X, str | os.PathLike) and os.path.isdir(X):
             raise TypeError(
-                f"X is the folder {str(X)!r}; wanted a list of its files: X, y = "
-                f"skve.datasets.load_image_folder(folder) lists those of class folders"
+                f"X must be a list of images, got the folder {os.fspath(X)!r}. X, y = "
+                f"skve.datasets.load_image_folder(folder) lists the files of class folders."
             )
-        raise TypeError(f"X is one {kind}; wanted a list of images, as in [X]")
+        raise TypeError(f"X must be a list of images, got one {kind}. Pass [X].")
     if _is_torch_dataset(X):
         raise TypeError(
-            f"X is a torch {kind}; pass what it reads instead: {WANTED}. "
-            f"(X = [image for image, label in dataset] makes a list of it)"
+            f"X must be {ACCEPTED}, got a torch {kind}. Pass what it reads instead; X = [image for image, label in "
+            f"dataset] makes a list of it."
         )
-    if hasattr(X, "columns") and hasattr(X, "shape"):  # pandas and polars frames, duck-typed
+    if is_frame(X):
         if X.shape[1] != 1 and image_shape is None:
-            raise ValueError(f"X has {X.shape[1]} columns; wanted one column of paths or images")
-        X = X.iloc[:, 0] if hasattr(X, "iloc") and image_shape is None else X.to_numpy()
+            raise ValueError(f"X must have one column of paths or images, got {X.shape[1]} columns.")
+        X = columns_of(X)[0] if image_shape is None else X.to_numpy()
     if isinstance(X, torch.Tensor):
         if X.dim() == 3:
             raise ValueError(
-                f"X is a tensor of shape {tuple(X.shape)}; wanted (n, channels, height, width): X[:, None] makes "
-                f"grey images of it, X[None] one image"
+                f"X must have shape (n, channels, height, width), got a tensor of shape {tuple(X.shape)}. X[:, None] "
+                f"makes grey images of it, X[None] one image."
             )
         X = _from_tensor(X, "X")
     elif isinstance(X, np.ndarray) and X.ndim == 4 and image_shape is None:
         _check_layout(X.shape, "X")
-    if hasattr(X, "to_numpy"):
-        X = X.to_numpy()
+    # Columns of pixels keep their type as arrays; pyarrow has no arrays of words.
+    X = X.to_numpy() if hasattr(X, "to_numpy") and not hasattr(X, "to_pylist") else as_sequence(X, "X")
     if isinstance(X, list | tuple):
         X = [_unwrap_item(item, f"X[{index}]") for index, item in enumerate(X)]
         if image_shape is not None:
             X = np.asarray(X)
     if not isinstance(X, np.ndarray | list):
-        raise TypeError(f"X is a {kind}; wanted {WANTED}")
+        raise TypeError(f"X must be {ACCEPTED}, got a {kind}.")
     if isinstance(X, np.ndarray) and X.dtype == object and X.ndim in (3, 4):
         X = np.array(X.tolist())  # what NumPy makes of equally large images in np.array(images, dtype=object)
     if isinstance(X, np.ndarray) and X.dtype.kind == "S":
         raise TypeError(
-            f"X is an array of {X.dtype}, which cuts zeros off the end of bytes; wanted a list of bytes or str"
+            f"X must be a list of bytes, got an array of {X.dtype}, which cuts zeros off the end of bytes."
         )
     if isinstance(X, np.ndarray) and X.dtype.kind in "OUT":
         if X.ndim == 2 and X.shape[1] == 1:
             X = X[:, 0]
         if X.ndim != 1:
-            raise ValueError(f"X has shape {X.shape}; wanted one column of paths or images")
+            raise ValueError(f"X must have one column of paths or images, got shape {X.shape}.")
         X = [_unwrap_item(item, f"X[{index}]") for index, item in enumerate(X)]
     if isinstance(X, np.ndarray) and image_shape is not None:
         X = _rows_to_images(X, image_shape)
@@ -178,10 +183,10 @@ def _unwrap(X, image_shape):
 def _rows_to_images(X, image_shape):
     sides = list(image_shape)
     if len(sides) not in (2, 3) or not all(isinstance(side, numbers.Integral) and int(side) > 0 for side in sides):
-        raise ValueError(f"image_shape={image_shape!r}: wanted (height, width) or (height, width, channels)")
+        raise ValueError(f"image_shape must be (height, width) or (height, width, channels), got {image_shape!r}.")
     if X.ndim != 2 or X.shape[1] != int(np.prod(image_shape)):
         raise ValueError(
-            f"image_shape={tuple(image_shape)} wants X of shape (n, {int(np.prod(image_shape))}); got {X.shape}"
+            f"X must have shape (n, {int(np.prod(image_shape))}) for image_shape={tuple(image_shape)}, got {X.shape}."
         )
     return X.reshape(len(X), *image_shape)
 
@@ -194,10 +199,12 @@ def _unwrap_item(item, where):
     """Bring tensors into the order of arrays, and read open files at once: they would not survive a pickle."""
     if isinstance(item, torch.Tensor):
         return _from_tensor(item, where)
-    if isinstance(item, np.str_):
-        return str(item)
+    if isinstance(item, str):
+        return plain_str(item)
     if isinstance(item, bytearray | memoryview):
         return bytes(item)
+    if isinstance(item, np.ndarray):
+        item = as_sequence(item, where)
     if isinstance(item, np.ndarray) and item.ndim == 3:
         _check_layout(item.shape, where)
     if not hasattr(item, "read") or isinstance(item, os.PathLike):
@@ -207,10 +214,13 @@ def _unwrap_item(item, where):
             item.seek(0)
         content = item.read()
     except (OSError, ValueError) as error:
-        raise ValueError(f"{where}: the open file cannot be read: {error}; pass its path or its bytes") from error
+        raise ValueError(
+            f"{where} must be an open file, got one that cannot be read: {error} Pass its path or bytes."
+        ) from error
     if not isinstance(content, bytes):
         raise TypeError(
-            f"{where} is a file that gives {type(content).__name__}; open it in binary mode, open(path, 'rb')"
+            f"{where} must be a file that gives bytes, got {type(content).__name__}. Open it in binary mode, "
+            f"open(path, 'rb')."
         )
     return content
 
@@ -220,9 +230,9 @@ def _check_layout(shape, where):
     first, middle, last = shape[-3:]
     if first in CHANNELS and last in CHANNELS:
         raise ValueError(
-            f"{where} has shape {tuple(shape)}, which may be {first} x {middle} pixels with {last} channels last, or "
-            f"{middle} x {last} pixels with {first} channels first; pass PIL images, or rows with "
-            f"image_shape=(height, width, channels)"
+            f"{where} must have its channels either first or last, got shape {tuple(shape)}, which may be {first} x "
+            f"{middle} pixels with {last} channels last, or {middle} x {last} pixels with {first} channels first. "
+            f"Pass PIL images, or rows with image_shape=(height, width, channels)."
         )
 
 
@@ -235,8 +245,8 @@ def _from_tensor(tensor, where):
         return np.moveaxis(array, -3, -1)
     if array.ndim == 4:
         raise ValueError(
-            f"{where} is a tensor of shape {tuple(array.shape)}; wanted (n, channels, height, width) "
-            f"with 1, 3 or 4 channels"
+            f"{where} must have shape (n, channels, height, width) with 1, 3 or 4 channels, got a tensor of shape "
+            f"{tuple(array.shape)}."
         )
     return array
 
@@ -244,69 +254,80 @@ def _from_tensor(tensor, where):
 def _check_pixels(item, where, batch=False):
     if not isinstance(item, np.ndarray):
         if isinstance(item, numbers.Number | type(None) | dict):
-            raise TypeError(f"{where} is {item!r:.60}, a {type(item).__name__}; wanted a path, PIL image or array")
+            raise TypeError(f"{where} must be a path, PIL image or array, got {item!r:.60}, a {type(item).__name__}.")
         try:
             item = np.asarray(item)
         except ValueError as error:
             raise TypeError(
-                f"{where} is a {type(item).__name__} that is no array: {error}; wanted rows of equal length"
+                f"{where} must have rows of equal length, got a {type(item).__name__} that is no array: {error}."
             ) from error
     n_batch = int(batch)
     shape = item.shape[n_batch:]
     if batch and item.ndim == 3 and item.shape[-1] in (3, 4):
-        raise ValueError(f"{where} has shape {item.shape}, which looks like one colour image; pass X[None]")
-    if len(shape) not in (2, 3):
-        hint = "; rows of pixels need image_shape=(height, width[, channels])" if batch else ""
         raise ValueError(
-            f"{where} has shape {item.shape}; wanted {'(n, ' if batch else '('}height, width[, channels]){hint}"
+            f"{where} must be several images, got shape {item.shape}, which looks like one colour image. Pass "
+            f"X[None]."
         )
+    if len(shape) not in (2, 3):
+        axes = "(n, height, width[, channels])" if batch else "(height, width[, channels])"
+        hint = " Rows of pixels need image_shape=(height, width[, channels])." if batch else ""
+        raise ValueError(f"{where} must have shape {axes}, got {item.shape}.{hint}")
     if len(shape) == 3 and shape[-1] not in CHANNELS:
         hint = ""
         if shape[0] in CHANNELS:
-            hint = "; it looks channels-first: turn it by np.moveaxis(X, -3, -1), or pass a tensor"
+            hint = " It looks channels-first: turn it by np.moveaxis(X, -3, -1), or pass a tensor."
         raise ValueError(
-            f"{where} has {shape[-1]} channels (shape {item.shape}); wanted 1, 3 or 4 as last axis{hint}"
+            f"{where} must have 1, 3 or 4 channels as last axis, got {shape[-1]} channels (shape {item.shape}).{hint}"
         )
     if 0 in shape:
-        raise ValueError(f"{where} has shape {item.shape}: there is no pixel in it; at least 1 is wanted")
+        raise ValueError(f"{where} must have at least 1 pixel, got shape {item.shape}.")
     if item.dtype.kind == "f":
         if not np.isfinite(item).all():
             at = f"{where}[{int(np.argwhere(~np.isfinite(item))[0][0])}]" if batch else where
-            raise ValueError(f"{at} contains NaN or infinity; pixels must be finite")
+            raise ValueError(f"{at} must have finite pixels, got one that contains NaN or infinity.")
         if item.min() < 0 or item.max() > 255:
             raise ValueError(
-                f"{where} has float pixels from {item.min():g} to {item.max():g}; wanted 0 to 1 or 0 to 255"
+                f"{where} must have float pixels from 0 to 1 or 0 to 255, got {item.min():g} to {item.max():g}."
             )
-    elif item.dtype != np.uint16 and (item.dtype.kind not in "iub" or item.min() < 0 or item.max() > 255):
+    elif not is_16_bits(item) and (item.dtype.kind not in "iub" or item.min() < 0 or item.max() > 255):
         values = f" from {item.min()} to {item.max()}" if item.dtype.kind in "iu" else ""
         raise ValueError(
-            f"{where} has pixels of type {item.dtype}{values}; wanted integers from 0 to 255, uint16 from 0 to "
-            f"65535, or floats from 0 to 1 or 0 to 255"
+            f"{where} must have integer pixels from 0 to 255, uint16 from 0 to 65535, or floats from 0 to 1 or 0 to "
+            f"255, got pixels of type {item.dtype}{values}."
         )
 
 
 def _check_16_bits(arrays, learn):
     """Check that uint16 arrays use their range, so that 8-bit values in them are never taken for black images."""
-    largest = max((int(array.max()) for array in arrays if array.dtype == np.uint16), default=0)
+    largest = max((int(array.max()) for array in arrays if is_16_bits(array)), default=0)
     if 0 < largest <= 255:
         raise ValueError(
-            f"X has pixels of type uint16 up to {largest} only, which may be images from 0 to 255 or black ones from "
-            f"0 to 65535; pass X.astype(np.uint8) for the first, (X // 257).astype(np.uint8) for the second"
+            f"X must use the range 0 to 65535 of uint16, got pixels of type uint16 up to {largest} only, which may "
+            f"be images from 0 to 255 or black ones. Pass X.astype(np.uint8) for the first, "
+            f"(X // 257).astype(np.uint8) for the second."
         )
     if learn and 0 < largest < 2**14:
         warn(
-            f"the uint16 pixels of X reach only {largest} and are taken as 0 to 65535: nearly black; "
-            f"stretch them, as in X * (65535 // {largest}), if that is not meant"
+            f"The uint16 pixels of X reach only {largest} and are taken as 0 to 65535: nearly black. "
+            f"Stretch them, as in X * (65535 // {largest}), if that is not meant."
         )
 
 
-def _check_path(item, where):
-    if os.path.isdir(item):
-        raise ValueError(f"{where} is a folder; pass the files in it, as skve.datasets.load_image_folder lists them")
-    if not os.path.isfile(item):
-        hint = "; check the path"
-        if str(item).startswith("~"):
-            hint = "; '~' is not expanded, use Path.expanduser()"
-        elif "://" in str(item):
-            hint = "; addresses are not read, save the image in a file first"
-        raise ValueError(f"{where}: there is no such file{hint}")
+def _check_path(path, where):
+    if os.path.isfile(path):
+        return
+    if os.path.isdir(path):
+        raise ValueError(
+            f"{where} must be a file, got a folder. Pass the files in it, as skve.datasets.load_image_folder lists "
+            f"them."
+        )
+    if os.path.exists(path):  # and is neither; it could block for ever, or never end
+        raise ValueError(f"{where} must be a file, got a pipe, a socket or a device. Pass what it gives as bytes.")
+    if os.path.islink(path):
+        raise ValueError(f"{where} must be a file, got a link that leads to none. Mend the link, or pass its target.")
+    remedy = "Check the path."
+    if os.fsdecode(path).startswith("~"):
+        remedy = "'~' is not expanded, use Path.expanduser()."
+    elif "://" in os.fsdecode(path):
+        remedy = "Addresses are not read, save the image in a file first."
+    raise ValueError(f"{where} must be a file, got a path where there is none. {remedy}")

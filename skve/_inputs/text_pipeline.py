@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from skve._inputs.tokenization import check_embedded, joined, listed_choices, pad_token, tokenise
+from skve._inputs.tokenization import check_tokens_embedded, joined, listed_choices, pad_token, tokenise
 
 _BATCHES_SORTED_TOGETHER = 8  # in training: enough for batches of similar length, few enough for random ones
 
@@ -77,8 +77,8 @@ class TextPipeline:
             return
         ends = np.cumsum(self.tokens.lengths)
         largest = np.maximum.reduceat(self.tokens.ids, ends - self.tokens.lengths)
-        check_embedded(tokenizer, largest, n_tokens, lambda i: f"X[{i}]")
-        check_embedded(tokenizer, [self._pad], n_tokens, lambda i: "the padding")
+        check_tokens_embedded(tokenizer, largest, n_tokens, lambda i: f"X[{i}]")
+        check_tokens_embedded(tokenizer, [self._pad], n_tokens, lambda i: "the padding")
 
     def _check_masks(self, texts, token, name, length):
         has_one = np.zeros(len(texts), bool)
@@ -88,10 +88,9 @@ class TextPipeline:
             cut, remedy = "", ""
             if name in texts[without[0]]:
                 cut = f" after cutting to max_length={length} tokens"
-                remedy = "; raise max_length, or choose the side that is cut with truncation_side"
+                remedy = " Raise max_length, or choose the side that is cut with truncation_side."
             raise ValueError(
-                f"head='lm': X[{without[0]}] has no {name}{cut}, which says where the backbone is to read the label "
-                f"word{remedy}"
+                f"X[{without[0]}] must contain {name}, where head='lm' reads the label word, got none{cut}.{remedy}"
             )
 
     def check_labels(self, codes, name):
@@ -108,8 +107,8 @@ class TextPipeline:
         if len(wrong):
             word = self._choices[codes[wrong[0]]].strip()
             raise ValueError(
-                f"multiple_choice=True: {name}[{self.rows[wrong[0]]}] does not list its label {word!r}; wanted a "
-                f"line that begins with {word + '.'!r}, or another label"
+                f"{name}[{self.rows[wrong[0]]}] must list its label {word!r} for multiple_choice=True, got no line "
+                f"that begins with {word + '.'!r}. Add one, or change the label."
             )
 
     def __len__(self):

@@ -2,7 +2,9 @@
 
 import numpy as np
 
-WANTED = (
+from skve._inputs.containers import as_sequence, columns_of, is_frame, plain_str
+
+ACCEPTED = (
     "a list of strings, an array or Series of strings, a DataFrame with one column of texts, or for sentence pairs "
     "a list of tuples (first, second) or a DataFrame with two columns"
 )
@@ -51,7 +53,7 @@ def check_texts(X, *, paired=None):
     Parameters
     ----------
     X : object
-        See `WANTED`. Empty and whitespace-only texts are texts.
+        See `ACCEPTED`. Empty and whitespace-only texts are texts.
     paired : bool or None
         Whether the estimator was fitted on sentence pairs; None in fit.
 
@@ -69,26 +71,26 @@ def check_texts(X, *, paired=None):
     """
     items = _unwrap(X)
     if len(items) == 0:
-        raise ValueError("X is empty: 0 sample(s) while a minimum of 1 is required")
+        raise ValueError("X must have at least one text, got 0 sample(s) while a minimum of 1 is required.")
     is_pairs = isinstance(items[0], tuple)
     first, second = [], []
     for index, item in enumerate(items):
         if isinstance(item, tuple) != is_pairs and isinstance(item, str | tuple):
             raise TypeError(
-                f"X mixes single texts and pairs: X[0] is {_show(items[0])}, X[{index}] is {_show(item)}; "
-                f"make all of one kind"
+                f"X must hold either single texts or pairs, got X[0] = {_show(items[0])} and X[{index}] = "
+                f"{_show(item)}. Make all of one kind."
             )
         if not is_pairs:
             first.append(_check_text(item, f"X[{index}]"))
             continue
         if len(item) != 2:
-            raise ValueError(f"X[{index}] has {len(item)} texts: {_show(item)}; pass pairs (first, second)")
+            raise ValueError(f"X[{index}] must be a pair (first, second), got {len(item)} texts: {_show(item)}.")
         first.append(_check_text(item[0], f"X[{index}][0]"))
         second.append(_check_text(item[1], f"X[{index}][1]"))
     if paired is not None and paired != is_pairs:
         kinds = {True: "sentence pairs", False: "single texts"}
         raise ValueError(
-            f"X holds {kinds[is_pairs]}, but the estimator was fitted on {kinds[paired]}; pass those, or fit again"
+            f"X must hold {kinds[paired]} as in fit, got {kinds[is_pairs]}. Pass the former, or fit again."
         )
     return TextSequence(first, second if is_pairs else None)
 
@@ -97,27 +99,25 @@ def _unwrap(X):
     """Reduce containers to a list of single texts or a list of tuples."""
     kind = type(X).__name__
     if isinstance(X, str | bytes):
-        raise TypeError(f"X is one {kind}; wanted a list of texts, as in [X]")
-    if hasattr(X, "columns") and hasattr(X, "shape"):  # pandas and polars frames, duck-typed
+        raise TypeError(f"X must be a list of texts, got one {kind}. Pass [X].")
+    if is_frame(X):
         if X.shape[1] not in (1, 2):
-            raise ValueError(f"X has {X.shape[1]} columns; wanted one column of texts, or two for sentence pairs")
-        columns = [X.iloc[:, i] if hasattr(X, "iloc") else X[X.columns[i]] for i in range(X.shape[1])]
-        columns = [_unwrap(column) for column in columns]
+            raise ValueError(f"X must have one column of texts, or two for sentence pairs, got {X.shape[1]} columns.")
+        columns = [_unwrap(column) for column in columns_of(X)]
         return columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
+    X = as_sequence(X, "X")
     if isinstance(X, list | tuple):
         return X
-    if hasattr(X, "to_list"):  # pandas and polars series
-        return X.to_list()
     if not isinstance(X, np.ndarray):
-        raise TypeError(f"X is a {kind}; wanted {WANTED}")
+        raise TypeError(f"X must be {ACCEPTED}, got a {kind}.")
     if X.dtype.kind not in "OUT":
-        raise TypeError(f"X is an array of {X.dtype}; wanted {WANTED}")
+        raise TypeError(f"X must be {ACCEPTED}, got an array of {X.dtype}.")
     if X.ndim == 2 and X.shape[1] == 1:
         X = X[:, 0]
     if X.ndim == 2 and X.shape[1] == 2:
         return [tuple(row) for row in X.tolist()]
     if X.ndim != 1:
-        raise ValueError(f"X has shape {X.shape}; wanted (n,), or (n, 2) for sentence pairs")
+        raise ValueError(f"X must have shape (n,), or (n, 2) for sentence pairs, got {X.shape}.")
     return X.tolist()
 
 
@@ -127,17 +127,19 @@ def _check_text(item, where):
             item.encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"{where} = {_show(item)} is no valid Unicode: {error}; take such characters out"
+                f"{where} must be valid Unicode, got {_show(item)}: {error}. Take such characters out."
             ) from None
-        return str(item)  # numpy's string scalars are subclasses
+        return plain_str(item)
     if _is_missing(item):
-        raise ValueError(f"{where} is {item!r}: missing texts must be filled in or dropped")
-    hint = "every text must be a string"
+        raise ValueError(f"{where} must be a text, got {item!r}. Fill missing texts in, or drop them.")
+    hint = ""
     if isinstance(item, list):
-        hint = "a text is one string, a sentence pair a tuple (first, second); join tokens with ' '.join"
+        hint = " A sentence pair is a tuple (first, second); join tokens with ' '.join."
     elif isinstance(item, bytes):
-        hint = "decode it first, as in X[i].decode('utf-8')"
-    raise TypeError(f"{where} is {_show(item)}, a {type(item).__name__}; {hint}")
+        hint = " Decode it first, as in X[i].decode('utf-8')."
+    elif isinstance(item, dict):
+        hint = " Pass the texts of its column, as in dataset['text']."
+    raise TypeError(f"{where} must be a string, got {_show(item)}, a {type(item).__name__}.{hint}")
 
 
 def _is_missing(item):

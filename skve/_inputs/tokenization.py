@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import os
 import re
@@ -17,6 +16,9 @@ from skve._runtime.warnings import warn
 _lock = new_lock()  # tokenizers keep truncation settings inside, and may serve several threads
 _hashes: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # tokenizer -> (what it gave, its hash)
 _AT_ONCE = 1000  # texts that one call of the tokenizer gets
+_PART = 2**13  # characters: what is shorter than twice as many is tokenised as a whole
+_LARGEST_PART = 2**21
+_SPACE = re.compile(r"\s")
 _PROBES = ("The quick brown Fox: 3.14 x 2,000!", "Ünïcödé 中文 🙂", "don't re-tokenise\n\tTHIS", "")
 
 
@@ -36,9 +38,8 @@ class Tokens:
     types: np.ndarray | None
     lengths: np.ndarray
 
-    @functools.cached_property
-    def _ends(self):
-        return np.cumsum(self.lengths)
+    def __post_init__(self):
+        object.__setattr__(self, "_ends", np.cumsum(self.lengths))  # a cached_property has a lock of its own
 
     def padded(self, rows, pad):
         """Return texts `rows` as a batch: `input_ids`, `attention_mask` and perhaps `token_type_ids`, int64.
@@ -96,26 +97,34 @@ def tokenise(tokenizer, first, second, *, max_length, side, remedy=""):
     n_texts = 1 if second is None else 2
     if max_length < n_special + n_texts:
         raise ValueError(
-            f"max_length={max_length}: this backbone's tokenizer adds {n_special} special tokens to "
-            f"{'a text' if second is None else 'a pair of texts'}; wanted at least {n_special + n_texts}"
+            f"max_length must be at least {n_special + n_texts}, got {max_length}. This backbone's tokenizer adds "
+            f"{n_special} special tokens to {'a text' if second is None else 'a pair of texts'}."
         )
     ids, types, n_cut = [], [], 0
     with _lock, _in_this_thread(), _truncation_side(tokenizer, side):
         for start in range(0, len(first), _AT_ONCE):
             stop = start + _AT_ONCE
-            texts = (first[start:stop], second[start:stop] if second is not None else None)
+            texts = tuple(
+                None
+                if part is None
+                else [
+                    _bounded(tokenizer, text, max_length + 1, side, f"X[{index}]")
+                    for index, text in enumerate(part[start:stop], start)
+                ]
+                for part in (first, second)
+            )
             encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)
             ids.extend(encoded["input_ids"])
             types.extend(encoded.get("token_type_ids", []))
             full = [i for i, tokens in enumerate(encoded["input_ids"]) if len(tokens) == max_length]
-            if full:  # cut or just as long: one more token tells
+            if full:  # cut or just as long: one more token says which
                 long = [[part[i] for i in full] if part is not None else None for part in texts]
                 longer = tokenizer(*long, truncation=True, max_length=max_length + 1)["input_ids"]
                 n_cut += sum(len(tokens) > max_length for tokens in longer)
     if n_cut:
         warn(
             f"{n_cut} of {len(first)} texts are longer than max_length={max_length} tokens and were cut on the "
-            f"{side}; raise max_length, or choose the side with truncation_side{remedy}"
+            f"{side}. Raise max_length, or choose the side with truncation_side{remedy}."
         )
     start_token = _first_of(tokenizer, "bos_token_id", "cls_token_id", "eos_token_id", "pad_token_id")
     ids = [tokens or [start_token] for tokens in ids]
@@ -125,6 +134,44 @@ def tokenise(tokenizer, first, second, *, max_length, side, remedy=""):
         np.concatenate([np.asarray(tokens, np.int8) for tokens in types]) if types else None,
         np.array([len(tokens) for tokens in ids]),
     )
+
+
+def _bounded(tokenizer, text, n_tokens, side, where):
+    """Return the part of a long text that its first or last `n_tokens` tokens come from.
+
+    A tokenizer takes 400 times the memory of a text before it cuts the tokens. Those near the end of a part may
+    differ from those of the whole text: a part is long enough if one of twice its length has the same ones.
+
+    Raises
+    ------
+    ValueError
+        If so long a part has fewer tokens that the memory is in danger.
+    """
+    size, kept = max(_PART, 16 * n_tokens), None
+    limit = max(_LARGEST_PART, 4 * size)
+    while len(text) > 2 * size:
+        if size > limit:
+            raise ValueError(
+                f"{where} must have {n_tokens} tokens within {limit} characters or be shorter, got a text of "
+                f"{len(text)} characters. Split it at white space, or cut it."
+            )
+        part = _cut(text, size, side)
+        ids = tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
+        found = ids[:n_tokens] if side == "right" else ids[-n_tokens:]
+        if len(found) == n_tokens and found == kept:
+            return part
+        size, kept = 2 * size, found
+    return text
+
+
+def _cut(text, size, side):
+    """Return about `size` characters of the beginning of a text, or of its end, cut at a space if one is near."""
+    if side == "right":
+        space = _SPACE.search(text, size, size + _PART)
+        return text[: space.start() if space else size]
+    start = max(0, len(text) - size - _PART)
+    space = _SPACE.search(text, start, len(text) - size)
+    return text[space.start() if space else len(text) - size :]
 
 
 def pad_token(tokenizer):
@@ -170,7 +217,7 @@ def tokenizer_hash(tokenizer):
         return _hashes[tokenizer][1]
 
 
-def check_embedded(tokenizer, tokens, n_tokens, where):
+def check_tokens_embedded(tokenizer, tokens, n_tokens, where):
     """Check that a backbone that embeds `n_tokens` tokens knows all of `tokens`; `where(i)` names the i-th.
 
     A larger vocabulary is no error by itself: some tokenizers have tokens for what their models do not read.
@@ -179,8 +226,9 @@ def check_embedded(tokenizer, tokens, n_tokens, where):
     if len(unknown):
         token = int(tokens[unknown[0]])
         raise ValueError(
-            f"{where(unknown[0])} has the token {tokenizer.convert_ids_to_tokens(token)!r}, number {token}, but the "
-            f"backbone embeds only {n_tokens} tokens; call model.resize_token_embeddings(len(tokenizer)) first"
+            f"{where(unknown[0])} must have tokens that the backbone embeds, of which it has {n_tokens}, got "
+            f"{tokenizer.convert_ids_to_tokens(token)!r}, number {token}. Call "
+            f"model.resize_token_embeddings(len(tokenizer)) first."
         )
 
 
@@ -197,11 +245,14 @@ def word_tokens(tokenizer, words):
     seen: dict[int, str] = {}
     for word, tokens in zip(words, split, strict=True):
         if not tokens:
-            raise ValueError(f"label_words: {word!r} has no token in this backbone's vocabulary")
+            raise ValueError(
+                f"label_words must have a token each in this backbone's vocabulary, got {word!r}, which has none."
+            )
         if tokens[0] in seen:
             raise ValueError(
-                f"label_words: {seen[tokens[0]]!r} and {word!r} begin with the same token "
-                f"{tokenizer.convert_ids_to_tokens(tokens[0])!r}, and only the first token is read; choose others"
+                f"label_words must begin with different tokens, of which only the first is read, got "
+                f"{seen[tokens[0]]!r} and {word!r}, which begin with the same token "
+                f"{tokenizer.convert_ids_to_tokens(tokens[0])!r}. Choose others."
             )
         seen[tokens[0]] = word
     return [tokens[0] for tokens in split]
@@ -230,7 +281,7 @@ def listed_choices(texts, words):
     empty = np.flatnonzero(~listed.any(1))
     if len(empty):
         raise ValueError(
-            f"multiple_choice=True: X[{empty[0]}] lists no choice; wanted lines that begin with "
-            f"{words[0].strip() + '.'!r}, {words[1].strip() + '.'!r} and so on"
+            f"X[{empty[0]}] must list its choices for multiple_choice=True, as lines that begin with "
+            f"{words[0].strip() + '.'!r}, {words[1].strip() + '.'!r} and so on, got a text that lists no choice."
         )
     return listed

@@ -502,7 +502,7 @@ def test__loading__settings_of_transformers__as_before(capfd, empty_cache):
 def test__tokenizer__tokens_that_the_model_does_not_embed__named_with_remedy():
     model, tokenizer = make_toy_text_backbone("gpt2")
     tokenizer.add_tokens(["bore"])
-    with pytest.raises(ValueError, match=r"X\[1\] has the token 'bore', .* model.resize_token_embeddings"):
+    with pytest.raises(ValueError, match=r"X\[1\] must have tokens .* 'bore', .* model.resize_token_embeddings"):
         fit((model, tokenizer))
     model.resize_token_embeddings(len(tokenizer))
     assert fit((model, tokenizer)).preprocess_["n_tokens"] == len(tokenizer)
@@ -511,8 +511,12 @@ def test__tokenizer__tokens_that_the_model_does_not_embed__named_with_remedy():
 @pytest.mark.parametrize(
     ("changed", "parameters", "message"),
     [
-        ("padding", {}, r"the padding has the token '\[NEW\]'"),
-        ("word", {"head": "lm", "label_words": ["[NEW]", "b"]}, r"label_words: '\[NEW\]' has the token '\[NEW\]'"),
+        ("padding", {}, r"the padding must have tokens .* '\[NEW\]'"),
+        (
+            "word",
+            {"head": "lm", "label_words": ["[NEW]", "b"]},
+            r"label_words: '\[NEW\]' must have tokens .*, got '\[NEW\]'",
+        ),
     ],
 )
 def test__tokenizer__padding_or_label_word_not_embedded__named(changed, parameters, message):

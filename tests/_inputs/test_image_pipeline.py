@@ -1,10 +1,12 @@
 """How an image becomes a batch: decoding, resizing, augmentation, normalisation."""
 
+import io
 import random
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from skve._inputs.image_augmentation import augment
 from skve._inputs.image_pipeline import ImagePipeline
@@ -86,7 +88,7 @@ def test__augment__callable_with_numpy_and_python_numbers__global_ones_untouched
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (lambda batch: batch[:1], r"\(1, 3, 16, 16\); wanted a tensor of shape \(16, 3, 16, 16\)"),
+        (lambda batch: batch[:1], r"tensor of shape \(16, 3, 16, 16\), got \(1, 3, 16, 16\)"),
         (lambda batch: batch.numpy(), "ndarray"),
         (lambda batch: None, "NoneType"),
     ],
@@ -158,3 +160,37 @@ def test__image_pipeline__batches__all_indices_once():
     mixed = np.concatenate(list(pipeline.batches(7, torch.Generator().manual_seed(0))))
     assert sorted(mixed.tolist()) == list(range(24))
     assert mixed.tolist() != list(range(24))
+
+
+NETWORK = {
+    "input_size": [3, 224, 224], "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 0.875,
+    "crop_mode": "center",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(1, 100_000), (60_000, 1), (2, 2_000)])
+@pytest.mark.parametrize("kind", ["PNG", "array", "rows"])
+def test__load__image_far_longer_than_wide__refused_before_it_is_resized(shape, kind):
+    pixels = np.zeros(shape, np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    X, options = {
+        "PNG": ([file.getvalue()], {}),
+        "array": (pixels[None], {}),
+        "rows": (pixels.reshape(1, -1), {"image_shape": shape}),
+    }[kind]
+    pipeline = ImagePipeline(check_images(X, **options), NETWORK, torch.device("cpu"))
+    with pytest.raises(
+        ValueError, match=rf"X\[0\] must have at most 16777216 pixels .*, got .* {shape[1]} x {shape[0]},"
+    ):
+        pipeline.load([0])
+
+
+def test__load__panorama__read():
+    pipeline = ImagePipeline(check_images(np.zeros((1, 20, 1000), np.uint8)), NETWORK, torch.device("cpu"))
+    assert pipeline.load([0]).shape == (1, 3, 224, 224)
+
+
+def test__image_pipeline__crop_pct_of_next_to_nothing__value_error():
+    with pytest.raises(ValueError, match=r"crop_pct.* got 1e-09"):
+        ImagePipeline(check_images(np.zeros((1, 8, 8), np.uint8)), {**NETWORK, "crop_pct": 1e-9}, torch.device("cpu"))

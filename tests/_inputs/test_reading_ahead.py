@@ -130,7 +130,7 @@ def test__fit_and_predict__broken_files__named_error_of_the_first_and_no_thread_
     classifier = toy_classifier(max_epochs=1, batch_size=6).fit(paths, y)
     for index in broken:
         paths[index].write_bytes(b"this is no image")
-    message = rf"X\[{min(broken)}\] = '.*/{min(broken)}\.png' cannot be read as an image"
+    message = rf"X\[{min(broken)}\] = '.*/{min(broken)}\.png' must be an image file"
     with pytest.raises(ValueError, match=message) as predicting:
         classifier.predict(paths)
     order = [i for batch in pipeline_of(paths).batches(6, _order(classifier)) for i in batch]

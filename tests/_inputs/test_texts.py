@@ -1,14 +1,26 @@
 """What is taken as texts, and what is said about the rest."""
 
+import collections
 import re
 
 import numpy as np
 import pytest
 
 from skve._inputs.texts import TextSequence, check_texts
+from tests._inputs.test_labels import Arrow, Column
 
 pd = pytest.importorskip("pandas")
 pl = pytest.importorskip("polars")
+
+
+class Loud(str):
+    """A str whose str() is another one, as that of an enum's member."""
+
+    __slots__ = ()
+
+    def __str__(self):
+        return "LOUD"
+
 
 TEXTS = ["one", "", " ", "naïve 🙂"]
 
@@ -29,6 +41,12 @@ TEXTS = ["one", "", " ", "naïve 🙂"]
         pd.DataFrame({"text": TEXTS}),
         pl.Series(TEXTS),
         pl.DataFrame({"text": TEXTS}),
+        pd.Categorical(TEXTS),
+        collections.deque(TEXTS),
+        dict(enumerate(TEXTS)).values(),
+        Column(TEXTS),
+        Arrow(TEXTS),
+        [Loud(text) for text in TEXTS],
     ],
     ids=lambda X: f"{type(X).__module__}.{type(X).__name__}",
 )
@@ -59,14 +77,14 @@ def test__check_texts__pairs__both_sentences(X):
 @pytest.mark.parametrize(
     ("bad", "error", "message"),
     [
-        (None, ValueError, "X[2] is None: missing texts must be filled in or dropped"),
-        (float("nan"), ValueError, "X[2] is nan: missing texts"),
-        (pd.NA, ValueError, "X[2] is <NA>: missing texts"),
-        (3, TypeError, "X[2] is 3, a int; every text must be a string"),
-        (b"ab", TypeError, "X[2] is b'ab', a bytes; decode it first"),
-        (["a", "b"], TypeError, "X[2] is ['a', 'b'], a list; a text is one string, a sentence pair a tuple"),
-        ("\ud800", ValueError, "is no valid Unicode"),
-        (("a", "b"), TypeError, "X mixes single texts and pairs: X[0] is 'one', X[2] is ('a', 'b')"),
+        (None, ValueError, "X[2] must be a text, got None. Fill missing texts in, or drop them."),
+        (float("nan"), ValueError, "X[2] must be a text, got nan."),
+        (pd.NA, ValueError, "X[2] must be a text, got <NA>."),
+        (3, TypeError, "X[2] must be a string, got 3, a int."),
+        (b"ab", TypeError, "X[2] must be a string, got b'ab', a bytes. Decode it first"),
+        (["a", "b"], TypeError, "X[2] must be a string, got ['a', 'b'], a list. A sentence pair is a tuple"),
+        ("\ud800", ValueError, "X[2] must be valid Unicode"),
+        (("a", "b"), TypeError, "X must hold either single texts or pairs, got X[0] = 'one' and X[2] = ('a', 'b')"),
         ({"text": "a" * 100}, TypeError, "..., a dict"),
     ],
 )
@@ -97,7 +115,7 @@ def test__check_texts__wrong_container__says_what_is_wanted(X, error, message):
 
 
 def test__check_texts__pairs_after_single_texts__value_error():
-    with pytest.raises(ValueError, match="X holds sentence pairs, but the estimator was fitted on single texts"):
+    with pytest.raises(ValueError, match="X must hold single texts as in fit, got sentence pairs"):
         check_texts([("a", "b")], paired=False)
 
 

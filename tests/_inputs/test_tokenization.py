@@ -113,7 +113,7 @@ def test__tokenise__thousands_of_texts__each_as_alone():
 @pytest.mark.parametrize(("second", "n_special", "minimum"), [(None, 2, 3), (["xyz"], 3, 5)])
 def test__tokenise__max_length_below_the_special_tokens__value_error(second, n_special, minimum):
     for length in range(1, minimum):
-        with pytest.raises(ValueError, match=rf"max_length={length}: .* {n_special} special .* at least {minimum}"):
+        with pytest.raises(ValueError, match=rf"at least {minimum}, got {length}. .* {n_special} special"):
             tokenise(make_toy_tokenizer(), ["abcdefghij"], second, max_length=length, side="right")
     with pytest.warns(UserWarning, match="were cut"):
         tokens = tokenise(make_toy_tokenizer(), ["abcdefghij"], second, max_length=minimum, side="right")
@@ -178,12 +178,12 @@ def test__word_tokens__first_tokens__read():
 
 
 def test__word_tokens__same_first_token__value_error():
-    with pytest.raises(ValueError, match=r"' good' and ' great' begin with the same token 'Ġg'"):
+    with pytest.raises(ValueError, match=r"' good' and ' great', which begin with the same token 'Ġg'"):
         word_tokens(make_toy_tokenizer(encoder=False), [" good", " bad", " great"])
 
 
 def test__word_tokens__empty_word__value_error():
-    with pytest.raises(ValueError, match="'' has no token"):
+    with pytest.raises(ValueError, match="got '', which has none"):
         word_tokens(make_toy_tokenizer(), ["a", ""])
 
 
@@ -194,21 +194,23 @@ def test__listed_choices__lettered_lines__found():
 
 
 def test__listed_choices__none__named_by_index():
-    with pytest.raises(ValueError, match=r"X\[1\] lists no choice; wanted lines that begin with 'A\.'"):
+    with pytest.raises(ValueError, match=r"X\[1\] must list its choices .*, as lines that begin with 'A\.'"):
         listed_choices(["A. x", "no choices"], [" A", " B"])
 
 
 def test__mask_token__missing__named_by_index():
     token = make_toy_tokenizer().mask_token_id
     assert len(pipeline(["a [MASK]", "[MASK] b"], mask_token_id=token)) == 2
-    with pytest.raises(ValueError, match=r"X\[1\] has no \[MASK\]"):
+    with pytest.raises(ValueError, match=r"X\[1\] must contain \[MASK\]"):
         pipeline(["a [MASK]", "b"], mask_token_id=token)
 
 
 @pytest.mark.filterwarnings("ignore:.*were cut")
 def test__mask_token__cut_away__said_with_remedy():
     token = make_toy_tokenizer().mask_token_id
-    with pytest.raises(ValueError, match=r"X\[1\] has no \[MASK\] after cutting to max_length=6 .* truncation_side"):
+    with pytest.raises(
+        ValueError, match=r"X\[1\] must contain \[MASK\].* after cutting to max_length=6 .* truncation_side"
+    ):
         pipeline(["a [MASK]", "a long one [MASK]"], mask_token_id=token, max_length=6)
 
 
@@ -259,3 +261,30 @@ def test__tokenizer_hash__same_tokenizer_again__vocabulary_read_once_until_it_ch
     assert len(calls) == 1
     tokenizer.add_tokens(["unused"])
     assert tokenization.tokenizer_hash(tokenizer) != first
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("encoder", [True, False])
+@pytest.mark.parametrize("text", ["the quick brown fox, ", "no-space", "\u4e2d\u6587", "a b\n"])
+def test__tokenise__long_text__tokens_of_the_whole_from_a_part(side, encoder, text, monkeypatch):
+    tokenizer = make_toy_tokenizer(encoder=encoder)
+    texts = [text * 3000, "short", "x" + text * 4000 + "y"]
+    lengths = []
+    original = tokenization._bounded
+    monkeypatch.setattr(tokenization, "_bounded", lambda *args: lengths.append(len(part := original(*args))) or part)
+    monkeypatch.setattr(tokenization, "_PART", 512)
+    with pytest.warns(UserWarning, match="2 of 3 texts are longer"):
+        part = tokenise(tokenizer, texts, None, max_length=16, side=side)
+    assert max(lengths) < 5000
+    monkeypatch.setattr(tokenization, "_bounded", lambda tokenizer, text, *args: text)
+    with pytest.warns(UserWarning, match="2 of 3 texts are longer"):
+        whole = tokenise(tokenizer, texts, None, max_length=16, side=side)
+    assert np.array_equal(part.ids, whole.ids)
+    assert np.array_equal(part.lengths, whole.lengths)
+
+
+def test__tokenise__text_of_few_tokens_in_many_characters__refused_by_index(monkeypatch):
+    monkeypatch.setattr(tokenization, "_LARGEST_PART", 2**12)
+    monkeypatch.setattr(tokenization, "_PART", 2**8)
+    with pytest.raises(ValueError, match=r"X\[1\] must have 17 tokens within 4096 characters or be shorter"):
+        tokenise(make_toy_tokenizer(), ["a", " " * 2**20], None, max_length=16, side="right")

@@ -29,7 +29,7 @@ def test__fit__unreadable_file_in_the_validation_part__index_of_the_users_x(tmp_
     for broken in (0, 11, 23):
         good = paths[broken].read_bytes()
         paths[broken].write_bytes(b"this is no image")
-        with pytest.raises(ValueError, match=rf"X\[{broken}\] = '.*/{broken}\.png' cannot be read"):
+        with pytest.raises(ValueError, match=rf"X\[{broken}\] = '.*/{broken}\.png' must be an image file"):
             toy_classifier(early_stopping=True, validation_fraction=0.3, max_epochs=1).fit(paths, y)
         paths[broken].write_bytes(good)
     files = toy_classifier(max_epochs=1).fit(paths, y)
