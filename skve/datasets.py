@@ -206,8 +206,8 @@ def load_image_folder(path, *, extensions=None):
     chosen = _extensions(extensions)
     entries = sorted(entry for entry in os.listdir(root) if not entry.startswith("."))
     files = {entry: _files(root / entry) for entry in entries if (root / entry).is_dir()}
-    found = {name: [file for file in listed if file.lower().endswith(chosen)] for name, listed in files.items()}
-    others = [file for name, listed in files.items() for file in listed if file not in set(found[name])]
+    found = {name: [file for file in listed if _is_one_of(file, chosen)] for name, listed in files.items()}
+    others = [file for listed in files.values() for file in listed if not _is_one_of(file, chosen)]
     beside = [entry for entry in entries if entry not in found and entry.lower().endswith(chosen)]
     if not any(found.values()):
         hint = f" Images that lie in it, as {beside[0]!r}, belong to no class." if beside else ""
@@ -223,8 +223,8 @@ def load_image_folder(path, *, extensions=None):
     if others and extensions is None:
         kinds = sorted({pathlib.Path(file).suffix.lower() for file in others})
         warn(
-            f"{len(others)} files, as {os.path.relpath(others[0], root)!r}, are left out, since no reader is "
-            f"registered for {kinds}. A plugin of Pillow, such as pillow-heif for .heic, adds one; extensions=[...] "
+            f"{len(others)} files, as {os.path.relpath(others[0], root)!r}, are left out, since no reader is registered "
+            f"for {kinds}, or they are links to nowhere. A plugin of Pillow, such as pillow-heif for .heic, adds one; extensions=[...] "
             f"lists only what you name, without this warning."
         )
     if {name.lower() for name in found} <= _SPLITS:
@@ -244,6 +244,10 @@ def _extensions(extensions):
     return tuple("." + name.lower().lstrip(".") for name in names)
 
 
+def _is_one_of(path, extensions):
+    return path.lower().endswith(extensions) and os.path.isfile(path)
+
+
 def _files(folder):
     """List the files of a folder and of those within, sorted; a link back into a folder above ends there."""
     found, seen = [], set()
@@ -253,4 +257,4 @@ def _files(folder):
         if real not in seen:
             seen.add(real)
             found += [pathlib.Path(parent, name) for name in files if not name.startswith(".")]
-    return [str(file) for file in sorted(found, key=lambda file: file.parts) if file.is_file()]
+    return [os.fspath(file) for file in sorted(found, key=lambda file: file.parts)]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skve.datasets import load_image_folder, load_intents
+from skve.datasets import load_fashion, load_image_folder, load_intents
 from tests.toys import toy_classifier
 
 
@@ -70,7 +70,44 @@ def test__load_image_folder__class_folders__sorted_paths_and_their_labels(tmp_pa
 def test__load_image_folder__hidden_and_other_files__skipped(tmp_path):
     make(tmp_path, "a/1.png", "a/._1.png", "a/notes.txt", "a/Thumbs.db", "a/.cache/2.png", ".git/3.png", "b/4.png")
     make(tmp_path, "readme.md", "a/run.eps")
-    assert names_of(tmp_path) == (["a/1.png", "b/4.png"], ["a", "b"])
+    with pytest.warns(UserWarning, match=r"3 files, as 'a/Thumbs\.db', are left out, .*\['\.db', '\.eps', '\.txt'\]"):
+        paths, labels = load_image_folder(tmp_path)
+    assert [os.path.relpath(path, tmp_path) for path in paths] == ["a/1.png", "b/4.png"]
+    assert labels.tolist() == ["a", "b"]
+    assert names_of(tmp_path, extensions=[".png"]) == (["a/1.png", "b/4.png"], ["a", "b"])
+
+
+def test__load_image_folder__broken_link__named(tmp_path):
+    make(tmp_path, "a/1.png", "b/1.png")
+    (tmp_path / "b/2.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.warns(UserWarning, match=r"1 files, as 'b/2\.png', are left out"):
+        assert len(load_image_folder(tmp_path)[0]) == 2
+
+
+def test__load_image_folder__extension_of_a_registered_plugin__listed(tmp_path, monkeypatch):
+    make(tmp_path, "a/1.png", "b/1.ours")
+    with pytest.warns(UserWarning, match="left out"):
+        assert len(load_image_folder(tmp_path)[0]) == 1
+    reader = type("Reader", (), {"__module__": "another_package"})
+    monkeypatch.setitem(Image.OPEN, "OURS", (reader, None))
+    monkeypatch.setitem(Image.EXTENSION, ".ours", "OURS")
+    assert names_of(tmp_path) == (["a/1.png", "b/1.ours"], ["a", "b"])
+
+
+@pytest.mark.parametrize(("load", "items"), [(load_fashion, "images"), (load_intents, "texts")])
+def test__load__as_scikit_learn__data_target_and_frame(load, items):
+    whole = load()
+    X, y = load(return_X_y=True)
+    assert np.array_equal(X, whole.data)
+    assert np.array_equal(y, whole.target)
+    assert np.array_equal(np.reshape(X, np.shape(whole[items])), whole[items])
+    frame = load(as_frame=True)
+    assert frame.data.columns.tolist() == whole.feature_names
+    assert frame.frame.columns.tolist() == [*whole.feature_names, "target"]
+    assert np.array_equal(frame.frame.iloc[:, :-1].to_numpy().squeeze(), np.asarray(X))
+    X, y = load(return_X_y=True, as_frame=True)
+    assert X.equals(frame.data)
+    assert y.equals(frame.target)
 
 
 def test__load_image_folder__nested_folders__belong_to_the_class_above(tmp_path):
@@ -85,7 +122,6 @@ def test__load_image_folder__links__followed_and_circles_ended(tmp_path):
     make(tmp_path, "elsewhere/1.png", "elsewhere/2.png", "data/a/3.png", "data/b/4.png")
     os.symlink(tmp_path / "elsewhere", tmp_path / "data" / "c")
     os.symlink(tmp_path / "elsewhere" / "1.png", tmp_path / "data" / "a" / "0.png")
-    os.symlink(tmp_path / "nowhere.png", tmp_path / "data" / "a" / "gone.png")
     os.symlink(tmp_path / "data" / "b", tmp_path / "data" / "b" / "again")
     assert names_of(tmp_path / "data") == (
         ["a/0.png", "a/3.png", "b/4.png", "c/1.png", "c/2.png"],
@@ -101,41 +137,41 @@ def test__load_image_folder__extensions__only_those(tmp_path, extensions):
 
 @pytest.mark.parametrize("extensions", [".png", [1], ["."], [None], 5, b".png"])
 def test__load_image_folder__extensions_of_another_kind__type_error(tmp_path, extensions):
-    with pytest.raises(TypeError, match=r"extensions=.*: wanted a list of strings, as in \['\.jpg'"):
+    with pytest.raises(TypeError, match=r"extensions must be a list of strings, as in \['\.jpg'"):
         load_image_folder(tmp_path, extensions=extensions)
 
 
 @pytest.mark.parametrize("path", [None, b"x", 5, ["x"]])
 def test__load_image_folder__path_of_another_kind__type_error(path):
-    with pytest.raises(TypeError, match=r"^path=.* is a \w+; wanted the folder as a str or pathlib\.Path"):
+    with pytest.raises(TypeError, match=r"^path must be a folder as a str or pathlib\.Path, got .* a \w+"):
         load_image_folder(path)
 
 
 def test__load_image_folder__empty_class__warning_names_it(tmp_path):
     make(tmp_path, "a/1.png", "b/2.png", "empty/notes.txt")
-    with pytest.warns(UserWarning, match=r"the folders \['empty'\] have no image .*; remove them"):
+    with pytest.warns(UserWarning, match=r"The folders \['empty'\] have no image .*Remove them"):
         labels = load_image_folder(tmp_path)[1]
     assert labels.tolist() == ["a", "b"]
 
 
 def test__load_image_folder__images_beside_the_classes__warning_names_one(tmp_path):
     make(tmp_path, "a/1.png", "b/2.png", "3.png", "4.png", "notes.txt")
-    with pytest.warns(UserWarning, match=r"2 images, as '3\.png', lie beside .*; move them"):
+    with pytest.warns(UserWarning, match=r"2 images, as '3\.png', lie beside .*Move them"):
         assert len(load_image_folder(tmp_path)[0]) == 2
 
 
 def test__load_image_folder__parts_of_a_data_set__warning_says_which_folder_to_pass(tmp_path):
     make(tmp_path, "train/a/1.png", "test/a/2.png")
-    with pytest.warns(UserWarning, match=r"called \['test', 'train'\]; pass one of them as path"):
+    with pytest.warns(UserWarning, match=r"called \['test', 'train'\]\. Pass one of them as path"):
         load_image_folder(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], "has 0 folders and no image in any of them; wanted files as in path/CLASS/image.jpg"),
-        (["1.png"], r"has 0 folders .*; images that lie in it, as '1\.png', belong to no class; wanted files as in"),
-        (["a/notes.txt", "b/c/x.eps"], r"has 2 folders and no image in any of them; wanted files .*\.jpg, .*\.png"),
+        ([], "must hold files as in path/CLASS/image.jpg, .* has 0 folders and no image in any of them"),
+        (["1.png"], r"has 0 folders .* Images that lie in it, as '1\.png', belong to no class"),
+        (["a/notes.txt", "b/c/x.eps"], r"extensions .*\.jpg, .*\.png.* has 2 folders and no image in any of them"),
     ],
 )
 def test__load_image_folder__no_images__value_error_says_what_is_wanted(tmp_path, names, message):
@@ -146,9 +182,9 @@ def test__load_image_folder__no_images__value_error_says_what_is_wanted(tmp_path
 
 def test__load_image_folder__no_folder__value_error_says_what_is_wanted(tmp_path):
     make(tmp_path, "1.png")
-    with pytest.raises(ValueError, match=r"path='.*nowhere' does not exist; wanted a folder"):
+    with pytest.raises(ValueError, match=r"path must be a folder .*, got '.*nowhere', which does not exist"):
         load_image_folder(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"path='.*1\.png' is a file; wanted a folder"):
+    with pytest.raises(ValueError, match=r"path must be a folder .*, got '.*1\.png', which is a file"):
         load_image_folder(tmp_path / "1.png")
 
 

@@ -37,6 +37,7 @@ class Tokens:
     ids: np.ndarray
     types: np.ndarray | None
     lengths: np.ndarray
+    _ends: np.ndarray = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self):
         object.__setattr__(self, "_ends", np.cumsum(self.lengths))  # a cached_property has a lock of its own

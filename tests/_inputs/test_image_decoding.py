@@ -135,7 +135,7 @@ def test__decode_file__16_bit_colours__within_one_of_divided_by_257():
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test__decode_file__32_bits__refused_with_remedy(mode):
     values = SIXTEEN.astype(np.int32 if mode == "I" else np.float32) * 3
-    assert f"32 bits a pixel (mode '{mode}'), of which nothing says what is white; scale it to 0 to 255" in refused(
+    assert f"got 32 bits (mode '{mode}'), of which nothing says what is white. Scale it to 0 to 255" in refused(
         encoded(Image.fromarray(values), "TIFF")
     )
 

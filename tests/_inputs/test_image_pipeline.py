@@ -94,7 +94,7 @@ def test__augment__callable_with_numpy_and_python_numbers__global_ones_untouched
     ],
 )
 def test__augment__callable_that_returns_something_else__error_says_what_is_wanted(images, bad, message):
-    with pytest.raises((TypeError, ValueError), match=rf"augment=.* returned .*{message}"):
+    with pytest.raises((TypeError, ValueError), match=rf"augment must return .*{message}"):
         toy_classifier(augment=bad).fit(*images)
 
 

@@ -96,17 +96,21 @@ def test__check_texts__something_else_among_texts__named_by_index(bad, error, me
 @pytest.mark.parametrize(
     ("X", "error", "message"),
     [
-        ("one text", TypeError, "X is one str; wanted a list of texts, as in [X]"),
+        ("one text", TypeError, "X must be a list of texts, got one str. Pass [X]."),
         ([], ValueError, "0 sample(s) while a minimum of 1 is required"),
-        (pd.DataFrame({"a": ["x"], "b": ["y"], "c": ["z"]}), ValueError, "X has 3 columns; wanted one column"),
-        (np.array([["a", "b", "c"]]), ValueError, "X has shape (1, 3)"),
-        (np.arange(3), TypeError, "X is an array of int64; wanted a list of strings"),
-        ({"a", "b"}, TypeError, "X is a set; wanted"),
-        ([("a", None)], ValueError, "X[0][1] is None"),
-        ([("a", "b", "c")], ValueError, "X[0] has 3 texts"),
-        (pd.Series(["a", None]), ValueError, "X[1] is"),
-        (pl.Series(["a", None]), ValueError, "X[1] is None"),
-        (np.array(["a", np.nan], dtype=np.dtypes.StringDType(na_object=np.nan)), ValueError, "X[1] is nan"),
+        (pd.DataFrame({"a": ["x"], "b": ["y"], "c": ["z"]}), ValueError, "sentence pairs, got 3 columns"),
+        (np.array([["a", "b", "c"]]), ValueError, "for sentence pairs, got (1, 3)"),
+        (np.arange(3), TypeError, "got an array of int64"),
+        ({"a", "b"}, TypeError, "got a set"),
+        ([("a", None)], ValueError, "X[0][1] must be a text, got None"),
+        ([("a", "b", "c")], ValueError, "X[0] must be a pair (first, second), got 3 texts"),
+        (pd.Series(["a", None]), ValueError, "X[1] must be a text"),
+        (pl.Series(["a", None]), ValueError, "X[1] must be a text, got None"),
+        (
+            np.array(["a", np.nan], dtype=np.dtypes.StringDType(na_object=np.nan)),
+            ValueError,
+            "X[1] must be a text, got nan",
+        ),
     ],
 )
 def test__check_texts__wrong_container__says_what_is_wanted(X, error, message):

@@ -286,5 +286,12 @@ def test__tokenise__long_text__tokens_of_the_whole_from_a_part(side, encoder, te
 def test__tokenise__text_of_few_tokens_in_many_characters__refused_by_index(monkeypatch):
     monkeypatch.setattr(tokenization, "_LARGEST_PART", 2**12)
     monkeypatch.setattr(tokenization, "_PART", 2**8)
+    sizes = []
+
+    def of_one_token(text, **options):  # as WordPiece is for a word of a million letters
+        sizes.append(len(text))
+        return {"input_ids": [0]}
+
     with pytest.raises(ValueError, match=r"X\[1\] must have 17 tokens within 4096 characters or be shorter"):
-        tokenise(make_toy_tokenizer(), ["a", " " * 2**20], None, max_length=16, side="right")
+        tokenization._bounded(of_one_token, "a" * 2**20, 17, "right", "X[1]")
+    assert max(sizes) <= 4096
