@@ -224,7 +224,7 @@ def load_image_folder(path, *, extensions=None):
         kinds = sorted({pathlib.Path(file).suffix.lower() for file in others})
         warn(
             f"{len(others)} files, as {os.path.relpath(others[0], root)!r}, are left out, since no reader is "
-            f"registered for {kinds}, or they are links to nowhere. A plugin of Pillow, as pillow-heif for .heic, adds "
+            f"registered for {kinds}, or they are links to nowhere. A plugin of Pillow, such as pillow-heif, adds "
             f"one; extensions=[...] lists only what you name, without this warning."
         )
     if {name.lower() for name in found} <= _SPLITS:
