@@ -150,7 +150,7 @@ OPERATIONS = {
 
 TABLES = ("pandas DataFrame of paths", "polars DataFrame of paths", "rows of pixels")
 NO_TABLE = "scikit-learn selects columns of tables only: put paths into a data frame"
-NO_PICKLE = "open files do not go to other processes: pass their paths or bytes"
+NO_PICKLE = "open files cannot be sent to other processes: pass their paths or bytes"
 NOTES = {NO_TABLE: "¹", NO_PICKLE: "²"}
 # In the default run: one container with every operation in this process, and these operations with every container.
 FULL = "pandas DataFrame of paths"
