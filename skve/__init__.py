@@ -1,4 +1,4 @@
-"""Singular value ensembles: pretrained image and text models that say how sure they are."""
+"""Singular value ensembles: image and text classifiers that estimate their uncertainty."""
 
 import importlib
 
