@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
@@ -64,7 +64,9 @@ def _split_section(doc: str, title: str) -> tuple[str, dict[str, str], str]:
     return doc[:start], {entry.partition(" : ")[0]: entry for entry in entries}, doc[end:]
 
 
-class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
+class BaseSVEClassifier(
+    ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin, BaseEstimator, metaclass=ABCMeta
+):
     """Everything of a classifier but its inputs, which subclasses read by the hooks below.
 
     Parameters
@@ -150,6 +152,9 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         1 shows progress bars, with the time left, in training and in predictions of many batches.
     callbacks : list, default=None
         Callbacks of skorch that take part in the training.
+    features : {"backbone", "mean", "members"}, default="backbone"
+        What `transform` returns: the features of the frozen backbone, the mean of the members' features, or the
+        features of each member, one after another.
 
     Attributes
     ----------
@@ -199,6 +204,7 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         "random_state": ["random_state"],
         "verbose": ["verbose"],
         "callbacks": [list, tuple, None],
+        "features": [StrOptions({"backbone", "mean", "members"})],
     }
 
     _kind_of_inputs: str  # "image" or "text": which of a rule's defaults apply
@@ -232,6 +238,7 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
     random_state: int | np.random.RandomState | None
     verbose: int
     callbacks: Sequence[Any] | None
+    features: str
 
     # What `fit` learns.
     classes_: NDArray[Any]
@@ -271,6 +278,7 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
         callbacks: Sequence[Any] | None = None,
+        features: str = "backbone",
     ) -> None:
         self._store_parameters(locals())
 
@@ -465,6 +473,9 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
 
         train_pipeline = pipeline_of(parts.train)
         ensemble, plan = build.new_ensemble(design, backbone, train_pipeline, len(classes_), seeds, start)
+        # Before the training: Ctrl-C in it keeps the last epoch, and has nothing left to wait for.
+        earlier = start.novelty if once and start is not None else None
+        novelty = self._novelty(parts.train, plan.n_features, backbone, device, seeds, earlier)
         result = loop.train(
             ensemble,
             training_batches(parts.train, train_pipeline, ensemble, seeds, self.batch_size),
@@ -474,14 +485,14 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
             verbose=self.verbose,
             chunk=1 if device.type == "cpu" or design.activation_checkpointing else len(ensemble.trained),
         )
-        self._state = plan.fitted(result.arrays, result.n_iter, self.backbone)
+        self._state = plan.fitted(result.arrays, result.n_iter, self.backbone, novelty)
         self.classes_ = classes_
         self.preprocess_ = dict(backbone.preprocess)
         self.history_ = result.history
         self.n_iter_ = result.n_iter
         self.temperature_ = 1.0
         if self.calibrate is not None:
-            pooled = self._predict_members(parts.valid.items).mean(axis=0)
+            pooled = self._predict(parts.valid.items, "proba")[0].mean(axis=0)
             self.temperature_ = fit_temperature(pooled, parts.valid.targets, parts.valid.weights)
         return result.interrupted
 
@@ -500,6 +511,20 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
             early_stopping=early_stopping,
             activation_checkpointing=getattr(self, "activation_checkpointing", False),
         )
+
+    def _novelty(self, part, n_features, backbone, device, seeds, earlier):
+        """Return what is kept of the training samples that count, or of a random part of them, for `novelty`."""
+        from skve._fitted import prediction
+        from skve._fitted.novelty import LARGEST, Novelty
+
+        chosen = np.flatnonzero(part.weights > 0)
+        if len(chosen) > LARGEST:
+            order = np.random.default_rng(seeds.generator("novelty").initial_seed())
+            chosen = np.sort(order.choice(chosen, LARGEST, replace=False))
+        pipeline = self._make_pipeline(part.items.take(chosen), backbone, device, training=False)
+        passes, features = prediction.frozen_passes(backbone, len(chosen), n_features)
+        prediction.predict(passes, pipeline, self.batch_size, device)
+        return Novelty.of_training(features, earlier)
 
     def _settings(self, once, has_validation):
         from skve._training.loop import Settings
@@ -590,7 +615,7 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         """
         check_is_fitted(self)
         with self._out_of_memory_explained("predict"):
-            return self._predict_members(self._check_inputs(X, reset=False))
+            return self._predict(self._check_inputs(X, reset=False), "proba")[0]
 
     @contextlib.contextmanager
     def _out_of_memory_explained(self, doing):
@@ -629,24 +654,35 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
             }
         return remedies
 
-    def _predict_members(self, items):
-        from skve._fitted.prediction import predict_members
+    def _predict(self, items, *kinds):
+        """Return an array for each of `kinds`; the items are read once for all.
+
+        "proba": the members' probabilities (n_members, n_samples, n_classes); "features": those of the frozen
+        backbone (n_samples, n_features); "member_features": (n_members, n_samples, n_features).
+        """
+        from skve._fitted import prediction
         from skve._runtime.device import neutral_modes, resolve_device
 
         device = resolve_device(self.device)
+        state = self._state
         with neutral_modes(device):
-            backbone = self._load_backbone(self._state.spec, self.preprocess_).on(device)
+            backbone = self._load_backbone(state.spec, self.preprocess_).on(device)
             pipeline = self._make_pipeline(items, backbone, device, training=False)
-            ensemble = self._state.ensemble_on(backbone, pipeline)
-            proba = predict_members(ensemble, pipeline, self.batch_size, verbose=self.verbose)
-        if not np.isfinite(proba).all():
-            member, sample = np.argwhere(~np.isfinite(proba))[0][:2]
-            raise ValueError(
-                f"Members must predict finite probabilities, got NaN from member {member} for X[{sample}]: "
-                f"numbers overflow in the backbone or in the member. Fit again with lower member_lr and head_lr, or "
-                f"replace a damaged copy of the saved model."
-            )
-        return proba
+            ensemble = state.ensemble_on(backbone, pipeline)
+            passes, arrays = [], []
+            for kind in kinds:
+                if kind == "proba":
+                    new, array = prediction.probability_passes(ensemble, len(items))
+                elif kind == "member_features":
+                    new, array = prediction.feature_passes(ensemble, len(items), state.n_features)
+                else:
+                    new, array = prediction.frozen_passes(backbone, len(items), state.n_features, state.shareable)
+                passes += new
+                arrays.append(array)
+            prediction.predict(passes, pipeline, self.batch_size, device, verbose=self.verbose)
+        for array in arrays:
+            _check_finite(array)
+        return arrays
 
     def predict_proba(self, X: Samples) -> NDArray[np.float64]:
         """Predict class probabilities: the mean of the members' probabilities, calibrated with `calibrate`.
@@ -731,7 +767,8 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         uncertainty : skve.uncertainty.Uncertainty
             Arrays of shape (n_samples,): `total` = `aleatoric` + `epistemic`, and others. With `calibrate`,
             `confidence` is the largest calibrated probability; the other measures describe the members as they
-            are.
+            are. `novelty` says how unlike the training data a sample is; it takes one pass of the frozen backbone
+            beside those of the members.
 
         Raises
         ------
@@ -751,11 +788,24 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         """
         from skve.uncertainty import Uncertainty
 
-        members = self.predict_proba_members(X)
-        return Uncertainty.from_members(members, proba=self._pool(members))
+        check_is_fitted(self)
+        fitted = copy.copy(self)  # a refit in another thread changes nothing in it
+        novelty, shares = fitted._state.novelty, None
+        with self._out_of_memory_explained("predict"):
+            items = fitted._check_inputs(X, reset=False)
+            if novelty is None:  # saved before there was such a thing
+                (members,) = fitted._predict(items, "proba")
+            else:
+                members, features = fitted._predict(items, "proba", "features")
+                shares = novelty.shares(novelty.distances_of(features))
+        pooled = fitted._pool(members)
+        return Uncertainty.from_members(members, proba=pooled, novelty=shares, classes=fitted.classes_)
 
     def score_samples(self, X: Samples) -> NDArray[np.float64]:
-        """Return the negative total uncertainty of each sample: the higher, the more certain.
+        """Return the negative distance of each sample from the training data: the higher, the more normal.
+
+        The distance is one minus the mean cosine similarity to the 5 nearest training samples, by features of the
+        frozen backbone. `predict_uncertainty` gives the same as a share of the training samples, `novelty`.
 
         Parameters
         ----------
@@ -765,7 +815,56 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         Returns
         -------
         scores : ndarray of shape (n_samples,), float64
-            In nats, at most 0.
+            From about -2, the farthest, to about 0.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            If the estimator is not fitted.
+        ValueError, TypeError
+            If X is not of the kind that `fit` was given, or the backbone's weights have changed since; if the model
+            was saved by a version without this distance.
+
+        References
+        ----------
+        Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", ICML 2022.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from skve.testing import ToyClassifier
+        >>> X, y = load_iris(return_X_y=True)
+        >>> clf = ToyClassifier(n_members=2, random_state=0).fit(X, y)
+        >>> bool(clf.score_samples([[5.8, 3.0, 4.4, 1.3]]) > clf.score_samples([[-9.0, 9.0, 0.0, 0.0]]))
+        True
+        """
+        check_is_fitted(self)
+        fitted = copy.copy(self)
+        novelty = fitted._state.novelty
+        if novelty is None:
+            raise ValueError(
+                "score_samples requires a model that keeps its training data's distances, got one saved by skve 0.1. "
+                "Fit it again."
+            )
+        with self._out_of_memory_explained("predict"):
+            (features,) = fitted._predict(fitted._check_inputs(X, reset=False), "features")
+        return -novelty.distances_of(features)
+
+    # ---------------------------------------------------------------------------------------- features
+
+    def transform(self, X: Samples) -> NDArray[np.float32]:
+        """Return pooled features of the frozen backbone or of the members, as the parameter `features` says.
+
+        Parameters
+        ----------
+        X : array-like of length n_samples
+            Inputs of one of the kinds that the class lists.
+
+        Returns
+        -------
+        features : ndarray of shape (n_samples, n_features), float32
+            With `features="members"` of shape (n_samples, n_members * n_features), one member after another.
+            A table where `set_output` asks for one.
 
         Raises
         ------
@@ -780,12 +879,31 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
         >>> from skve.testing import ToyClassifier
         >>> X, y = load_iris(return_X_y=True)
         >>> clf = ToyClassifier(n_members=2, random_state=0).fit(X, y)
-        >>> bool((clf.score_samples(X) <= 0).all())
-        True
+        >>> clf.transform(X[:5]).shape
+        (5, 16)
+        >>> clf.set_params(features="members").transform(X[:5]).shape
+        (5, 32)
         """
-        return -self.predict_uncertainty(X).total
+        check_is_fitted(self)
+        self._validate_params()
+        kind = "features" if self.features == "backbone" else "member_features"
+        with self._out_of_memory_explained("predict"):
+            (features,) = self._predict(self._check_inputs(X, reset=False), kind)
+        if self.features == "members":
+            return np.hstack(features)
+        return features.mean(axis=0) if self.features == "mean" else features
+
+    @property
+    def _n_features_out(self):
+        """Number of columns of `transform`, which `get_feature_names_out` names."""
+        return self._state.n_features * (self._state.n_members if self.features == "members" else 1)
 
     # ------------------------------------------------------------------------------------ fitted state
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = []  # features are float32 always
+        return tags
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "_state")
@@ -834,3 +952,20 @@ class BaseSVEClassifier(ClassifierMixin, BaseEstimator, metaclass=ABCMeta):
 
         check_is_fitted(self)
         saving.save(self, folder, include_backbone=include_backbone)
+
+
+def _check_finite(array):
+    """Raise ValueError where the numbers of a sample, the axis before the last, are not finite."""
+    if np.isfinite(array).all():
+        return
+    *member, sample, _ = np.argwhere(~np.isfinite(array))[0]
+    if member:
+        raise ValueError(
+            f"Members must predict finite probabilities, got NaN from member {member[0]} for X[{sample}]: "
+            f"numbers overflow in the backbone or in the member. Fit again with lower member_lr and head_lr, or "
+            f"replace a damaged copy of the saved model."
+        )
+    raise ValueError(
+        f"The backbone must compute finite features, got NaN for X[{sample}]: numbers overflow in it. Replace a "
+        f"damaged copy of its weights."
+    )

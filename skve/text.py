@@ -165,6 +165,7 @@ class SVETextClassifier(BaseSVEClassifier):
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
         callbacks: Sequence[Any] | None = None,
+        features: str = "backbone",
     ) -> None:
         self._store_parameters(locals())
 

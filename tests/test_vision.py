@@ -74,13 +74,12 @@ def test__predict_proba_members__their_mean__is_predict_proba(fitted, data):
     assert not np.allclose(members[0], members[1])
 
 
-def test__predict_uncertainty__and_score_samples__of_the_members(fitted, data):
+def test__predict_uncertainty__is_of_the_members(fitted, data):
     uncertainty = fitted.predict_uncertainty(data[2])
     proba = fitted.predict_proba(data[2])
     entropy = -(proba * np.log(proba)).sum(axis=1)
     np.testing.assert_allclose(uncertainty.total, entropy, atol=1e-12)
     np.testing.assert_allclose(uncertainty.aleatoric + uncertainty.epistemic, uncertainty.total, atol=1e-12)
-    np.testing.assert_allclose(fitted.score_samples(data[2]), -entropy, atol=1e-12)
     assert not hasattr(fitted, "decision_function")
 
 

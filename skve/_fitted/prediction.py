@@ -1,38 +1,98 @@
-"""The members' probabilities, in parts that fit the memory."""
+"""What members, and the frozen backbone beside them, compute of samples, in parts that fit the memory."""
 
 import contextlib
+import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
+from skve._backbones.network import Network
 from skve._ensembles import BATCHES_PER_INSTALLATION
 from skve._runtime.memory import is_out_of_memory, release_memory
 from skve._runtime.progress import progress_bar
 
 
-def predict_members(ensemble, pipeline, batch_size, n_batches=BATCHES_PER_INSTALLATION, *, verbose=0):
-    """Return the members' probabilities, float64 of shape (n_members, n_samples, n_classes).
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pass:
+    """One way through a network for all samples.
 
-    Samples are read once for all members, and a member's weights are built once for `n_batches` batches. If these
-    do not fit the memory, they and the following ones are halved. `verbose` shows a progress bar where there are more
+    Attributes
+    ----------
+    network : Network
+    install : callable
+        `install()` brings the network's weights into place.
+    compute : callable
+        `compute(inputs)` returns a tensor (n_samples, width) for a prepared batch.
+    output : ndarray of shape (n_samples, width)
+        Where the results go.
+    """
+
+    network: Network
+    install: Callable
+    compute: Callable
+    output: np.ndarray
+
+
+def probability_passes(ensemble, n_samples):
+    """Return a pass for each member, and the array (n_members, n_samples, n_classes) of their probabilities."""
+    likelihood = ensemble.head.likelihood
+    proba = np.empty((len(ensemble.members), n_samples, likelihood.n_classes))
+
+    def compute(index):
+        return lambda inputs: likelihood.proba(ensemble.member_logits(inputs, index))
+
+    return _member_passes(ensemble, proba, compute), proba
+
+
+def feature_passes(ensemble, n_samples, n_features):
+    """Return a pass for each member, and the array (n_members, n_samples, n_features) of their features."""
+    features = np.empty((len(ensemble.members), n_samples, n_features), np.float32)
+
+    def compute(index):
+        return lambda inputs: ensemble.network.features(inputs).float()
+
+    return _member_passes(ensemble, features, compute), features
+
+
+def _member_passes(ensemble, outputs, compute):
+    return [
+        Pass(ensemble.network, lambda index=index: ensemble.install(index), compute(index), output)
+        for index, output in enumerate(outputs)
+    ]
+
+
+def frozen_passes(backbone, n_samples, n_features, shareable=()):
+    """Return the pass of the backbone as it is, and the array (n_samples, n_features) of its features.
+
+    `shareable` are the modules that members have in common with it, from the ensemble's trace.
+    """
+    network = Network(backbone)
+    network.share(shareable)
+    features = np.empty((n_samples, n_features), np.float32)
+    return [Pass(network, lambda: None, lambda inputs: network.features(inputs).float(), features)], features
+
+
+def predict(passes, pipeline, batch_size, device, n_batches=BATCHES_PER_INSTALLATION, *, verbose=0):
+    """Take all samples through each pass and fill the outputs.
+
+    Samples are read once for all passes, and weights are installed once for `n_batches` batches. If these do not
+    fit the memory, they and the following ones are halved. `verbose` shows a progress bar where there are more
     batches than that.
     """
-    proba = np.empty((len(ensemble.members), len(pipeline), ensemble.head.likelihood.n_classes))
     batches = list(pipeline.batches(batch_size, None))
-    n_passes = len(batches) * len(ensemble.members)
-    with progress_bar(n_passes, shown=verbose and len(batches) > n_batches) as bar:
-        _predict(ensemble, pipeline, batches, n_batches, proba, bar)
-    return proba
+    with progress_bar(len(batches) * len(passes), shown=verbose and len(batches) > n_batches) as bar:
+        _predict(passes, pipeline, batches, n_batches, device, bar)
 
 
-def _predict(ensemble, pipeline, batches, n_batches, proba, bar):
+def _predict(passes, pipeline, batches, n_batches, device, bar):
     while batches:
         n_done, failed = 0, False
         try:
             with contextlib.closing(pipeline.load_each(batches, n_batches)) as reading:
                 while n_done < len(batches):
                     block = batches[n_done : n_done + n_batches]
-                    _predict_block(ensemble, pipeline, block, reading, proba, bar)
+                    _predict_block(passes, pipeline, block, reading, bar)
                     n_done += len(block)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -41,26 +101,27 @@ def _predict(ensemble, pipeline, batches, n_batches, proba, bar):
                 raise torch.OutOfMemoryError(f"one member and one sample: {error}") from error
             failed = True
         batches = batches[n_done:]
-        ensemble.network.new_batch()
+        for one in passes:
+            one.network.new_batch()
         if failed:
             batches = [half for batch in batches for half in np.array_split(batch, 2) if len(half)]
-            bar.total = bar.n + len(batches) * len(ensemble.members)
-            release_memory(ensemble.device)
+            bar.total = bar.n + len(batches) * len(passes)
+            release_memory(device)
 
 
-def _predict_block(ensemble, pipeline, batches, reading, proba, bar):
-    network = ensemble.network
+def _predict_block(passes, pipeline, batches, reading, bar):
     raw: list = []
     shared: list[dict] = [{} for _ in batches]
     with torch.no_grad():
-        for index in range(len(ensemble.members)):
-            ensemble.install(index)
+        for one in passes:
+            one.install()
             for position, indices in enumerate(batches):
-                if index == 0:  # the first member computes while the next batches are read
+                if len(raw) == position:  # the first pass computes while the next batches are read
                     raw.append(next(reading))
-                network.shared_outputs = shared[position]
-                logits = ensemble.member_logits(pipeline.prepare(raw[position], None), index)
-                shared[position] = network.shared_outputs
-                proba[index, indices] = ensemble.head.likelihood.proba(logits).numpy()
+                one.network.shared_outputs = shared[position]
+                result = one.compute(pipeline.prepare(raw[position], None))
+                shared[position] = one.network.shared_outputs
+                one.output[indices] = result.cpu().numpy()
                 bar.update()
-    network.new_batch()
+    for one in passes:
+        one.network.new_batch()

@@ -94,6 +94,8 @@ def check_document(document, estimator, tensors):
     if "input_size" in document["preprocess"]:
         _check_images(document["preprocess"])
     _check_members(tensors["members"])
+    if "training" in tensors:  # models saved by 0.1 have none
+        _check_training(tensors["training"], state["n_features"])
 
 
 def _preprocess(estimator):
@@ -139,3 +141,14 @@ def _check_members(arrays):
     _check("members", len(lengths - {1}) <= 1 and 0 not in lengths)
     for key, value in arrays.items():
         _check("members", value.dtype == (bool if key.startswith(MASKS) else np.float32) and np.isfinite(value).all())
+
+
+def _check_training(arrays, n_features):
+    names = {"directions", "coordinates", "distances"}
+    _check("training", arrays.keys() == names and all(np.isfinite(value).all() for value in arrays.values()))
+    directions, coordinates, distances = (arrays[name] for name in ("directions", "coordinates", "distances"))
+    _check("training", directions.dtype == coordinates.dtype == np.float16 and distances.dtype == np.float64)
+    _check("training", directions.ndim == 2 and len(directions) > 0)
+    _check("n_features", directions.shape[1] == n_features)
+    _check("training", distances.ndim == 1 and coordinates.shape == (len(distances), len(directions)))
+    _check("training", len(distances) > 0 and (np.diff(distances) >= 0).all())

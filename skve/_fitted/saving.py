@@ -20,7 +20,8 @@ from skve._runtime.warnings import warn
 FORMAT_VERSION = 1
 GIVE = "pass it to skve.load(folder, backbone=module), for texts as backbone=(model, tokenizer)"
 LOCK = ".skve.lock"
-_OURS = re.compile(r"(members|backbone|tokenizer)-\w+\.safetensors(\.tmp)?|skve\.json\.tmp")  # all but skve.json
+# All but skve.json.
+_OURS = re.compile(r"(members|training|backbone|tokenizer)-\w+\.safetensors(\.tmp)?|skve\.json\.tmp")
 PAIRS = "pairs"  # marks a dict in the parameters, as a list of its items
 _LARGEST_DOCUMENT = 256 * 1024**2  # bytes
 
@@ -55,6 +56,8 @@ def _save(estimator, folder, include_backbone):
     state = estimator._state
     include_backbone = include_backbone or isinstance(state.spec, EmbeddedBackbone)  # it has no other place
     files = {"members": _write_named(folder, "members", to_bytes(_contiguous(state.arrays)))}
+    if state.training:
+        files["training"] = _write_named(folder, "training", to_bytes(_contiguous(state.training)))
     if include_backbone:
         if state.backbone["architecture"] is None:
             raise ValueError(
@@ -89,7 +92,7 @@ def _save(estimator, folder, include_backbone):
         "state": {
             field.name: getattr(state, field.name)
             for field in dataclasses.fields(state)
-            if field.name not in ("arrays", "spec")
+            if field.name not in ("arrays", "training", "spec")
         },
     }
     try:
@@ -260,7 +263,8 @@ def _rebuild(document, tensors, backbone):
     except ValueError:
         warn(f"device={estimator.device!r} of the fit is not on this machine: 'auto' is used")
         estimator.set_params(device="auto")
-    estimator._state = FittedState(arrays=tensors["members"], spec=spec, **described)
+    training = tensors.get("training", {})
+    estimator._state = FittedState(arrays=tensors["members"], training=training, spec=spec, **described)
     estimator.classes_ = labels_from_json(document["classes"])
     estimator.preprocess_ = document["preprocess"]
     estimator.history_ = document["history"]

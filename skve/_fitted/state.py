@@ -8,6 +8,7 @@ import torch
 from skve._backbones import layer_selection
 from skve._backbones.trace import Trace
 from skve._ensembles import BATCHES_PER_INSTALLATION, FACTORS, Ensemble, Head, is_trained, make_rule
+from skve._fitted.novelty import Novelty
 
 READING = ("tokenizer_sha256", "label_words")
 
@@ -39,6 +40,8 @@ class FittedState:
         Epochs trained, those of earlier fits that this one went on from included.
     split_seed : int
         Seed of the validation part that the first fit set aside.
+    training : dict of str to ndarray
+        The attributes of the `Novelty` of the training data; none in models saved before there was such a thing.
     spec : object
         The estimator's `backbone` when it was fitted; an `EmbeddedBackbone` where that was saved with the model.
     """
@@ -58,11 +61,18 @@ class FittedState:
     split_seed: int
     reading: dict = dataclasses.field(default_factory=dict)
     n_epochs: int = 0
+    training: dict = dataclasses.field(default_factory=dict)
     spec: object = None
 
-    def fitted(self, arrays, n_epochs, spec):
+    def fitted(self, arrays, n_epochs, spec, novelty):
         """Return this state with the arrays of a finished training of `n_epochs` more epochs."""
-        return dataclasses.replace(self, arrays=arrays, n_epochs=self.n_epochs + n_epochs, spec=spec)
+        n_epochs += self.n_epochs
+        return dataclasses.replace(self, arrays=arrays, n_epochs=n_epochs, spec=spec, training=vars(novelty))
+
+    @property
+    def novelty(self):
+        """The `Novelty` of the training data, or None."""
+        return Novelty(**self.training) if self.training else None
 
     @property
     def n_members(self):

@@ -9,7 +9,8 @@ import torch
 
 from skve._runtime.locks import new_lock
 
-PURPOSES = ("split", "order", "augment", "member", "noise", "bootstrap")  # the place in the list enters the seed
+# The place in the list enters the seed.
+PURPOSES = ("split", "order", "augment", "member", "noise", "bootstrap", "novelty")
 
 
 _global_generators = new_lock()

@@ -16,6 +16,7 @@ _AXIS = {
     "disagreement": "Disagreement",
     "variation_ratio": "Variation ratio",
     "variance": "Variance of the predicted class",
+    "novelty": "Novelty (share of training samples nearer by)",
 }
 
 

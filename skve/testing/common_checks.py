@@ -149,7 +149,11 @@ def check_probabilities(estimator, samples):
     assert (estimator.predict(samples.X) == estimator.classes_[proba.argmax(1)]).all()
     uncertainty = estimator.predict_uncertainty(samples.X)
     same(uncertainty.total, uncertainty.aleatoric + uncertainty.epistemic, "parts of the uncertainty", 1e-9)
-    same(estimator.score_samples(samples.X), -uncertainty.total, "score_samples")
+    distances = -estimator.score_samples(samples.X)
+    assert uncertainty.novelty.min() >= 0
+    assert uncertainty.novelty.max() < 1
+    assert (np.argsort(distances, kind="stable") == np.argsort(uncertainty.novelty, kind="stable")).all()
+    assert (uncertainty.prediction == estimator.predict(samples.X)).all()
     assert not hasattr(estimator, "decision_function")
 
 

@@ -11,7 +11,7 @@ _OF_PREDICTION = {
     "confidence": lambda proba: 1 - check_proba(proba).max(axis=1),
     "margin": lambda proba: 1 - uncertainty.margin(np.asarray(proba)[None]),
 }
-_OF_MEMBERS = ("aleatoric", "epistemic", "epkl", "disagreement", "variation_ratio", "variance")
+_OF_MEMBERS = ("aleatoric", "epistemic", "epkl", "disagreement", "variation_ratio", "variance", "novelty")
 MEASURES = (*_OF_PREDICTION, *_OF_MEMBERS)
 
 
@@ -49,7 +49,8 @@ def uncertainty_scores(estimator, X, measure, *, proba=None):
     if scores.ndim != 1:
         raise ValueError(f"uncertainty must be of shape (n_samples,), got {scores.shape} from {measure!r}.")
     if np.isnan(scores).any():
-        raise ValueError(f"uncertainty must not be NaN, but that of {measure!r} is.")
+        remedy = " Models saved by skve 0.1 have no novelty: fit again." if measure == "novelty" else ""
+        raise ValueError(f"uncertainty must be a number for each sample, got NaN from {measure!r}.{remedy}")
     return scores
 
 

@@ -1,19 +1,31 @@
 """All measures of one prediction side by side, and the way to them through wrappers."""
 
+from __future__ import annotations
+
+import os
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from skve.uncertainty._validation import check_member_proba, check_proba
 from skve.uncertainty._wrappers import unwrap
 from skve.uncertainty.measures import class_variance, decomposition, margin_of, pairwise_kl, per_sample, vote_measures
 
+if TYPE_CHECKING:
+    import pandas as pd
 
-@dataclass(frozen=True, eq=False)
+_SUMMARY = ("total", "aleatoric", "epistemic", "novelty", "confidence")  # what `repr` shows
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Uncertainty:
     """How unsure an ensemble is about each sample, by every measure of this module.
 
-    Entropies and divergences are in nats. All but `margin` and `confidence` grow with uncertainty.
+    Two questions, two numbers: `total` ranks samples by how likely the answer is wrong, `novelty` by how unlike the
+    training data the sample is. Entropies and divergences are in nats. All but `margin` and `confidence` grow with
+    uncertainty. Indexing selects samples: ``u[3]``, ``u[:10]``, ``u[u.novelty > 0.95]``.
 
     Attributes
     ----------
@@ -35,6 +47,12 @@ class Uncertainty:
         Difference between the two largest mean probabilities: :func:`margin`.
     confidence : ndarray of shape (n_samples,)
         Largest probability of the (calibrated, where there is one) prediction: :func:`max_probability`.
+    novelty : ndarray of shape (n_samples,)
+        Share of the training samples that lie nearer to the rest of the training data than this sample does, 0 to
+        1. Above 0.95 lie about 5 % of the samples like the training data, and most foreign ones. Grows strictly
+        with the distance. NaN where only probabilities are known, and for models saved by skve 0.1: fit again.
+    prediction : ndarray of shape (n_samples,), or None
+        The predicted classes, where they are known.
 
     Examples
     --------
@@ -44,6 +62,15 @@ class Uncertainty:
     2
     >>> u.epistemic.round(4)
     array([0.    , 0.6931])
+    >>> u[1].epistemic.round(4)
+    array([0.6931])
+    >>> print(u)
+    Uncertainty of 2 samples
+                median    5 %   95 %
+    total        0.693  0.693  0.693
+    aleatoric    0.347  0.035  0.659
+    epistemic    0.347  0.035  0.659
+    confidence   0.500  0.500  0.500
     """
 
     total: np.ndarray
@@ -55,9 +82,18 @@ class Uncertainty:
     variance: np.ndarray
     margin: np.ndarray
     confidence: np.ndarray
+    novelty: np.ndarray
+    prediction: np.ndarray | None = None
 
     @classmethod
-    def from_members(cls, member_proba, *, proba=None):
+    def from_members(
+        cls,
+        member_proba: ArrayLike,
+        *,
+        proba: ArrayLike | None = None,
+        novelty: ArrayLike | None = None,
+        classes: ArrayLike | None = None,
+    ) -> Uncertainty:
         """Compute every measure from the members' probabilities, in one pass.
 
         Parameters
@@ -66,6 +102,10 @@ class Uncertainty:
             Probabilities of each member; every row sums to 1.
         proba : array-like of shape (n_samples, n_classes), default=None
             The calibrated prediction, where there is one. Only `confidence` is taken from it.
+        novelty : array-like of shape (n_samples,), default=None
+            Distance from the training data as a share of the training samples; None: NaN.
+        classes : array-like of shape (n_classes,), default=None
+            The class of each column, for `prediction`; None leaves it out.
 
         Returns
         -------
@@ -85,8 +125,14 @@ class Uncertainty:
         >>> Uncertainty.from_members(members, proba=[[0.55, 0.45]]).confidence
         array([0.55])
         """
-        member_proba = check_member_proba(member_proba)
-        tiny = np.finfo(member_proba.dtype).tiny
+        checked = check_member_proba(member_proba)
+        n_samples, n_classes = checked.shape[1:]
+        tiny = np.finfo(checked.dtype).tiny
+        pooled = None if proba is None else check_proba(proba)
+        if pooled is not None and pooled.shape != (n_samples, n_classes):
+            raise ValueError(
+                f"proba must have shape {(n_samples, n_classes)} like the members' predictions, got {pooled.shape}."
+            )
 
         def measures(members):
             mean = members.mean(axis=0)
@@ -101,29 +147,66 @@ class Uncertainty:
                 ]
             )
 
-        columns = per_sample(member_proba, measures, checked=True, n_outputs=len(fields(cls)))
-        if proba is not None:
-            proba = check_proba(proba)
-            if proba.shape != member_proba.shape[1:]:
-                raise ValueError(
-                    f"proba must have shape {member_proba.shape[1:]} like the members' predictions, "
-                    f"got {proba.shape}."
-                )
-            columns[-1] = proba.max(axis=1)
-        return cls(*columns)
+        columns = per_sample(checked, measures, checked=True, n_outputs=9)
+        if pooled is not None:
+            columns[-1] = pooled.max(axis=1)
+        shares = np.full(n_samples, np.nan) if novelty is None else np.asarray(novelty, np.float64)
+        if shares.shape != (n_samples,):
+            raise ValueError(f"novelty must have shape {(n_samples,)} like the samples, got {shares.shape}.")
+        prediction = None
+        if classes is not None:
+            names = np.asarray(classes)
+            if names.shape != (n_classes,):
+                raise ValueError(f"classes must have shape {(n_classes,)}, one for each column, got {names.shape}.")
+            prediction = names[(checked.mean(axis=0) if pooled is None else pooled).argmax(axis=1)]
+        measured: dict[str, Any] = {field.name: values for field, values in zip(fields(cls), columns, strict=False)}
+        return cls(**measured, novelty=shares, prediction=prediction)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.total)
 
-    def to_frame(self):
+    def __getitem__(self, key: Any) -> Uncertainty:
+        """Return the samples that an integer, a slice, a mask or indices select."""
+        if isinstance(key, tuple):
+            raise IndexError(f"an index must select samples along one axis, got {key!r}.")
+        if isinstance(key, int | np.integer):
+            key = [key]  # a sample is an array of length 1
+        elif not isinstance(key, slice):
+            key = np.asarray(key)  # a mask from a table, too
+        present = [field.name for field in fields(self) if getattr(self, field.name) is not None]
+        return replace(self, **{name: getattr(self, name)[key] for name in present})
+
+    def __repr__(self) -> str:
+        lines = [f"Uncertainty of {len(self)} sample{'' if len(self) == 1 else 's'}"]
+        if len(self):
+            lines.append(f"{'':10}  {'median':>6}  {'5 %':>5}  {'95 %':>5}")
+            for name in _SUMMARY:
+                values = getattr(self, name)
+                if not np.isnan(values).all():
+                    middle, low, high = np.quantile(values, [0.5, 0.05, 0.95])
+                    lines.append(f"{name:10}  {middle:6.3f}  {low:5.3f}  {high:5.3f}")
+        return "\n".join(lines)
+
+    def to_frame(self, *, index: Any = None, X: Any = None) -> pd.DataFrame:
         """Return the measures as a table: one row per sample, one column per measure.
+
+        Parameters
+        ----------
+        index : array-like of length n_samples, default=None
+            Names of the rows. By default the index of `X`, where it is a Series or a DataFrame, else numbers.
+        X : array-like of length n_samples, default=None
+            The samples. Texts and paths become the first column, "X"; of a DataFrame, all its columns come first.
+            Other kinds, such as pixels, are left out.
 
         Returns
         -------
-        pandas.DataFrame of shape (n_samples, 9)
+        pandas.DataFrame of shape (n_samples, n_columns)
+            What is known of the samples, the prediction where it is known, and the measures.
 
         Raises
         ------
+        ValueError
+            If `index` or `X` is of another length.
         ImportError
             If pandas is not installed.
 
@@ -138,11 +221,26 @@ class Uncertainty:
         try:
             import pandas as pd
         except ImportError as error:
-            raise ImportError("Uncertainty.to_frame needs pandas: pip install pandas") from error
-        return pd.DataFrame({field.name: getattr(self, field.name) for field in fields(self)})
+            raise ImportError("Uncertainty.to_frame requires pandas: pip install pandas.") from error
+        for name, values in (("index", index), ("X", X)):
+            if values is not None and len(values) != len(self):
+                raise ValueError(f"{name} must have {len(self)} entries, one per sample, got {len(values)}.")
+        if index is None:
+            index = X.index if isinstance(X, pd.Series | pd.DataFrame) else None
+        columns: dict[str, Any] = {}
+        if isinstance(X, pd.DataFrame):
+            columns = {name: values.to_numpy() for name, values in X.items()}
+        elif X is not None:
+            samples = list(X)
+            if all(isinstance(sample, str | os.PathLike) for sample in samples):
+                columns["X"] = [os.fspath(sample) for sample in samples]
+        if self.prediction is not None:
+            columns["prediction"] = self.prediction
+        measures = [field.name for field in fields(self) if field.name != "prediction"]
+        return pd.DataFrame(columns | {name: getattr(self, name) for name in measures}, index=index)
 
 
-def predict_uncertainty(estimator, X):
+def predict_uncertainty(estimator: Any, X: Any) -> Uncertainty:
     """Uncertainty of an ensemble that may sit inside a pipeline, a search or a calibration.
 
     Sees through :class:`~sklearn.pipeline.Pipeline` (whose transforms are applied to ``X``), search objects
@@ -160,8 +258,8 @@ def predict_uncertainty(estimator, X):
     Returns
     -------
     Uncertainty
-        Behind a calibration, `confidence` is that of the calibrated prediction; all else describes the
-        uncalibrated members.
+        Behind a calibration, `confidence` and `prediction` are those of the calibrated prediction; all else
+        describes the uncalibrated members.
 
     Raises
     ------
@@ -186,5 +284,7 @@ def predict_uncertainty(estimator, X):
     model, model_X, calibrated = unwrap(estimator, X, "predict_uncertainty")
     uncertainty = model.predict_uncertainty(model_X)
     if calibrated:
-        uncertainty = replace(uncertainty, confidence=estimator.predict_proba(X).max(axis=1))
+        proba = np.asarray(estimator.predict_proba(X))
+        prediction = np.asarray(estimator.classes_)[proba.argmax(axis=1)]
+        uncertainty = replace(uncertainty, confidence=proba.max(axis=1), prediction=prediction)
     return uncertainty

@@ -99,12 +99,14 @@ def test__save_and_load__labels_of_any_kind__same_type_and_values(images, tmp_pa
 
 def test__save__folder__only_safetensors_and_json(folder):
     names = sorted(path.name for path in folder.iterdir())
-    assert len(names) == 3
+    assert len(names) == 4
     assert names[0] == ".skve.lock"
     assert (folder / names[0]).read_bytes() == b""
     assert names[1].startswith("members-")
     assert names[1].endswith(".safetensors")
     assert names[2] == "skve.json"
+    assert names[3].startswith("training-")
+    assert names[3].endswith(".safetensors")
     for path in folder.iterdir():
         data = path.read_bytes()
         assert not data.startswith((b"\x80", b"PK"))  # neither a pickle nor torch's archive of one
@@ -117,7 +119,7 @@ def test__save__folder__only_safetensors_and_json(folder):
 def test__save__twice__second_model_alone_remains(images, folder):
     other = lite(random_state=1).fit(*images)
     other.save(folder)
-    assert len(list(folder.glob("*.safetensors"))) == 1
+    assert len(list(folder.glob("*.safetensors"))) == 2
     assert same_arrays(skve.load(folder), other)
 
 

@@ -1,6 +1,7 @@
 """Uncertainty measures against closed forms and torch-uncertainty, and the way through wrappers."""
 
 import builtins
+import pathlib
 
 import numpy as np
 import pytest
@@ -228,8 +229,63 @@ def test__uncertainty__to_frame__one_column_per_measure():
     pytest.importorskip("pandas")
     u = Uncertainty.from_members(random_members(n_samples=6))
     frame = u.to_frame()
-    assert list(frame.columns) == list(MEASURES)
+    assert list(frame.columns) == [*MEASURES, "novelty"]
     assert len(frame) == len(u) == 6
+
+
+def test__uncertainty__to_frame__of_samples__keeps_index_texts_and_predictions():
+    pd = pytest.importorskip("pandas")
+    members = random_members(n_samples=3, n_classes=3)
+    u = Uncertainty.from_members(members, classes=["a", "b", "c"], novelty=[0.1, 0.2, 0.99])
+    texts = pd.Series(["one", "two", "three"], index=[7, 8, 9])
+    frame = u.to_frame(X=texts)
+    assert list(frame.index) == [7, 8, 9]
+    assert list(frame.columns[:2]) == ["X", "prediction"]
+    assert list(frame["X"]) == list(texts)
+    assert list(frame["prediction"]) == [["a", "b", "c"][i] for i in members.mean(axis=0).argmax(axis=1)]
+    assert list(u.to_frame(index=["x", "y", "z"], X=texts).index) == ["x", "y", "z"]
+    paths = u.to_frame(X=[pathlib.Path("a.jpg"), pathlib.Path("b.jpg"), "c.jpg"])
+    assert list(paths["X"]) == ["a.jpg", "b.jpg", "c.jpg"]
+    table = u.to_frame(X=pd.DataFrame({"first": ["q", "r", "s"], "second": ["t", "u", "v"]}))
+    assert list(table.columns[:3]) == ["first", "second", "prediction"]
+    assert "X" not in u.to_frame(X=np.zeros((3, 8, 8)))
+    with pytest.raises(ValueError, match="X must have 3 entries, one per sample, got 2"):
+        u.to_frame(X=texts[:2])
+
+
+def test__uncertainty__indexed__selects_samples():
+    u = Uncertainty.from_members(random_members(n_samples=6), novelty=np.linspace(0, 1, 6), classes=range(7))
+    foreign = u[u.novelty > 0.5]
+    assert len(foreign) == 3
+    np.testing.assert_array_equal(foreign.total, u.total[3:])
+    np.testing.assert_array_equal(foreign.prediction, u.prediction[3:])
+    assert len(u[2]) == len(u[np.int64(2)]) == 1
+    assert u[-1].total[0] == u.total[-1]
+    assert len(u[:4]) == 4
+    np.testing.assert_array_equal(u[[3, 1]].margin, u.margin[[3, 1]])
+    assert len(u[pd_series([True, False, False, False, False, True])]) == 2
+    with pytest.raises(IndexError):
+        u[1, 2]
+    with pytest.raises(IndexError):
+        u[6]
+
+
+def pd_series(values):
+    return pytest.importorskip("pandas").Series(values)
+
+
+@pytest.mark.parametrize("n", [0, 1, 5000])
+def test__uncertainty__printed__is_a_summary(n):
+    u = Uncertainty.from_members(random_members(n_samples=max(n, 1)), novelty=np.linspace(0, 1, max(n, 1)))[:n]
+    assert str(n) in str(u)
+    assert len(str(u)) < 400
+    assert ("novelty" in str(u)) == (n > 0)
+
+
+@pytest.mark.parametrize(("name", "value"), [("novelty", [0.5]), ("classes", ["a"])])
+def test__uncertainty__of_other_lengths__is_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} must have shape"):
+        Uncertainty.from_members(random_members(n_samples=6), **{name: value})
 
 
 def test__uncertainty__no_pandas__clear_import_error(monkeypatch):
