@@ -1,9 +1,10 @@
-"""Mutated bytes of images and of saved models, and what becomes of each: a named error, or a right result.
+"""Odd inputs and mutated bytes, and what becomes of each: a named error, or a right result.
 
-An image is decoded; a model whose bytes were changed predicts the same; one whose content was changed and sealed
-anew is another model, which predicts probabilities.
+Labels, weights and pixels are drawn by hypothesis; what is not refused comes out as it went in. The bytes of images
+and of saved models are mutated: an image is decoded; a model whose bytes were changed predicts the same; one whose
+content was changed and sealed anew is another model, which predicts probabilities.
 
-    python -m tests.hostile.fuzz --n 4000 --csv docs/data/fuzz.csv
+    python -m tests.hostile.fuzz --csv docs/data/fuzz.csv
 
 Nothing may start a program, open a connection, unpickle, or write outside the folders of this script; a case that
 takes longer than a minute ends the process with a traceback.
@@ -12,6 +13,8 @@ takes longer than a minute ends the process with a traceback.
 import argparse
 import collections
 import csv
+import datetime
+import enum
 import faulthandler
 import functools
 import hashlib
@@ -31,13 +34,19 @@ import zlib
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
+import hypothesis
+import hypothesis.extra.numpy
 import numpy as np
+import pandas as pd
+from hypothesis import strategies
 from PIL import Image
 
 import skve
 from skve._backbones import cache
 from skve._fitted import saving
 from skve._inputs.images import check_images
+from skve._inputs.labels import check_labels, encode_labels, labels_from_json, labels_to_json
+from skve._inputs.weights import check_weights, to_mean_one
 from skve.testing import make_toy_text_backbone
 from tests.toys import TinyCNN, toy_classifier, toy_images
 
@@ -191,6 +200,134 @@ def fuzz_image(name, seed, rng):
     return "decoded" if image.mode == "RGB" and pixels.ndim == 3 and pixels.size else f"wrong: {image!r}"
 
 
+# ------------------------------------------------------------------------- labels, weights and pixels
+
+
+class Word(str, enum.Enum):  # noqa: UP042 - its str() is not its value
+    A, LONG = "a", "a longer one"
+
+
+PLAIN = strategies.one_of(strategies.booleans(), strategies.integers(-(2**70), 2**70), strategies.text(max_size=5))
+ODD = strategies.one_of(
+    strategies.sampled_from([None, pd.NA, pd.NaT, float("nan"), float("inf"), *Word, np.str_("a"), np.int8(3), 2.0]),
+    strategies.floats(),
+    strategies.binary(max_size=3),
+    strategies.dates(),
+    strategies.datetimes(datetime.datetime(1700, 1, 1), datetime.datetime(2200, 1, 1)),
+    strategies.decimals(),
+)
+KINDS = [strategies.text(max_size=4), strategies.integers(-9, 9), strategies.booleans(), strategies.dates()]
+LABELS = strategies.one_of(
+    *(strategies.lists(kind, min_size=2, max_size=8) for kind in KINDS),
+    strategies.lists(PLAIN | ODD, min_size=1, max_size=6),
+)
+CONTAINERS = strategies.sampled_from(
+    [
+        list,
+        tuple,
+        collections.deque,
+        lambda y: np.array([*y, None], object)[:-1],
+        lambda y: pd.Series(y, dtype=object),
+    ]
+)
+
+
+def fuzz_labels(y, container):
+    """Return "refused", or "right" for labels that come out as they went in, through JSON too."""
+    try:
+        labels = check_labels(container(y), "y")
+    except ValueError as error:
+        return "refused" if re.match(r"y\b", str(error)) else f"unnamed: {error!r}"
+    if labels.dtype.kind != "M":  # of dates and times
+        same = labels.tolist() == y and {type(a) is bool for a in labels.tolist()} == {type(a) is bool for a in y}
+    else:
+        same = [str(one)[:10] for one in labels] == [one.isoformat()[:10] for one in y]
+    classes = np.unique(labels)
+    again = labels_from_json(json.loads(json.dumps(labels_to_json(classes))))
+    whole = np.array_equal(again[encode_labels(labels, again)], labels) and len(classes) == len(set(y))
+    return "right" if same and whole else f"wrong: {labels!r}"
+
+
+WEIGHTS = strategies.one_of(
+    strategies.lists(strategies.floats(0, allow_infinity=False), min_size=1, max_size=8),
+    strategies.lists(strategies.floats() | strategies.integers() | strategies.none(), min_size=1, max_size=8),
+)
+
+
+def fuzz_weights(values, container):
+    """Return "refused", or "right" for weights whose mean can be made 1."""
+    try:
+        weights = to_mean_one(check_weights(container(values), len(values)), "data")
+    except ValueError as error:
+        return "refused" if "sample_weight" in str(error) else f"unnamed: {error!r}"
+    right = np.isfinite(weights).all() and (weights >= 0).all() and np.isclose(weights.mean(), 1)
+    return "right" if right and ((weights > 0) <= (np.array(values, float) > 0)).all() else f"wrong: {weights!r}"
+
+
+SHAPES = strategies.one_of(
+    strategies.lists(strategies.integers(0, 5), min_size=1, max_size=5).map(tuple),
+    strategies.tuples(strategies.integers(1, 3), strategies.integers(5, 7), strategies.integers(5, 7)),
+    strategies.tuples(*map(strategies.sampled_from, ([1, 2], [5, 6], [5, 6], [1, 3, 4]))),
+)
+PIXELS = strategies.tuples(
+    strategies.sampled_from(["u1", "<u2", ">u2", "f2", "<f4", ">f8", "i2", "<i8", "?", "c8", "S1", "M8[D]"]), SHAPES
+).flatmap(
+    lambda drawn: hypothesis.extra.numpy.arrays(
+        *drawn,
+        elements={"f": strategies.floats(0, 1, width=16), "i": strategies.integers(-1, 256)}.get(
+            drawn[0].strip("<>")[0]
+        ),
+    )
+)
+
+
+def fuzz_pixels(X, container):
+    """Return "refused", or "right" for images that have the size of their pixels."""
+    try:
+        images = check_images(container(X), learn=False)
+        shapes = [np.asarray(images[index]).shape for index in range(len(images))]
+    except (ValueError, TypeError) as error:
+        return "refused" if str(error).startswith("X") else f"unnamed: {error!r}"
+    return "right" if shapes == [(*image.shape[:2], 3) for image in X] else f"wrong: {shapes!r}"
+
+
+DRAWN = {
+    "labels": (fuzz_labels, LABELS, CONTAINERS),
+    "weights": (fuzz_weights, WEIGHTS, CONTAINERS),
+    "pixels": (fuzz_pixels, PIXELS, strategies.sampled_from([np.asarray, list])),
+}
+
+
+def draw(name, n, seed):
+    """Return the outcomes of about n cases that hypothesis draws, and the failures."""
+    function, *drawn = DRAWN[name]
+    outcomes, failures = collections.Counter(), []
+
+    @hypothesis.seed(seed)
+    @hypothesis.settings(
+        max_examples=n,
+        database=None,
+        deadline=None,
+        phases=[hypothesis.Phase.generate],
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(*drawn)
+    def case(values, container):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                outcome = function(values, container)
+            except Exception as error:
+                outcome = f"unnamed: {type(error).__name__}: {error}"
+        if ":" in outcome:
+            failures.append(f"{name}, {values!r}: {outcome}")
+            outcome = "failed"
+        outcomes[outcome] += 1
+
+    case()
+    return outcomes, failures
+
+
 # --------------------------------------------------------------------------------------------- models
 
 
@@ -327,12 +464,17 @@ def targets(folder):
 
 
 def run(n, seed, report=print):
-    """Run about n mutations; return the rows of the table and the failures."""
+    """Run about n cases; return the rows of the table and the failures."""
     rows, failures, events = [], [], []
     with tempfile.TemporaryDirectory() as name:
         found = targets(pathlib.Path(name))
         watch(name, events)
-        total = sum(share for *_, share in found)
+        total = 40.0 * len(DRAWN) + sum(share for *_, share in found)
+        for name in DRAWN:
+            outcomes, failed = draw(name, round(n * 40.0 / total), seed)
+            failures += failed
+            rows.append(_row(name, outcomes))
+            report(rows[-1])
         for target, function, share in found:
             count, start = max(1, round(n * share / total)), time.perf_counter()
             outcomes = collections.Counter()
@@ -353,18 +495,20 @@ def run(n, seed, report=print):
                     failures.append(f"{target}, case {index}: {outcome}")
                     outcome = "failed"
                 outcomes[outcome] += 1
-            rows.append(
-                {
-                    "target": target,
-                    "mutations": count,
-                    "refused": outcomes["refused"],
-                    "right_result": outcomes["decoded"] + outcomes["same prediction"],
-                    "another_model": outcomes["another model"],
-                    "failed": outcomes["failed"],
-                }
-            )
+            rows.append(_row(target, outcomes))
             report(f"{rows[-1]}, {time.perf_counter() - start:.1f} s")
     return rows, failures
+
+
+def _row(target, outcomes):
+    return {
+        "target": target,
+        "cases": outcomes.total(),
+        "refused": outcomes["refused"],
+        "right_result": outcomes["right"] + outcomes["decoded"] + outcomes["same prediction"],
+        "another_model": outcomes["another model"],
+        "failed": outcomes["failed"],
+    }
 
 
 def watch(folder, events):
@@ -391,7 +535,7 @@ def peak_mib():
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=4000)
+    parser.add_argument("--n", type=int, default=10_800)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--csv")
     options = parser.parse_args()
