@@ -54,7 +54,8 @@ def check_labels(y, name):
     try:
         check_classification_targets(labels)
     except ValueError as error:
-        raise ValueError(f"{name} must hold {_KINDS}, got {labels.dtype} values. {error}") from error
+        reason = str(error).replace("\n", " ").strip().rstrip(".")
+        raise ValueError(f"{name} must hold {_KINDS}, got {labels.dtype} values. {reason}.") from error
     return labels
 
 
