@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import Interval, StrOptions, validate_parameter_constraints
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from skve._ensembles import RULES
@@ -93,7 +93,9 @@ class BaseSVEClassifier(
         * All that train several members: `order` (`"shared"`: members see the same batches; `"own"`: each member
           draws its own; None: `"own"` where members would otherwise start alike, as those of `"deep"`, `"head"` and
           `"bias"` do with `head="lm"`, else `"shared"`); `bootstrap` (False; True: each member draws samples with
-          replacement); `diversity` (0.0 to 1.0: the weight of the pooled prediction's loss in the members' loss).
+          replacement); `folds` (None; an integer from 2 to `n_members`: the training samples are split into as many
+          parts, stratified by class, and member m leaves out part m % folds, see `oof_proba_`); `diversity` (0.0 to
+          1.0: the weight of the pooled prediction's loss in the members' loss).
     n_members : int, default=4
         Number of members. `"single"` always has one.
     layers : str or list of str, default="all"
@@ -111,10 +113,17 @@ class BaseSVEClassifier(
     weight_decay : float, default=0.0
         Decoupled weight decay (AdamW) of each member's backbone parameters. It pulls them toward the pretrained
         weights; the weights of full fine-tunes are pulled toward zero.
-    head_weight_decay : float, default=0.0
-        Decoupled weight decay of the heads.
-    max_epochs : int, default=10
-        Number of passes over the training data.
+    head_weight_decay : float, default=None
+        Decoupled weight decay of the heads. None takes the default of the ensemble.
+    max_epochs : int, default=None
+        Number of passes over the training data. None leaves the length of the training to `max_steps`.
+    max_steps : int, default=None
+        Number of training steps, each on one batch; only one of `max_epochs` and `max_steps` can be given. None, for
+        both, takes the larger of 160 steps and 6 epochs, so that few samples are seen often enough and many samples
+        a few times. A training whose length is given or derived in steps is divided into 5 to 20 rounds, each an
+        epoch where that is possible; what happens once per epoch (validation, `history_`, `early_stopping`) happens
+        once per round then. With `warm_start` each fit trains for the full length; `partial_fit` always trains for
+        one epoch.
     batch_size : int, default=32
         Number of samples in a batch, in training and in prediction.
     schedule : {"cosine", "linear", "constant"}, default="cosine"
@@ -131,13 +140,15 @@ class BaseSVEClassifier(
         Fraction of the samples that `early_stopping` and `calibrate` set aside, stratified by class.
     early_stopping : bool, default=False
         Whether to stop when the negative log-likelihood of the mean prediction on the validation data has not
-        improved for `n_iter_no_change` epochs, and to restore the best epoch.
+        improved for `n_iter_no_change` epochs, and to restore the best epoch; see `max_steps` for trainings whose
+        length is given in steps.
     n_iter_no_change : int, default=5
-        Number of epochs without improvement after which `early_stopping` stops.
+        Number of epochs, or of rounds, without improvement after which `early_stopping` stops.
     calibrate : {"temperature"}, default=None
         `"temperature"` divides the logarithms of the mean prediction by a temperature fitted on the validation data:
-        those given to `fit`, or else `validation_fraction` of the samples. It changes `predict_proba`; the members
-        and their uncertainty stay as they are.
+        those given to `fit`; else, with `folds` in `ensemble_params`, all training samples, each predicted by the
+        members that left it out; else `validation_fraction` of the samples. With few samples the temperature stays
+        close to 1. It changes `predict_proba`; the members and their uncertainty stay as they are.
     precision : {"auto", "float32", "bfloat16", "float16"}, default="auto"
         Arithmetic of the backbone in training. `"auto"` uses bfloat16 where the processor supports it and it is
         faster, else float32. `"float16"`, for GPUs without bfloat16, scales each member's loss and skips the steps of
@@ -161,10 +172,15 @@ class BaseSVEClassifier(
     classes_ : ndarray of shape (n_classes,)
         Labels, sorted.
     history_ : dict
-        Lists with one entry per epoch: `"epoch"`, `"loss"` (mean over members), `"valid_nll"` (NaN without
-        validation data). `"ratio_spread"` and `"gradient_norm"` hold such a list for each layer in `ratios_`.
+        Lists with one entry per epoch or round, see `max_steps`: `"epoch"` (passes over the training data so far),
+        `"loss"` (mean over members), `"valid_nll"` (NaN without validation data). `"ratio_spread"` and
+        `"gradient_norm"` hold such a list for each layer in `ratios_`.
     n_iter_ : int
-        Number of epochs trained.
+        Number of epochs, or of rounds, trained.
+    oof_proba_ : ndarray of shape (n_samples, n_classes), float32
+        Only with `folds` in `ensemble_params`: the probabilities of each training sample, in the order of `y`, by the
+        mean of the members that left it out, at no extra training and without calibration. NaN for samples that were
+        set aside for validation. It is not saved with the model.
     temperature_ : float
         Temperature of the predictions: above 1 where `calibrate` found them overconfident, 1 without it.
     ratios_ : dict of str to ndarray of shape (n_members, r)
@@ -186,8 +202,9 @@ class BaseSVEClassifier(
         "member_lr": [POSITIVE, None],
         "head_lr": [POSITIVE, None],
         "weight_decay": [NOT_NEGATIVE],
-        "head_weight_decay": [NOT_NEGATIVE],
-        "max_epochs": [COUNT],
+        "head_weight_decay": [NOT_NEGATIVE, None],
+        "max_epochs": [COUNT, None],
+        "max_steps": [COUNT, None],
         "batch_size": [COUNT],
         "schedule": [StrOptions({"cosine", "linear", "constant"})],
         "warmup": [Interval(numbers.Real, 0, 1, closed="left")],
@@ -220,8 +237,9 @@ class BaseSVEClassifier(
     member_lr: float | None
     head_lr: float | None
     weight_decay: float
-    head_weight_decay: float
-    max_epochs: int
+    head_weight_decay: float | None
+    max_epochs: int | None
+    max_steps: int | None
     batch_size: int
     schedule: str
     warmup: float
@@ -246,6 +264,7 @@ class BaseSVEClassifier(
     n_iter_: int
     preprocess_: dict[str, Any]
     temperature_: float
+    oof_proba_: NDArray[np.float32]
 
     def __init__(
         self,
@@ -260,8 +279,9 @@ class BaseSVEClassifier(
         member_lr: float | None = None,
         head_lr: float | None = None,
         weight_decay: float = 0.0,
-        head_weight_decay: float = 0.0,
-        max_epochs: int = 10,
+        head_weight_decay: float | None = None,
+        max_epochs: int | None = None,
+        max_steps: int | None = None,
         batch_size: int = 32,
         schedule: str = "cosine",
         warmup: float = 0.1,
@@ -345,7 +365,7 @@ class BaseSVEClassifier(
             If one member and one sample do not fit into memory, after retrying with smaller parts of a batch. The
             estimator stays as it was.
         KeyboardInterrupt
-            On Ctrl-C. The last complete epoch becomes the fitted state.
+            On Ctrl-C. The last complete epoch or round becomes the fitted state.
 
         Examples
         --------
@@ -354,7 +374,7 @@ class BaseSVEClassifier(
         >>> X, y = load_iris(return_X_y=True)
         >>> clf = ToyClassifier(n_members=2, random_state=0)
         >>> clf.fit(X, y, X_val=X, y_val=y).n_iter_
-        10
+        20
         """
         start = self._state if self.warm_start and hasattr(self, "_state") else None
         return self._fit_or_stay(X, y, sample_weight, X_val=X_val, y_val=y_val, start=start)
@@ -402,13 +422,14 @@ class BaseSVEClassifier(
         1
         """
         start = getattr(self, "_state", None)
-        if self.calibrate is not None:
+        if self.calibrate is not None and self._n_folds() is None:
             raise ValueError(
-                f"calibrate={self.calibrate!r}: partial_fit has no validation data; set calibrate=None and calibrate "
-                f"in the end with CalibratedClassifierCV(FrozenEstimator(classifier), method='temperature')"
+                f"calibrate must be None in partial_fit, which has no validation data, got {self.calibrate!r}. Set "
+                f"folds in ensemble_params, or calibrate in the end with "
+                f"CalibratedClassifierCV(FrozenEstimator(classifier), method='temperature')."
             )
         if start is None and classes is None:
-            raise ValueError("classes must be passed on the first call to partial_fit")
+            raise ValueError("classes must be passed on the first call to partial_fit, got None.")
         if start is not None:
             if classes is not None and not np.array_equal(np.unique(check_labels(classes, "classes")), self.classes_):
                 raise ValueError(
@@ -423,6 +444,11 @@ class BaseSVEClassifier(
 
         self._validate_params()
         check_options(self.ensemble, self.ensemble_params)  # before a backbone of many gigabytes is read
+        if self.max_epochs is not None and self.max_steps is not None:
+            raise ValueError(
+                f"max_epochs and max_steps must not both be given, got max_epochs={self.max_epochs} and "
+                f"max_steps={self.max_steps}."
+            )
         # A copy is fitted and takes over in one assignment: Ctrl-C at any moment leaves a whole estimator.
         fitted = copy.copy(self)
         with self._out_of_memory_explained("fit"), neutral_modes(resolve_device(self.device)):
@@ -433,17 +459,33 @@ class BaseSVEClassifier(
         return self
 
     def _fit(self, X, y, sample_weight, *, X_val=None, y_val=None, start=None, classes=None):
-        from skve._fitted.temperature import fit_temperature
-        from skve._runtime.device import resolve_device
         from skve._runtime.randomness import Seeds
-        from skve._training import build, loop
-        from skve._training.batches import training_batches, validation_batches
+        from skve._training.folds import split_folds
 
         once = classes is not None
+        data, classes_ = self._check_training_data(X, y, sample_weight, start, classes)
+        seeds = Seeds(
+            self.random_state
+            if self.random_state is None or isinstance(self.random_state, numbers.Integral)
+            else check_random_state(self.random_state),
+            **({} if start is None else {"n_epochs": start.n_epochs, "split_seed": start.split_seed}),
+        )
+        parts = self._split(data, X_val, y_val, classes_, seeds, once)
+        folds = None
+        if self._n_folds() is not None:  # as the split, the same where a fit goes on
+            folds = split_folds(parts.train.targets, self._n_folds(), self.n_members, seeds.generator("split"))
+        interrupted = self._train(parts, folds, classes_, seeds, start, once)
+        self._predict_and_calibrate(data, parts, folds)
+        return interrupted
+
+    def _check_training_data(self, X, y, sample_weight, start, classes):
+        """Return what the user passed as a `Part`, with weights of mean 1, and the classes."""
+        from skve._training.batches import Part
+
         items = self._check_inputs(X, reset=start is None)
         y = check_labels(y, "y")
         check_consistent_length(items, y)
-        if once:
+        if classes is not None:
             classes_ = np.unique(check_labels(classes, "classes"))
         else:
             classes_ = np.unique(y) if start is None else self.classes_
@@ -452,13 +494,14 @@ class BaseSVEClassifier(
             raise ValueError(f"y must have at least two classes, got only one class: {classes_.tolist()[0]!r}.")
         weights = check_weights(sample_weight, len(y))
         weights = np.ones(len(y)) if weights is None else to_mean_one(weights, "data")
-        seeds = Seeds(
-            self.random_state
-            if self.random_state is None or isinstance(self.random_state, numbers.Integral)
-            else check_random_state(self.random_state),
-            **({} if start is None else {"n_epochs": start.n_epochs, "split_seed": start.split_seed}),
-        )
-        parts = self._split(items, codes, weights, X_val, y_val, classes_, seeds, once)
+        return Part(items, codes, weights, np.arange(len(y))), classes_
+
+    def _train(self, parts, folds, classes_, seeds, start, once):
+        """Train, and set what a fit learns but for `temperature_`; return whether Ctrl-C ended the training."""
+        from skve._runtime.device import resolve_device
+        from skve._training import build, loop
+        from skve._training.batches import training_batches, validation_batches
+
         device = resolve_device(self.device)
         if self.verbose:
             report("skve: preparing the backbone")
@@ -471,14 +514,14 @@ class BaseSVEClassifier(
             pipeline.check_labels(part.targets, part.name)
             return pipeline
 
-        train_pipeline = pipeline_of(parts.train)
-        ensemble, plan = build.new_ensemble(design, backbone, train_pipeline, len(classes_), seeds, start)
+        pipeline = pipeline_of(parts.train)
+        ensemble, plan = build.new_ensemble(design, backbone, pipeline, len(classes_), seeds, start)
         # Before the training: Ctrl-C in it keeps the last epoch, and has nothing left to wait for.
         earlier = start.novelty if once and start is not None else None
         novelty = self._novelty(parts.train, plan.n_features, backbone, device, seeds, earlier)
         result = loop.train(
             ensemble,
-            training_batches(parts.train, train_pipeline, ensemble, seeds, self.batch_size),
+            training_batches(parts.train, pipeline, ensemble, seeds, self.batch_size, folds),
             parts.valid and validation_batches(parts.valid, pipeline_of(parts.valid), ensemble, self.batch_size),
             settings,
             callbacks=self.callbacks,
@@ -490,11 +533,29 @@ class BaseSVEClassifier(
         self.preprocess_ = dict(backbone.preprocess)
         self.history_ = result.history
         self.n_iter_ = result.n_iter
-        self.temperature_ = 1.0
-        if self.calibrate is not None:
-            pooled = self._predict(parts.valid.items, "proba")[0].mean(axis=0)
-            self.temperature_ = fit_temperature(pooled, parts.valid.targets, parts.valid.weights)
         return result.interrupted
+
+    def _predict_and_calibrate(self, data, parts, folds):
+        """Set `oof_proba_` where members leave out folds, and `temperature_`."""
+        from skve._fitted.temperature import fit_temperature, fit_temperature_out_of_fold
+
+        self.temperature_ = 1.0
+        self.__dict__.pop("oof_proba_", None)
+        train, valid = parts.train, parts.valid
+        if folds is not None:
+            left_out = folds.predictions(
+                lambda rows, members: self._predict(train.items.take(rows), "proba", members=members)[0]
+            )
+            self.oof_proba_ = np.full((len(data.targets), len(self.classes_)), np.nan, np.float32)
+            self.oof_proba_[train.rows] = [each.mean(axis=0) for each in left_out]
+        if self.calibrate is None:
+            return
+        if folds is not None and (valid is None or valid.name == "X"):
+            weights = data.weights[train.rows]  # without those of the classes
+            self.temperature_ = fit_temperature_out_of_fold(left_out, train.targets, weights, self.n_members)
+        else:
+            pooled = self._predict(valid.items, "proba")[0].mean(axis=0)
+            self.temperature_ = fit_temperature(pooled, valid.targets, valid.weights)
 
     def _design(self, early_stopping):
         from skve._training.build import Design
@@ -534,9 +595,12 @@ class BaseSVEClassifier(
             member_lr=defaults.member_lr if self.member_lr is None else self.member_lr,
             head_lr=defaults.head_lr if self.head_lr is None else self.head_lr,
             weight_decay=self.weight_decay,
-            head_weight_decay=self.head_weight_decay,
+            head_weight_decay=(
+                defaults.head_weight_decay if self.head_weight_decay is None else self.head_weight_decay
+            ),
             max_epochs=1 if once else self.max_epochs,
-            max_steps=None,
+            max_steps=None if once else self.max_steps,
+            least_steps=defaults.least_steps,
             schedule="constant" if once else self.schedule,
             warmup=0.0 if once else self.warmup,
             grad_clip=self.grad_clip,
@@ -545,7 +609,7 @@ class BaseSVEClassifier(
             n_iter_no_change=self.n_iter_no_change,
         )
 
-    def _split(self, items, codes, weights, X_val, y_val, classes, seeds, once):
+    def _split(self, data, X_val, y_val, classes, seeds, once):
         """Return what is trained on and what validates, as `Parts` with weights of mean 1.
 
         Class weights change what is learned, not what is measured: they count in the training part only.
@@ -554,6 +618,7 @@ class BaseSVEClassifier(
 
         if (X_val is None) != (y_val is None):
             raise ValueError("X_val and y_val must be given together, got one of them.")
+        items, codes, weights = data.items, data.targets, data.weights
         held_out = np.zeros(len(codes), bool)
         valid = None
         if X_val is not None:
@@ -564,8 +629,8 @@ class BaseSVEClassifier(
             val_y = check_labels(y_val, "y_val")
             check_consistent_length(val_items, val_y)
             val_codes = encode_labels(val_y, classes, name="y_val")
-            valid = Part(val_items, val_codes, np.ones(len(val_codes)), "X_val")
-        elif (self.early_stopping or self.calibrate is not None) and not once:
+            valid = Part(val_items, val_codes, np.ones(len(val_codes)), np.arange(len(val_codes)), "X_val")
+        elif (self.early_stopping or (self.calibrate is not None and self._n_folds() is None)) and not once:
             counted = np.flatnonzero(weights)  # the others would measure nothing
             chosen = stratified_part(codes[counted], self.validation_fraction, seeds.generator("split"))
             held_out[counted[chosen]] = True
@@ -576,11 +641,14 @@ class BaseSVEClassifier(
                     f"samples, or X_val and y_val."
                 )
             out = np.flatnonzero(held_out)
-            valid = Part(items.take(out), codes[out], to_mean_one(weights[out], "validation part"))
+            valid = Part(items.take(out), codes[out], to_mean_one(weights[out], "validation part"), out)
         kept = np.flatnonzero(~held_out)
         weights = (weights * class_weights(self.class_weight, codes, classes))[kept]
         train_items = items.take(kept) if held_out.any() else items
-        return Parts(Part(train_items, codes[kept], to_mean_one(weights, "training part")), valid)
+        return Parts(Part(train_items, codes[kept], to_mean_one(weights, "training part"), kept), valid)
+
+    def _n_folds(self):
+        return (self.ensemble_params or {}).get("folds")
 
     # -------------------------------------------------------------------------------------- predicting
 
@@ -613,9 +681,22 @@ class BaseSVEClassifier(
         >>> clf.predict_proba_members(X[:5]).shape
         (2, 5, 3)
         """
-        check_is_fitted(self)
-        with self._out_of_memory_explained("predict"):
-            return self._predict(self._check_inputs(X, reset=False), "proba")[0]
+        fitted = self._snapshot()
+        with fitted._out_of_memory_explained("predict"):
+            return fitted._predict(fitted._check_inputs(X, reset=False), "proba")[0]
+
+    def _snapshot(self):
+        """Return the fitted estimator as it is now, with the parameters that predictions read validated.
+
+        A fit, in another thread say, replaces all attributes in one assignment, and changes nothing in the snapshot.
+        """
+        fitted = copy.copy(self)
+        check_is_fitted(fitted)
+        read = ("batch_size", "image_size", "image_shape", "augment", "features", "verbose")
+        parameters = {name: value for name, value in fitted.get_params(deep=False).items() if name in read}
+        constraints = {name: fitted._parameter_constraints[name] for name in parameters}
+        validate_parameter_constraints(constraints, parameters, type(self).__name__)
+        return fitted
 
     @contextlib.contextmanager
     def _out_of_memory_explained(self, doing):
@@ -654,8 +735,8 @@ class BaseSVEClassifier(
             }
         return remedies
 
-    def _predict(self, items, *kinds):
-        """Return an array for each of `kinds`; the items are read once for all.
+    def _predict(self, items, *kinds, members=None):
+        """Return an array for each of `kinds`, of all members or of some; the items are read once for all.
 
         "proba": the members' probabilities (n_members, n_samples, n_classes); "features": those of the frozen
         backbone (n_samples, n_features); "member_features": (n_members, n_samples, n_features).
@@ -672,7 +753,7 @@ class BaseSVEClassifier(
             passes, arrays = [], []
             for kind in kinds:
                 if kind == "proba":
-                    new, array = prediction.probability_passes(ensemble, len(items))
+                    new, array = prediction.probability_passes(ensemble, len(items), members)
                 elif kind == "member_features":
                     new, array = prediction.feature_passes(ensemble, len(items), state.n_features)
                 else:
@@ -713,7 +794,8 @@ class BaseSVEClassifier(
         >>> clf.predict_proba(X[:5]).shape
         (5, 3)
         """
-        return self._pool(self.predict_proba_members(X))
+        fitted = self._snapshot()
+        return fitted._pool(fitted.predict_proba_members(X))
 
     def _pool(self, members):
         """Return the prediction of members' probabilities: their mean at the fitted temperature."""
@@ -751,8 +833,8 @@ class BaseSVEClassifier(
         >>> clf.predict(X[:3]).shape
         (3,)
         """
-        proba = self.predict_proba(X)
-        return self.classes_[proba.argmax(axis=1)]
+        fitted = self._snapshot()
+        return fitted.classes_[fitted.predict_proba(X).argmax(axis=1)]
 
     def predict_uncertainty(self, X: Samples) -> Uncertainty:
         """Predict the uncertainty of each sample, in nats, and split it by source.
@@ -788,8 +870,7 @@ class BaseSVEClassifier(
         """
         from skve.uncertainty import Uncertainty
 
-        check_is_fitted(self)
-        fitted = copy.copy(self)  # a refit in another thread changes nothing in it
+        fitted = self._snapshot()
         novelty, shares = fitted._state.novelty, None
         with self._out_of_memory_explained("predict"):
             items = fitted._check_inputs(X, reset=False)
@@ -838,8 +919,7 @@ class BaseSVEClassifier(
         >>> bool(clf.score_samples([[5.8, 3.0, 4.4, 1.3]]) > clf.score_samples([[-9.0, 9.0, 0.0, 0.0]]))
         True
         """
-        check_is_fitted(self)
-        fitted = copy.copy(self)
+        fitted = self._snapshot()
         novelty = fitted._state.novelty
         if novelty is None:
             raise ValueError(
@@ -884,14 +964,13 @@ class BaseSVEClassifier(
         >>> clf.set_params(features="members").transform(X[:5]).shape
         (5, 32)
         """
-        check_is_fitted(self)
-        self._validate_params()
-        kind = "features" if self.features == "backbone" else "member_features"
-        with self._out_of_memory_explained("predict"):
-            (features,) = self._predict(self._check_inputs(X, reset=False), kind)
-        if self.features == "members":
+        fitted = self._snapshot()
+        kind = "features" if fitted.features == "backbone" else "member_features"
+        with fitted._out_of_memory_explained("predict"):
+            (features,) = fitted._predict(fitted._check_inputs(X, reset=False), kind)
+        if fitted.features == "members":
             return np.hstack(features)
-        return features.mean(axis=0) if self.features == "mean" else features
+        return features.mean(axis=0) if fitted.features == "mean" else features
 
     @property
     def _n_features_out(self):
@@ -950,8 +1029,9 @@ class BaseSVEClassifier(
         """
         from skve._fitted import saving
 
-        check_is_fitted(self)
-        saving.save(self, folder, include_backbone=include_backbone)
+        fitted = copy.copy(self)
+        check_is_fitted(fitted)
+        saving.save(fitted, folder, include_backbone=include_backbone)
 
 
 def _check_finite(array):

@@ -42,8 +42,6 @@ class SVETextClassifier(BaseSVEClassifier):
         `"lora"`, 3e-3 for `"batch"`, else 1e-2.
     head_lr : float, default=None
         Learning rate of the heads. None: 1e-2 with `head="linear"`, 1e-5 with `head="lm"`.
-    max_epochs : int, default=6
-        Number of passes over the training data.
     batch_size : int, default=32
         Number of samples in a batch, in training and in prediction. Batches hold texts of similar length.
     max_length : int, default=None
@@ -139,8 +137,9 @@ class SVETextClassifier(BaseSVEClassifier):
         member_lr: float | None = None,
         head_lr: float | None = None,
         weight_decay: float = 0.0,
-        head_weight_decay: float = 0.0,
-        max_epochs: int = 6,
+        head_weight_decay: float | None = None,
+        max_epochs: int | None = None,
+        max_steps: int | None = None,
         batch_size: int = 32,
         schedule: str = "cosine",
         warmup: float = 0.1,

@@ -69,10 +69,8 @@ def check_options(ensemble, ensemble_params):
     options = dict(ensemble_params or {})
     unknown = sorted(set(options) - set(takes), key=str)
     if unknown:
-        known = f"it takes {sorted(takes)}" if takes else "it takes none"
-        raise ValueError(
-            f"ensemble_params={options!r}: ensemble={ensemble!r} has no option {unknown}; {known}, leave others out"
-        )
+        known = f"must be among {sorted(takes)}" if takes else "must be empty"
+        raise ValueError(f"The options in ensemble_params of ensemble={ensemble!r} {known}, got {unknown}.")
     constraints = {name: allowed for name, (_, allowed) in takes.items()}
     validate_parameter_constraints(constraints, options, f"ensemble_params of ensemble={ensemble!r}")
     return options

@@ -22,6 +22,7 @@ SAME_START = "raise member_lr or max_epochs: members start from the same weights
 DIFFERENCES: Options = {
     "order": (None, [StrOptions({"shared", "own"}), None]),
     "bootstrap": (False, ["boolean"]),
+    "folds": (None, [Interval(numbers.Integral, 2, None, closed="left"), None]),
     "diversity": (0.0, [Interval(numbers.Real, 0, 1, closed="both")]),
 }
 
@@ -36,11 +37,14 @@ class Defaults:
         Learning rates of what a member owns of the backbone, and of its head.
     head_weight_decay : float
         Decoupled weight decay of the heads.
+    least_steps : int or None
+        In place of the schedule's `LEAST_STEPS`.
     """
 
     member_lr: float
     head_lr: float
     head_weight_decay: float = 0.0
+    least_steps: int | None = None
 
 
 def is_trained(key):
@@ -138,16 +142,21 @@ class MemberRule:
     def check(self, n_members, early_stopping=False):
         """Raise ValueError if the options do not fit together, or the members not into memory."""
         options = self.options
+        if options["folds"] is not None and options["folds"] > n_members:
+            raise ValueError(
+                f"folds in ensemble_params must be at most n_members={n_members}, so that a member leaves out each, "
+                f"got {options['folds']}."
+            )
         if options["diversity"] == 0:
             return
-        unfit = f"ensemble_params: diversity={options['diversity']} compares members on the same samples, "
+        same = f"where diversity={options['diversity']} compares members on the same samples"
         if n_members < 2:
-            raise ValueError(f"{unfit}and there is one; wanted n_members=2 or more, or diversity=0")
+            raise ValueError(f"n_members must be at least 2 {same}, got {n_members}.")
         given = {**options, "order": self.order}
-        wanted = {"order": "shared", "bootstrap": False, "train_batch_norm": False}
-        for name, value in wanted.items():
+        required = {"order": "shared", "bootstrap": False, "folds": None, "train_batch_norm": False}
+        for name, value in required.items():
             if given.get(name, value) != value:
-                raise ValueError(f"{unfit}which {name}={given[name]!r} does not give; wanted {name}={value!r}")
+                raise ValueError(f"{name} in ensemble_params must be {value!r} {same}, got {given[name]!r}.")
 
     def shares(self, key):
         """Say whether all members have one and the same tensor under `key`."""

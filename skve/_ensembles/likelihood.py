@@ -6,7 +6,7 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.special import softmax
+from scipy.special import log_softmax, softmax
 
 IMPOSSIBLE = -1e4  # logit of a class that a sample cannot have: finite, as label smoothing needs it, with exp() = 0
 EPSILON = 1e-12  # what scikit-learn adds to a probability before it takes the logarithm
@@ -83,7 +83,11 @@ class Likelihood:
 
     def temper(self, proba, temperature):
         """Return probabilities ∝ `proba ** (1 / temperature)`, NumPy arrays; those that are 0 stay 0."""
-        if temperature == 1.0:
-            return proba
-        logits = np.log(proba + EPSILON, where=proba > 0, out=np.full_like(proba, -np.inf))
-        return softmax(logits / temperature, axis=-1)
+        return proba if temperature == 1.0 else softmax(self._log(proba) / temperature, axis=-1)
+
+    def log_temper(self, proba, temperature):
+        """Return the logarithms of `temper`."""
+        return log_softmax(self._log(proba) / temperature, axis=-1)
+
+    def _log(self, proba):
+        return np.log(proba + EPSILON, where=proba > 0, out=np.full_like(proba, -np.inf))

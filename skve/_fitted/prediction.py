@@ -34,15 +34,16 @@ class Pass:
     output: np.ndarray
 
 
-def probability_passes(ensemble, n_samples):
-    """Return a pass for each member, and the array (n_members, n_samples, n_classes) of their probabilities."""
+def probability_passes(ensemble, n_samples, members=None):
+    """Return a pass for each member, or each of some, and their probabilities (n_members, n_samples, n_classes)."""
+    members = range(len(ensemble.members)) if members is None else members
     likelihood = ensemble.head.likelihood
-    proba = np.empty((len(ensemble.members), n_samples, likelihood.n_classes))
+    proba = np.empty((len(members), n_samples, likelihood.n_classes))
 
     def compute(index):
         return lambda inputs: likelihood.proba(ensemble.member_logits(inputs, index))
 
-    return _member_passes(ensemble, proba, compute), proba
+    return _member_passes(ensemble, members, proba, compute), proba
 
 
 def feature_passes(ensemble, n_samples, n_features):
@@ -52,13 +53,13 @@ def feature_passes(ensemble, n_samples, n_features):
     def compute(index):
         return lambda inputs: ensemble.network.features(inputs).float()
 
-    return _member_passes(ensemble, features, compute), features
+    return _member_passes(ensemble, range(len(features)), features, compute), features
 
 
-def _member_passes(ensemble, outputs, compute):
+def _member_passes(ensemble, members, outputs, compute):
     return [
         Pass(ensemble.network, lambda index=index: ensemble.install(index), compute(index), output)
-        for index, output in enumerate(outputs)
+        for index, output in zip(members, outputs, strict=True)
     ]
 
 
@@ -81,6 +82,8 @@ def predict(passes, pipeline, batch_size, device, n_batches=BATCHES_PER_INSTALLA
     batches than that.
     """
     batches = list(pipeline.batches(batch_size, None))
+    if not np.array_equal(np.sort(np.concatenate(batches)), np.arange(len(pipeline))):
+        raise RuntimeError(f"The batches of a prediction must hold each of the {len(pipeline)} items once.")
     with progress_bar(len(batches) * len(passes), shown=verbose and len(batches) > n_batches) as bar:
         _predict(passes, pipeline, batches, n_batches, device, bar)
 

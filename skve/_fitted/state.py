@@ -106,13 +106,9 @@ class FittedState:
         ValueError
             If the backbone's weights, or its singular vectors, are not those that the members were fitted on.
         """
-        if backbone.description["sha256"] != self.backbone["sha256"]:
-            raise ValueError(
-                f"the weights of the backbone {self.backbone['name']!r} have changed since the fit (SHA-256 "
-                f"{backbone.description['sha256'][:12]}..., fitted on {self.backbone['sha256'][:12]}...); "
-                f"bring back the fitted weights, or fit again"
-            )
-        sites = [site for site in layer_selection.find_sites(backbone.module)[0] if site.layer in set(self.layers)]
+        self._check_weights(backbone)
+        selected = set(self.layers)
+        sites = [site for site in layer_selection.find_sites(backbone.module)[0] if site.layer in selected]
         rule = make_rule(
             self.ensemble,
             backbone,
@@ -121,32 +117,53 @@ class FittedState:
             train_bias=self.train_bias,
             ensemble_params=self.ensemble_params,
         )
-        for layer, fingerprint in rule.fingerprints().items():
-            if layer not in self.fingerprints:
-                raise ValueError(f"the fingerprints in skve.json have none of layer {layer!r}; take a whole copy")
-            if abs(fingerprint - self.fingerprints[layer]) > 1e-4:
-                raise ValueError(
-                    f"the singular vectors of layer {layer!r} computed on this machine differ from those of "
-                    f"the fit; the linear-algebra library of one of the two is at fault, or the model was altered: "
-                    f"fit again here"
-                )
-        device = backbone.device
+        head = Head.on(backbone, self.n_features, self.n_classes)
+        self._check_bases(rule)
+        self._check_shapes(rule, head)
+        self._check_shareable(backbone)
         size = min(len(pipeline), self.batch_size * BATCHES_PER_INSTALLATION) * pipeline.mean_size
         traced = Trace(frozenset(), self.positions, list(self.shareable), self.n_features)
-        head = Head.on(backbone, self.n_features, self.n_classes)
-        shapes = {**head.shapes(), **rule.shapes()}
-        wanted = {key: (1 if rule.shares(key) else self.n_members, *shape) for key, shape in shapes.items()}
-        found = {key: value.shape for key, value in self.arrays.items()}
-        if wanted != found:
-            wrong = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+        return Ensemble(rule, head, self.members(backbone.device), traced, size, training=False)
+
+    def _check_weights(self, backbone):
+        now, then = backbone.description["sha256"], self.backbone["sha256"]
+        if now != then:
             raise ValueError(
-                f"the members do not fit the backbone {self.backbone['name']!r}: {wrong[0]} has shape "
-                f"{found.get(wrong[0])}, wanted {wanted.get(wrong[0])}; fit again, or take a whole copy"
+                f"The backbone {self.backbone['name']!r} must have the weights of the fit (SHA-256 {then[:12]}...), "
+                f"but they have changed since, got {now[:12]}.... Bring back the fitted weights, or fit again."
             )
-        unknown = set(self.shareable) - {name for name, _ in backbone.module.named_modules(remove_duplicate=False)}
+
+    def _check_bases(self, rule):
+        for layer, fingerprint in rule.fingerprints().items():
+            if layer not in self.fingerprints:
+                raise ValueError(
+                    f"skve.json must have a fingerprint of layer {layer!r}, got none. Replace a damaged copy of the "
+                    f"saved model."
+                )
+            if abs(fingerprint - self.fingerprints[layer]) > 1e-4:
+                raise ValueError(
+                    f"The singular vectors of layer {layer!r} must be those of the fit, but those computed on this "
+                    f"machine differ: the linear-algebra library of one of the two is at fault, or the model was "
+                    f"altered. Fit again here."
+                )
+
+    def _check_shapes(self, rule, head):
+        shapes = {**head.shapes(), **rule.shapes()}
+        required = {key: (1 if rule.shares(key) else self.n_members, *shape) for key, shape in shapes.items()}
+        found = {key: value.shape for key, value in self.arrays.items()}
+        wrong = sorted(key for key in required.keys() | found.keys() if required.get(key) != found.get(key))
+        if wrong:
+            raise ValueError(
+                f"The members must fit the backbone {self.backbone['name']!r}: the shape of {wrong[0]} must "
+                f"be {required.get(wrong[0], 'none')}, got {found.get(wrong[0], 'none')}. Fit again, or replace "
+                f"a damaged copy of the saved model."
+            )
+
+    def _check_shareable(self, backbone):
+        names = {name for name, _ in backbone.module.named_modules(remove_duplicate=False)}
+        unknown = sorted(set(self.shareable) - names)
         if unknown:
             raise ValueError(
-                f"the backbone {self.backbone['name']!r} has no {sorted(unknown)[0]!r}, which the members share; fit "
-                f"again, or take a whole copy"
+                f"The modules that members share must be those of the backbone {self.backbone['name']!r}, got "
+                f"{unknown[0]!r}. Fit again, or replace a damaged copy of the saved model."
             )
-        return Ensemble(rule, head, self.members(device), traced, size, training=False)

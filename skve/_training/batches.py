@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from skve._inputs.pipeline import Pipeline, part_of
+from skve._inputs.weights import to_mean_one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,13 +24,16 @@ class Part:
         Class indices.
     weights : ndarray of shape (n_samples,)
         Of mean 1.
+    rows : ndarray of int, shape (n_samples,)
+        Their places in what the user passed.
     name : {"X", "X_val"}
-        What the user calls them.
+        What the user calls that.
     """
 
     items: Any
     targets: np.ndarray
     weights: np.ndarray
+    rows: np.ndarray
     name: str = "X"
 
 
@@ -106,26 +110,36 @@ class Batches:
     batch_size : int
     device : torch.device
     streams : sequence of Stream
+    merges_single : bool, default=False
+        Whether a last batch of one sample becomes part of another one, for the sake of batch statistics.
     """
 
     AHEAD = 2  # batches that are read while the network computes
 
-    def __init__(self, pipeline: Pipeline, targets, weights, batch_size, device, streams):
+    def __init__(self, pipeline: Pipeline, targets, weights, batch_size, device, streams, merges_single=False):
         self.pipeline, self.targets, self.weights = pipeline, targets, weights
         self.batch_size, self.device, self.streams = batch_size, device, streams
+        self._merges = merges_single and len(targets) > batch_size > 1 and len(targets) % batch_size == 1
         self._reading: Any = None
 
     def __len__(self):
-        return math.ceil(len(self.targets) / self.batch_size)
+        return math.ceil(len(self.targets) / self.batch_size) - self._merges
 
     def __iter__(self):
-        orders = [list(self.pipeline.batches(self.batch_size, stream.order)) for stream in self.streams]
+        orders = [self._order(stream) for stream in self.streams]
         steps = list(zip(*orders, strict=True))
         in_turn = [indices for step in steps for indices in step]
         self._reading = reading = self.pipeline.load_each(in_turn, self.AHEAD * len(self.streams))
         for step in steps:
             pairs = zip(self.streams, step, strict=True)
             yield Batch(tuple(self._group(stream, indices, next(reading)) for stream, indices in pairs))
+
+    def _order(self, stream):
+        order = list(self.pipeline.batches(self.batch_size, stream.order))
+        if self._merges:
+            single = order.pop(next(place for place, indices in enumerate(order) if len(indices) == 1))
+            order[-1] = np.concatenate([order[-1], single])
+        return order
 
     def _group(self, stream, indices, raw):
         targets, weights = self.targets[indices].to(self.device), self.weights[..., indices].to(self.device)
@@ -137,10 +151,11 @@ class Batches:
             self._reading.close()
 
 
-def training_batches(part, pipeline, ensemble, seeds, batch_size):
-    """Return training batches in which members differ as the rule's order and its option "bootstrap" say.
+def training_batches(part, pipeline, ensemble, seeds, batch_size, folds=None):
+    """Return training batches in which members differ as the rule's order and options say.
 
-    Member m draws from its own generators; those of the first one draw the order that all share, too.
+    Member m draws from its own generators; those of the first one draw the order that all share, too. What a member
+    does not see, by "bootstrap" or as its fold, has the weight 0.
 
     Parameters
     ----------
@@ -150,6 +165,7 @@ def training_batches(part, pipeline, ensemble, seeds, batch_size):
     ensemble : Ensemble
     seeds : Seeds
     batch_size : int
+    folds : Folds, default=None
 
     Returns
     -------
@@ -163,6 +179,11 @@ def training_batches(part, pipeline, ensemble, seeds, batch_size):
             for m in range(len(trained))
         ]
         weights = weights * torch.stack([drawn.bincount(minlength=n_samples) for drawn in draws])
+    if folds is not None:
+        kept = [
+            to_mean_one(row, f"samples that member {m} keeps") for m, row in enumerate(folds.kept(weights.numpy()))
+        ]
+        weights = torch.as_tensor(np.stack(kept), dtype=torch.float32)
 
     def stream(members, m):
         return Stream(members, seeds.generator("order", m), seeds.generator("augment", m))
@@ -172,7 +193,7 @@ def training_batches(part, pipeline, ensemble, seeds, batch_size):
     else:
         streams = [stream([member], m) for m, member in enumerate(trained)]
     targets = ensemble.head.likelihood.targets(part.targets)
-    return Batches(pipeline, targets, weights, batch_size, ensemble.device, streams)
+    return Batches(pipeline, targets, weights, batch_size, ensemble.device, streams, rule.mixes_samples)
 
 
 def validation_batches(part, pipeline, ensemble, batch_size):

@@ -34,6 +34,7 @@ class Settings:
     head_weight_decay: float
     max_epochs: int | None
     max_steps: int | None
+    least_steps: int | None
     schedule: str
     warmup: float
     grad_clip: float | None
@@ -79,7 +80,7 @@ def train(ensemble, train_batches, valid_batches, settings, *, callbacks=None, v
         If the loss is not finite or a layer's ratios get no gradient.
     """
     _check_callbacks(callbacks or [])
-    course = plan_course(len(train_batches), settings.max_epochs, settings.max_steps)
+    course = plan_course(len(train_batches), settings.max_epochs, settings.max_steps, settings.least_steps)
     n_cycles = ensemble.rule.n_cycles(len(ensemble.members))
     _check_cycles(n_cycles, course.n_steps, settings)
     history, interrupted = _History(course), False

@@ -7,7 +7,7 @@ import math
 
 # The default length: enough steps for few samples, whose epochs are short, and enough epochs for many.
 LEAST_STEPS = 160
-LEAST_EPOCHS = 10
+LEAST_EPOCHS = 6
 # Rounds of a training whose length is given in steps; each ends with validation and an entry of the history.
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 20
 
@@ -37,7 +37,7 @@ class Course:
         return n_steps / self.steps_per_epoch if rest else whole
 
 
-def default_steps(steps_per_epoch):
+def default_steps(steps_per_epoch, least_steps=None):
     """Return the number of training steps where the user gives none.
 
     The larger of `LEAST_STEPS` steps and `LEAST_EPOCHS` epochs: with few samples an epoch has few steps, and the
@@ -46,16 +46,18 @@ def default_steps(steps_per_epoch):
     Parameters
     ----------
     steps_per_epoch : int
-        Batches of the training data.
+        Batches of the training data: samples divided by the batch size, rounded up.
+    least_steps : int, default=None
+        In place of `LEAST_STEPS`.
 
     Returns
     -------
     int
     """
-    return max(LEAST_STEPS, LEAST_EPOCHS * steps_per_epoch)
+    return max(LEAST_STEPS if least_steps is None else least_steps, LEAST_EPOCHS * steps_per_epoch)
 
 
-def plan_course(steps_per_epoch, max_epochs=None, max_steps=None):
+def plan_course(steps_per_epoch, max_epochs=None, max_steps=None, least_steps=None):
     """Return the `Course` of a training of `max_epochs` epochs, of `max_steps` steps, or of the default length.
 
     A round is an epoch where the length is given in epochs. Else it is an epoch as long as that makes 5 to 20 rounds,
@@ -63,7 +65,7 @@ def plan_course(steps_per_epoch, max_epochs=None, max_steps=None):
     """
     if max_epochs is not None:
         return Course(max_epochs * steps_per_epoch, steps_per_epoch, steps_per_epoch)
-    n_steps = default_steps(steps_per_epoch) if max_steps is None else max_steps
+    n_steps = default_steps(steps_per_epoch, least_steps) if max_steps is None else max_steps
     shortest, longest = -(-n_steps // MOST_ROUNDS), -(-n_steps // FEWEST_ROUNDS)
     return Course(n_steps, min(max(steps_per_epoch, shortest), longest), steps_per_epoch)
 

@@ -1,4 +1,6 @@
-"""Predictions of many batches show a bar where they are asked to, over all members, to its end."""
+"""Predictions: their progress bar, the parameters they read, and a fit that comes between."""
+
+import copy
 
 import numpy as np
 import pytest
@@ -6,6 +8,8 @@ import torch
 
 from skve._ensembles import BATCHES_PER_INSTALLATION
 from skve._ensembles.ensemble import Ensemble
+from skve._fitted import prediction
+from skve._inputs import pipeline
 from skve.testing import ToyClassifier
 
 N_BATCHES = BATCHES_PER_INSTALLATION + 1
@@ -43,3 +47,44 @@ def test__predict__batches_halved_when_memory_is_short__bar_still_ends_full(fitt
     np.testing.assert_allclose(fitted.set_params(verbose=1).predict_proba(X), expected, rtol=0, atol=1e-6)
     total = 3 * len(X)
     assert f"{total}/{total}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [0, 2.5, "8"])
+def test__predict__batch_size_set_after_the_fit__validated(fitted, wrong):
+    with pytest.raises(ValueError, match="'batch_size' parameter of ToyClassifier must be an int"):
+        clone_of(fitted).set_params(batch_size=wrong).predict(X)
+
+
+def test__predict__pipeline_that_leaves_samples_out__error(fitted, monkeypatch):
+    original = pipeline.index_batches
+    monkeypatch.setattr(pipeline, "index_batches", lambda *args: original(*args)[:-1])
+    with pytest.raises(RuntimeError, match=f"each of the {len(X)} items once"):
+        fitted.predict(X)
+
+
+@pytest.mark.parametrize("method", ["predict", "predict_proba", "predict_proba_members", "predict_uncertainty"])
+def test__predict__fit_of_other_data_meanwhile__one_model_answers(fitted, monkeypatch, method):
+    estimator = clone_of(fitted)
+    before = np.asarray(answer(estimator, method))
+    refitted = []
+
+    def predict(*args, **kwargs):
+        if not refitted:
+            refitted.append(True)
+            estimator.fit(X[:, :2], np.array(["a", "b", "c", "d"])[np.arange(len(X)) % 4])
+        return original(*args, **kwargs)
+
+    original = prediction.predict
+    monkeypatch.setattr(prediction, "predict", predict)
+    assert np.array_equal(answer(estimator, method), before)
+    assert refitted
+    assert estimator.classes_.tolist() == ["a", "b", "c", "d"]
+
+
+def clone_of(fitted):
+    return copy.copy(fitted)
+
+
+def answer(estimator, method):
+    found = getattr(estimator, method)(X)
+    return found.confidence if method == "predict_uncertainty" else found

@@ -2,9 +2,11 @@
 
 import json
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import log_loss
@@ -12,8 +14,9 @@ from sklearn.metrics import log_loss
 import skve
 from skve import SVETextClassifier
 from skve._ensembles import Likelihood
+from skve._fitted import temperature
 from skve._fitted.saving import document_hash
-from skve._fitted.temperature import fit_temperature
+from skve._fitted.temperature import fit_temperature, fit_temperature_out_of_fold
 from skve.testing import make_toy_text_backbone
 from tests.toys import pooled_nll, same_arrays, toy_classifier, toy_images
 
@@ -33,13 +36,15 @@ def blurred():
 
 @pytest.fixture(scope="module")
 def fits(blurred):
-    """The same fit without and with calibration."""
+    """The same fit without and with calibration, without a prior, as scikit-learn has none."""
     (X, y), (X_val, y_val), _ = blurred
     settings = {"max_epochs": 12, "head_lr": 5e-2, "schedule": "constant"}
-    return [
-        toy_classifier(calibrate=calibrate, **settings).fit(X, y, X_val=X_val, y_val=y_val)
-        for calibrate in (None, "temperature")
-    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(temperature, "PRIOR_SCALE", np.inf)
+        return [
+            toy_classifier(calibrate=calibrate, **settings).fit(X, y, X_val=X_val, y_val=y_val)
+            for calibrate in (None, "temperature")
+        ]
 
 
 def test__calibrate__same_validation_data__log_loss_of_scikit_learn(fits, blurred):
@@ -105,19 +110,57 @@ def test__calibrate__validation_part_lacks_a_class__fitted_on_the_others(blurred
     assert classifier.temperature_ > 1
 
 
-def test__calibrate__all_validation_samples_right__warning_and_temperature_one():
-    X, y = toy_images(per_class=20)
-    classifier = toy_classifier(calibrate="temperature", max_epochs=15, head_lr=5e-2)
-    with pytest.warns(UserWarning, match="all 60 validation samples are predicted rightly") as record:
-        classifier.fit(X, y, X_val=X, y_val=y)
-    assert record[0].filename == __file__
-    assert classifier.temperature_ == 1.0
+def test__fit_temperature__handful_of_samples__close_to_one():
+    proba = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.1, 0.2, 0.7], [0.4, 0.3, 0.3]])
+    right, wrong = proba.argmax(1), (proba.argmax(1) + 1) % 3
+    assert 0.6 < fit_temperature(proba, right, np.ones(4)) < 1
+    assert 1 < fit_temperature(proba, wrong, np.ones(4)) < 1.7
+    assert (
+        fit_temperature(np.tile(proba, (100, 1)), np.tile(right, 100), np.ones(400)) < 0.4
+    )  # they outweigh the prior
 
 
-def test__fit_temperature__all_samples_wrong__warning_and_temperature_one():
-    proba = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]])
-    with pytest.warns(UserWarning, match="2 validation samples are predicted no better than by chance"):
-        assert fit_temperature(proba, np.array([1, 2]), np.ones(2)) == 1.0
+def test__fit_temperature__samples_without_weight__do_not_count():
+    rng = np.random.default_rng(0)
+    proba, codes = rng.dirichlet(np.ones(3), 30), rng.integers(0, 3, 30)
+    weights = (np.arange(30) < 10).astype(float)
+    expected = fit_temperature(proba[:10], codes[:10], np.ones(10))
+    assert fit_temperature(proba, codes, 3 * weights) == pytest.approx(expected, rel=1e-5)
+
+
+def test__fit_temperature__many_classes__memory_linear_in_them():
+    n_classes = 4000
+    proba = np.random.default_rng(0).dirichlet(np.full(n_classes, 0.1), 8)
+    tracemalloc.start()
+    try:
+        fit_temperature(proba, np.arange(8), np.ones(8))
+        assert tracemalloc.get_traced_memory()[1] < 20 * proba.nbytes
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("n_left_out", "n_members"), [(2, 4), (2, 16), (4, 8)])
+def test__fit_temperature_out_of_fold__noisy_members__that_of_the_pool_of_all(n_left_out, n_members):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 1.5, (4000, 1, 5))
+    members = softmax(2 * logits + rng.normal(0, 1, (4000, n_members, 5)), axis=-1)
+    codes = (softmax(logits[:, 0], axis=-1).cumsum(axis=1) > rng.random((4000, 1))).argmax(axis=1)
+    ones = np.ones(4000)
+    best = fit_temperature(members.mean(axis=1), codes, ones)
+    found = fit_temperature_out_of_fold(list(members[:, :n_left_out]), codes, ones, n_members)
+    of_few = fit_temperature(members[:, :n_left_out].mean(axis=1), codes, ones)
+    assert abs(np.log(found / best)) < 0.5 * abs(np.log(of_few / best))
+
+
+def test__fit_temperature_out_of_fold__one_member_a_sample__between_theirs_and_one():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 1.5, (500, 4))
+    codes = (softmax(logits, axis=1).cumsum(axis=1) > rng.random((500, 1))).argmax(axis=1)
+    for sharpness in (3, 0.5):
+        proba = softmax(sharpness * logits, axis=1)
+        of_one = fit_temperature(proba, codes, np.ones(500))
+        found = fit_temperature_out_of_fold(list(proba[:, None]), codes, np.ones(500), 4)
+        assert 1 < found < of_one if sharpness > 1 else found == pytest.approx(of_one)
 
 
 def test__calibrate__refit_without__temperature_one_again(fits, blurred):
@@ -157,7 +200,7 @@ def test__calibrate__warm_start__same_samples_set_aside(blurred, random_state):
 
 def test__calibrate__partial_fit__value_error_with_the_remedy(images):
     X, y = images
-    with pytest.raises(ValueError, match=r"partial_fit has no validation data; set calibrate=None"):
+    with pytest.raises(ValueError, match=r"calibrate must be None in partial_fit, which has no validation data, got"):
         toy_classifier(calibrate="temperature").partial_fit(X, y, classes=[0, 1, 2])
 
 
@@ -177,12 +220,12 @@ def test__calibrate__saved_and_pickled__same_probabilities(fits, blurred, tmp_pa
         assert np.array_equal(same.predict_proba(X), expected)
 
 
-@pytest.mark.parametrize("temperature", [0, -1.0, "2", None, float("nan"), float("inf")])
-def test__load__temperature_of_another_kind__value_error(fits, tmp_path, temperature):
+@pytest.mark.parametrize("wrong", [0, -1.0, "2", None, float("nan"), float("inf")])
+def test__load__temperature_of_another_kind__value_error(fits, tmp_path, wrong):
     with pytest.warns(UserWarning, match="not saved"):
         fits[1].save(tmp_path)
     path = tmp_path / "skve.json"
-    document = {**json.loads(path.read_text()), "temperature": temperature}
+    document = {**json.loads(path.read_text()), "temperature": wrong}
     path.write_text(json.dumps({**document, "sha256": document_hash(document)}))
     with pytest.raises(ValueError, match=r"'temperature' parameter of skve\.json must be"):
         skve.load(tmp_path, backbone=fits[1].backbone)
@@ -198,13 +241,8 @@ def test__fit_temperature__scaled_logits__the_factor_found():
     assert fit_temperature(sharp, codes, np.ones(len(codes))) == pytest.approx(3, rel=0.03)
 
 
-def test__temper__impossible_classes__stay_zero():
-    proba = Likelihood(3).temper(np.array([[0.9, 0.1, 0.0], [0.5, 0.0, 0.5]]), 4.0)
-    assert (proba == 0).tolist() == [[False, False, True], [False, True, False]]
-    np.testing.assert_allclose(proba[0, 0] / proba[0, 1], 9**0.25, rtol=1e-9)
-
-
-def test__calibrate__texts__agrees_with_scikit_learn():
+def test__calibrate__texts__agrees_with_scikit_learn(monkeypatch):
+    monkeypatch.setattr(temperature, "PRIOR_SCALE", np.inf)
     texts = ["a fine day", "what a bore", "fine and good", "a bore again", "so fine", "bore me not"] * 10
     labels = np.random.default_rng(0).permutation(["good", "bad"] * 30)  # nothing to learn, only to remember
     backbone = make_toy_text_backbone("bert")

@@ -119,15 +119,16 @@ def test__diversity__zero__same_bits_as_without(images):
 @pytest.mark.parametrize(
     ("settings", "options", "message"),
     [
+        ({"n_members": 1}, DIVERSE, r"n_members must be at least 2 where diversity=0.5 compares members .*, got 1"),
+        ({}, {**DIVERSE, **OWN}, r"order in ensemble_params must be 'shared' .*, got 'own'"),
+        ({}, {**DIVERSE, **BOOTSTRAP}, r"bootstrap in ensemble_params must be False .*, got True"),
+        ({}, {**DIVERSE, "folds": 2}, r"folds in ensemble_params must be None .*, got 2"),
         (
-            {"n_members": 1},
-            DIVERSE,
-            r"diversity=0.5 compares members .* there is one; wanted n_members=2 or more, or",
+            {"ensemble": "deep"},
+            {**DIVERSE, "train_batch_norm": True},
+            r"train_batch_norm .* must be False .*, got True",
         ),
-        ({}, {**DIVERSE, **OWN}, r"order='own' does not give; wanted order='shared'"),
-        ({}, {**DIVERSE, **BOOTSTRAP}, r"bootstrap=True does not give; wanted bootstrap=False"),
-        ({"ensemble": "deep"}, {**DIVERSE, "train_batch_norm": True}, r"wanted train_batch_norm=False"),
-        ({"ensemble": "single"}, DIVERSE, r"has no option \['diversity'\]; it takes \['train_batch_norm'\]"),
+        ({"ensemble": "single"}, DIVERSE, r"must be among \['train_batch_norm'\], got \['diversity'\]"),
         ({}, {"diversity": 1.5}, r"'diversity' parameter .* in the range \[0.0, 1.0\]"),
         ({}, {"order": "random"}, r"'order' parameter .* must be a str among"),
         ({}, {"bootstrap": "yes"}, r"'bootstrap' parameter"),
@@ -136,6 +137,28 @@ def test__diversity__zero__same_bits_as_without(images):
 def test__differences__bad__value_error_that_lists_what_fits(images, settings, options, message):
     with pytest.raises(ValueError, match=message):
         toy_classifier(TinyMLP(), ensemble_params=options, **settings).fit(*images)
+
+
+# -------------------------------------------------------------------------------------- batch statistics
+
+
+def test__batch_statistics__last_batch_of_one_sample__joins_another_one(images):
+    X, y = images
+    module = torch.nn.Sequential(TinyMLP(), torch.nn.BatchNorm1d(12))
+    settings = {"ensemble": "deep", "ensemble_params": {"train_batch_norm": True}, "batch_size": 23, "max_epochs": 2}
+    sizes = Sizes()
+    toy_classifier(module, callbacks=[sizes], **settings).fit(X, y)
+    assert sizes.sizes == [24, 24]
+    toy_classifier(TinyMLP(), batch_size=23, callbacks=[sizes], max_epochs=1).fit(X, y)
+    assert sizes.sizes == [23, 1]
+
+
+class Sizes(Callback):
+    def on_train_begin(self, net, **kwargs):
+        self.sizes = []
+
+    def on_batch_end(self, net, batch, training=False, **kwargs):
+        self.sizes.append(len(batch))
 
 
 # ------------------------------------------------------------------------------------ memory, and a search

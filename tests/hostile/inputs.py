@@ -289,7 +289,8 @@ def label_cases():
 
 def parameter_cases():
     more = [
-        {"max_epochs": 1.5}, {"max_epochs": None}, {"batch_size": "16"}, {"batch_size": 2.0}, {"batch_size": -1},
+        {"max_epochs": 1.5}, {"max_steps": 0}, {"max_steps": 5}, {"batch_size": "16"}, {"batch_size": 2.0},
+        {"batch_size": -1},
         {"n_members": "4"}, {"n_members": None}, {"n_members": -1}, {"n_members": np.nan}, {"member_lr": np.nan},
         {"member_lr": "fast"}, {"head_lr": 0}, {"init_scale": np.nan}, {"init_scale": None}, {"warmup": -0.1},
         {"label_smoothing": -0.1}, {"class_weight": {7: 1.0}}, {"class_weight": [1, 2, 3]}, {"layers": "last:0"},
