@@ -518,7 +518,7 @@ class BaseSVEClassifier(
         ensemble, plan = build.new_ensemble(design, backbone, pipeline, len(classes_), seeds, start)
         # Before the training: Ctrl-C in it keeps the last epoch, and has nothing left to wait for.
         earlier = start.novelty if once and start is not None else None
-        novelty = self._novelty(parts.train, plan.n_features, backbone, device, seeds, earlier)
+        novelty = self._novelty(parts.train, plan, backbone, device, seeds, earlier)
         result = loop.train(
             ensemble,
             training_batches(parts.train, pipeline, ensemble, seeds, self.batch_size, folds),
@@ -573,19 +573,19 @@ class BaseSVEClassifier(
             activation_checkpointing=getattr(self, "activation_checkpointing", False),
         )
 
-    def _novelty(self, part, n_features, backbone, device, seeds, earlier):
+    def _novelty(self, part, plan, backbone, device, seeds, earlier):
         """Return what is kept of the training samples that count, or of a random part of them, for `novelty`."""
         from skve._fitted import prediction
-        from skve._fitted.novelty import LARGEST, Novelty
+        from skve._fitted.novelty import Novelty, n_kept
 
         chosen = np.flatnonzero(part.weights > 0)
-        if len(chosen) > LARGEST:
+        if len(chosen) > n_kept(plan.n_classes):
             order = np.random.default_rng(seeds.generator("novelty").initial_seed())
-            chosen = np.sort(order.choice(chosen, LARGEST, replace=False))
+            chosen = np.sort(order.choice(chosen, n_kept(plan.n_classes), replace=False))
         pipeline = self._make_pipeline(part.items.take(chosen), backbone, device, training=False)
-        passes, features = prediction.frozen_passes(backbone, len(chosen), n_features)
+        passes, features = prediction.frozen_passes(backbone, len(chosen), plan.n_features)
         prediction.predict(passes, pipeline, self.batch_size, device)
-        return Novelty.of_training(features, earlier)
+        return Novelty.of_training(features, earlier, n_classes=plan.n_classes)
 
     def _settings(self, once, has_validation):
         from skve._training.loop import Settings
