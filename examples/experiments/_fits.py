@@ -27,8 +27,9 @@ COLUMNS = [
     *("accuracy", "nll", "brier", "ece", "aurc", "nll_temperature", "ece_temperature", "temperature"),
     *("near_total", "near_epistemic", "near_fpr95", "far_total", "far_epistemic", "far_fpr95"),
     *("extra_percent", "fit_seconds", "predict_seconds", "peak_mib"),
-    *("threads", "jobs", "sitting", "settings", "error"),
+    *("threads", "jobs", "sitting", "defaults", "settings", "error"),
 ]
+DEFAULTS = "0.2"  # the version of skve whose defaults a new row has
 
 
 def run_fit(cells, options):
@@ -62,7 +63,7 @@ def run_fit(cells, options):
         known |= {"data": cell.data["name"], "ensemble": cell.parameters["ensemble"], "n_members": cell.n_members}
         known |= rates_of(cell, options)
         known |= {"trials": cell.trials, **status, **values}
-        known |= {name: options[name] for name in ("threads", "jobs", "sitting")}
+        known |= {name: options[name] for name in ("threads", "jobs", "sitting")} | {"defaults": DEFAULTS}
         known = {name: "" if isinstance(v, float) and np.isnan(v) else v for name, v in known.items()}
         rows.append({name: known.get(name, "") for name in COLUMNS})
     return rows

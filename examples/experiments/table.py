@@ -1,7 +1,7 @@
 r"""Show what the studies found: Markdown tables and one picture a study.
 
     python examples/experiments/table.py --csv docs/data/evidence.csv --verdict main=sve basis=singular \
-        --page docs/evidence.md --pictures docs/pictures
+        --page docs/evidence-0.1.md --pictures docs/pictures
     python examples/experiments/table.py --csv docs/data/evidence.csv --study main_sst2 basis_sst2
 
 Mean ± standard deviation over seeds, the best mean in bold; times as medians of ratios to the deep ensemble of the
@@ -151,7 +151,7 @@ def main_tables(rows):
                 cells += [f"{np.median(times):.2f}" if times else "" for times in found]
             lines.append(cells)
         if shown or (timed and not quality):
-            tables.append(_markdown(header, lines))
+            tables.append(markdown(header, lines))
     return tables
 
 
@@ -194,7 +194,7 @@ def interval_table(rows):
         lines.append(
             [*([factors] if swept else []), f"{method} less {against}", *(found.get(m, "") for m in metrics)]
         )
-    return _markdown([*(["factors"] if swept else []), "difference", *(SHOWN[m][0] for m in metrics)], lines)
+    return markdown([*(["factors"] if swept else []), "difference", *(SHOWN[m][0] for m in metrics)], lines)
 
 
 def verdict(rows, method, kind):
@@ -222,10 +222,20 @@ def verdict(rows, method, kind):
         for other, found in cells.items():
             lines.append([title, other, *(found.get(column, "") for column in columns)])
     names = (f"{study.removeprefix(f'{kind}_')} {factors}".strip() for study, factors in columns)
-    return _markdown(["", f"{method} less", *names], lines)
+    return markdown(["", f"{method} less", *names], lines)
 
 
-def _markdown(header, lines):
+def fill(page, name, text):
+    """Return a page with a text between its lines <!-- name --> and <!-- end of name -->."""
+    before, begin, rest = page.partition(f"<!-- {name} -->")
+    _, end, after = rest.partition(f"<!-- end of {name} -->")
+    if not begin or not end:
+        raise ValueError(f"The page must have the lines <!-- {name} --> and <!-- end of {name} -->.")
+    return f"{before}{begin}\n{text}\n{end}{after}"
+
+
+def markdown(header, lines):
+    """Return the lines of a table."""
     return [f"| {' | '.join(header)} |", "|---" * len(header) + "|", *(f"| {' | '.join(line)} |" for line in lines)]
 
 
@@ -334,11 +344,10 @@ def main(arguments=None):
         if page is None:
             print(f"\n## {name}\n\n{text}")
             return
-        before, begin, rest = page.partition(f"<!-- {name} -->")
-        _, end, after = rest.partition(f"<!-- end of {name} -->")
-        if not begin or not end:
-            parser.error(f"--page {parsed.page}: it wants the lines <!-- {name} --> and <!-- end of {name} -->")
-        page = f"{before}{begin}\n{text}\n{end}{after}"
+        try:
+            page = fill(page, name, text)
+        except ValueError as error:
+            parser.error(f"--page {parsed.page}: {error}")
 
     for wanted in parsed.verdict:
         kind, _, method = wanted.partition("=")

@@ -273,8 +273,8 @@ def test__csv_table__other_columns_than_the_file__value_error(tmp_path):
 
 def test__evidence_page__its_tables__are_those_of_the_committed_rows(tmp_path):
     docs = EXAMPLES.parent / "docs"
-    page = tmp_path / "evidence.md"
-    text = (docs / "evidence.md").read_text(encoding="utf-8")
+    page = tmp_path / "evidence-0.1.md"
+    text = (docs / "evidence-0.1.md").read_text(encoding="utf-8")
     page.write_text(text, encoding="utf-8")
     verdicts = ("--verdict", "main=sve", "basis=singular")
     table.main(["--csv", str(docs / "data" / "evidence.csv"), *verdicts, "--page", str(page)])
