@@ -322,6 +322,13 @@ class BaseSVEClassifier(
     def _make_pipeline(self, items, backbone, device, *, training):
         """Return the pipeline that reads, prepares and batches the items; in `training` they are read repeatedly."""
 
+    _learned: dict[str, list] = {}  # what fit learns of the inputs: attribute -> all values that it may have
+
+    @staticmethod
+    @abstractmethod
+    def _check_preprocess(preprocess):
+        """Raise ValueError, KeyError or TypeError if a saved model's `preprocess_` is of no backbone of this kind."""
+
     def _defaults(self):
         """Return what None stands for where the ensemble decides: a `skve._ensembles.Defaults`."""
         return RULES[self.ensemble].defaults[self._kind_of_inputs]

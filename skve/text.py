@@ -110,6 +110,8 @@ class SVETextClassifier(BaseSVEClassifier):
     backbone_dtype: str
     activation_checkpointing: bool
     _paired: bool
+    _learned = {"_paired": [False, True]}
+    _check_preprocess = staticmethod(from_transformers.check_preprocess)
 
     _parameter_constraints: dict = {
         **BaseSVEClassifier._parameter_constraints,

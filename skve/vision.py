@@ -79,6 +79,8 @@ class SVEClassifier(BaseSVEClassifier):
     image_shape: Sequence[int] | None
     augment: str | Callable[[Any], Any] | None
     _float_scale: int | None
+    _learned = {"_float_scale": [None, 1, 255]}
+    _check_preprocess = staticmethod(from_timm.check_preprocess)
 
     _parameter_constraints: dict = {
         **BaseSVEClassifier._parameter_constraints,

@@ -12,6 +12,9 @@ from torch import nn
 from skve._backbones import decomposition
 from skve._backbones.cache import cached
 from skve._runtime.locks import new_lock
+from skve.exceptions import BackboneError
+
+FEW_CHANNELS = 16  # below which convolutions take another path in oneDNN; from 16 on none was found to fail
 
 
 class FrozenModule:
@@ -165,13 +168,13 @@ class EmbeddedBackbone:
         return self  # nothing changes it; scikit-learn's clone copies parameters
 
 
-def check_embedded(backbone, spec):
-    """Return a backbone that was rebuilt if it has the weights that its description promises, and its cache's key."""
+def check_rebuilt(backbone, spec):
+    """Return a backbone that was rebuilt from an `EmbeddedBackbone` if it has the weights that this describes."""
     wrong = [
         name for name in ("sha256", "head_sha256") if backbone.description.get(name) != spec.description.get(name)
     ]
     if wrong:
-        raise ValueError(
+        raise BackboneError(
             f"the embedded backbone {spec.description['name']!r} does not have the weights that its description "
             f"names; take a whole copy of the saved model, or pass the weights: skve.load(folder, backbone=...)"
         )
@@ -197,11 +200,41 @@ def freeze(module, description, preprocess, features):
     """Make a `Backbone` of a module that nobody else holds."""
     module = module.eval().requires_grad_(False)
     if any(isinstance(part, nn.Conv2d) for part in module.modules()):
-        for tensor in (*module.parameters(), *module.buffers()):
+        for tensor in _tensors(module):
             if tensor.dim() == 4:  # two to four times faster on CPUs; three-dimensional convolutions have five
                 tensor.data = tensor.data.to(memory_format=torch.channels_last)
+        for part in module.modules():
+            if _overwrites_memory(part):
+                part.register_forward_pre_hook(_Subsample(part.stride))
+                part.stride = (1, 1)
     description = {**description, "sha256": weights_hash(module)}
     return Backbone(FrozenModule(module), description, preprocess, features)
+
+
+def _overwrites_memory(part):
+    """Say whether the backward pass of a convolution in channels-last layout writes where it must not.
+
+    That of torch 2.14 on CPUs does where kernels of one pixel leave out pixels of few channels, such as
+    `Conv2d(3, 48, kernel_size=1, stride=2)`: it ends in a segmentation fault, or worse, goes on.
+    """
+    return (
+        isinstance(part, nn.Conv2d)
+        and part.kernel_size == (1, 1)
+        and part.stride != (1, 1)
+        and part.padding in ((0, 0), "valid")
+        and part.in_channels < FEW_CHANNELS
+    )
+
+
+class _Subsample:
+    """A hook that leaves out the pixels which a convolution of one pixel with a stride does not read."""
+
+    def __init__(self, stride):
+        self.stride = stride
+
+    def __call__(self, module, args):
+        vertical, horizontal = self.stride
+        return (args[0][:, :, ::vertical, ::horizontal], *args[1:])
 
 
 def from_module(module, features, preprocess, options=()):
@@ -269,5 +302,5 @@ def check_output(output, dims, wanted):
     """Return a module's output if it is a tensor with a number of dimensions that is among `dims`."""
     if not isinstance(output, torch.Tensor) or output.dim() not in dims:
         what = f"shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
-        raise ValueError(f"the backbone returned {what}; wanted {wanted}")
+        raise BackboneError(f"the backbone returned {what}; wanted {wanted}")
     return output

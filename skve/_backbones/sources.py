@@ -9,6 +9,7 @@ from torch import nn
 
 from skve._runtime.locks import new_lock
 from skve._runtime.randomness import own_global_generators
+from skve.exceptions import BackboneError, HubError
 
 _quiet_lock = new_lock()
 
@@ -37,7 +38,7 @@ def quiet_hub():
 
 def hub_unreachable(spec, ways, error):
     """Return the error for weights that only a hub has, with the `ways` to do without one."""
-    return ConnectionError(
+    return HubError(
         f"backbone={spec!r}: it is not on this machine and the model hub cannot be reached. Ways out without a "
         f"network: {ways}; or fill the hub's cache folder on a machine with a network and set HF_HOME to it. "
         f"(The hub said: {error})"
@@ -63,7 +64,7 @@ def bundled_file(spec, table):
     """
     name = spec.removeprefix("bundled:")
     if name not in table:
-        raise ValueError(f"backbone={spec!r}: choose from the bundled backbones {sorted(table)}")
+        raise BackboneError(f"backbone={spec!r}: choose from the bundled backbones {sorted(table)}")
     package, import_name, file, sha256, architecture = table[name]
     found = importlib.util.find_spec(import_name)
     if found is None or not found.submodule_search_locations:
@@ -72,7 +73,7 @@ def bundled_file(spec, table):
         )
     path = pathlib.Path(found.submodule_search_locations[0]) / file
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-        raise ValueError(f"backbone={spec!r}: {file} of {package} is not the file that skve knows; reinstall it")
+        raise BackboneError(f"backbone={spec!r}: {file} of {package} is not the file that skve knows; reinstall it")
     return path, architecture
 
 
@@ -85,6 +86,6 @@ def file_state(file):
     """Return what changes when a file does; missing files are told by name."""
     path = pathlib.Path(file)
     if not path.exists():
-        raise ValueError(f"backbone: there is no file {path}; check the path")
+        raise BackboneError(f"backbone: there is no file {path}; check the path")
     state = path.stat()
     return (str(path), state.st_mtime_ns, state.st_size)

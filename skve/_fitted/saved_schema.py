@@ -8,9 +8,9 @@ from sklearn.utils._param_validation import Interval, StrOptions, validate_param
 
 from skve._ensembles import HEAD, MASKS, RULES
 from skve._inputs.labels import labels_from_json
+from skve.exceptions import SavedModelError
 
-FITTED = ("_float_scale", "_paired", "feature_names_in_")  # learned attributes beside those of the state
-LARGEST_SIDE = 16384  # pixels of a network's input
+NAMES = "feature_names_in_"  # of the columns of a data frame, where fit got one
 _COUNT = Interval(numbers.Integral, 1, None, closed="left")
 _SIZE = Interval(numbers.Integral, 0, None, closed="left")
 _POSITIVE = Interval(numbers.Real, 0, np.inf, closed="neither")
@@ -42,30 +42,12 @@ _STATE: dict = {
     "reading": [dict],
     "n_epochs": [_SIZE],
 }
-_IMAGES: dict = {
-    "input_size": [list],
-    "interpolation": [StrOptions({"bilinear", "bicubic", "nearest", "box", "hamming", "lanczos", "random"})],
-    "mean": [list],
-    "std": [list],
-    "crop_pct": [Interval(numbers.Real, 0.05, 10, closed="both")],
-    "crop_mode": [StrOptions({"center", "squash", "border"})],
-}
-_TEXTS: dict = {
-    "max_length": [Interval(numbers.Integral, 1, 10**6, closed="both")],
-    "truncation_side": [StrOptions({"left", "right"})],
-    "pooling": [StrOptions({"mean", "cls", "last"})],
-    "dtype": [StrOptions({"float32", "bfloat16"})],
-    "label_words": [list, None],
-    "choices": [list, None],
-    "mask_token_id": [_SIZE, None],
-    "n_tokens": [_COUNT, None],
-    "softcap": [_POSITIVE, None],
-    "tokenizer_sha256": [str],
-}
 
 
 def check_document(document, estimator, tensors):
     """Check what was read from a folder, for an estimator with the folder's parameters.
+
+    What belongs to a kind of input the estimator checks: its preprocessing, and the attributes that it has learned.
 
     Raises
     ------
@@ -73,45 +55,32 @@ def check_document(document, estimator, tensors):
         If a value is of another type or outside its range, or an array of another shape.
     """
     state = document["state"]
-    for part, constraints in (
-        (document, _DOCUMENT),
-        (state, _STATE),
-        (document["preprocess"], _preprocess(estimator)),
-    ):
+    for part, constraints in ((document, _DOCUMENT), (state, _STATE)):
         validate_parameter_constraints(constraints, {name: part[name] for name in constraints}, "skve.json")
+    estimator._check_preprocess(document["preprocess"])
     estimator._validate_params()
     _check("classes", _are_labels(document["classes"], state["n_classes"]))
-    fitted = dict(document["fitted"])
-    names = fitted.pop("feature_names_in_", ["a", "b"])
-    _check("feature_names_in_", isinstance(names, list) and len(names) > 1 and all(isinstance(n, str) for n in names))
-    _check("fitted", fitted in _fitted(estimator))
+    learned = dict(document["fitted"])
+    names = learned.pop(NAMES, ["a", "b"])
+    _check(NAMES, isinstance(names, list) and len(names) > 1 and all(isinstance(name, str) for name in names))
+    _check("fitted", learned.keys() == estimator._learned.keys())
+    for name, allowed in estimator._learned.items():
+        _check(name, any(type(learned[name]) is type(value) and learned[name] == value for value in allowed))
     _check("backbone", all(isinstance(state["backbone"].get(name), str) for name in ("kind", "name", "sha256")))
     for name in ("layers", "shareable"):
         _check(name, all(isinstance(layer, str) for layer in state[name]))
     for name in ("fingerprints", "positions"):
         _check(name, all(_is_finite(value) for value in state[name].values()))
     _check("fingerprints", state["fingerprints"].keys() <= set(state["layers"]))
-    if "input_size" in document["preprocess"]:
-        _check_images(document["preprocess"])
     _check_members(tensors["members"])
     if "training" in tensors:  # models saved by 0.1 have none
         _check_training(tensors["training"], state["n_features"])
 
 
-def _preprocess(estimator):
-    return _IMAGES if hasattr(estimator, "image_size") else _TEXTS
-
-
-def _fitted(estimator):
-    """Return what "fitted" may be."""
-    if hasattr(estimator, "image_size"):
-        return [{"_float_scale": scale} for scale in (None, 1, 255)]
-    return [{"_paired": paired} for paired in (False, True)]
-
-
 def _check(name, good):
+    """Raise SavedModelError if an entry is not good."""
     if not good:
-        raise ValueError(f"skve.json is damaged: {name!r} is not what save writes; take a whole copy of the model")
+        raise SavedModelError(f"skve.json is damaged: {name!r} is not what save writes. Take a whole copy.")
 
 
 def _is_finite(value):
@@ -124,14 +93,6 @@ def _are_labels(classes, n_classes):
     except (ValueError, TypeError, OverflowError):
         return False
     return len(labels) == n_classes and np.array_equal(np.unique(labels), labels)
-
-
-def _check_images(preprocess):
-    size = preprocess["input_size"]
-    _check("input_size", len(size) == 3 and all(isinstance(side, int) and 0 < side <= LARGEST_SIDE for side in size))
-    for name in ("mean", "std"):
-        _check(name, len(preprocess[name]) == size[0] and all(_is_finite(value) for value in preprocess[name]))
-    _check("std", all(value > 0 for value in preprocess["std"]))
 
 
 def _check_members(arrays):

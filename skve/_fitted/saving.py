@@ -7,88 +7,97 @@ import json
 import os
 import pathlib
 import re
+import shutil
+import sys
 
 import numpy as np
 
 from skve._backbones.backbone import EmbeddedBackbone
-from skve._fitted.saved_schema import FITTED, check_document
+from skve._fitted.saved_schema import NAMES, check_document
 from skve._fitted.state import FittedState
 from skve._inputs.labels import labels_from_json, labels_to_json
 from skve._runtime.device import resolve_device
 from skve._runtime.warnings import warn
+from skve.exceptions import BackboneError, SavedModelError, SkveError
 
 FORMAT_VERSION = 1
-GIVE = "pass it to skve.load(folder, backbone=module), for texts as backbone=(model, tokenizer)"
-LOCK = ".skve.lock"
-# All but skve.json.
-_OURS = re.compile(r"(members|training|backbone|tokenizer)-\w+\.safetensors(\.tmp)?|skve\.json\.tmp")
+DOCUMENT = "skve.json"
+STAGING = ".skve.saving"  # a folder in the model's folder, where a save prepares its files
+LOCK = ".skve.lock"  # only where a folder itself cannot be locked
 PAIRS = "pairs"  # marks a dict in the parameters, as a list of its items
-_LARGEST_DOCUMENT = 256 * 1024**2  # bytes
+_TENSORS = re.compile(r"(members|training|backbone|tokenizer)-[0-9a-f]{16}\.safetensors")
+_LARGEST_DOCUMENT = 32 * 1024**2  # bytes
+_GIVE = "pass it to skve.load(folder, backbone=module), for texts as backbone=(model, tokenizer)"
+
+
+# -------------------------------------------------------------------------------------------------- save
 
 
 def save(estimator, folder, *, include_backbone):
     """Write a fitted estimator; see `BaseSVEClassifier.save`.
 
-    Files of tensors are named after their content and `skve.json`, which refers to them, is replaced last and
+    Files of tensors are named after their content, and `skve.json`, which refers to them, is replaced last and
     at once: whenever the writing stops, the folder holds a whole model, the old one or the new. Savers into one
-    folder wait for one another, so that none takes the other's files for leftovers.
+    folder wait for one another.
     """
-    import filelock
-
+    if not isinstance(folder, str | os.PathLike):
+        raise TypeError(f"folder must be a path, got {folder!r}.")
+    if not os.fspath(folder):
+        raise SavedModelError("folder must be a path, got ''. Pass '.' for the current folder.")
     folder = pathlib.Path(folder)
-    if folder.is_file():
-        raise ValueError(f"{folder} is a file; a model is saved as a folder: pass one")
+    if folder.exists() and not folder.is_dir():
+        raise SavedModelError(f"folder must be a folder, which a model is saved as, got {str(folder)!r}, a file.")
+    tensors, document = _content(estimator, include_backbone)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(folder / LOCK):
-            _save(estimator, folder, include_backbone)
+        with _locked(folder):
+            _check_is_free(folder)
+            _write(folder, tensors, document)
     except OSError as error:
         raise type(error)(
             error.errno,
-            f"the model was not saved in {folder}, and an older one there is whole: {error.strerror or error}",
+            f"The model was not saved in {folder}, and an older one there is whole: {error.strerror or error}",
             error.filename,
         ) from error
 
 
-def _save(estimator, folder, include_backbone):
+def _content(estimator, include_backbone):
+    """Return what is to be written, before anything is: files of tensors by their stem, and the document."""
     from safetensors.numpy import save as to_bytes
 
     state = estimator._state
     include_backbone = include_backbone or isinstance(state.spec, EmbeddedBackbone)  # it has no other place
-    files = {"members": _write_named(folder, "members", to_bytes(_contiguous(state.arrays)))}
+    tensors = {"members": state.arrays}
     if state.training:
-        files["training"] = _write_named(folder, "training", to_bytes(_contiguous(state.training)))
+        tensors["training"] = state.training
     if include_backbone:
-        if state.backbone["architecture"] is None:
-            raise ValueError(
-                f"include_backbone=True: a backbone given as a {state.backbone['kind']} cannot be rebuilt from "
-                f"weights alone; save without it and {GIVE}"
-            )
-        backbone = estimator._load_backbone(state.spec, estimator.preprocess_)
-        embedded = EmbeddedBackbone(backbone.description, estimator.preprocess_, backbone.arrays(), backbone.files())
-        _check_rebuilds(estimator, embedded)
-        files["backbone"] = _write_named(folder, "backbone", to_bytes(_contiguous(embedded.arrays)))
+        embedded = _embed(estimator)
+        tensors["backbone"] = embedded.arrays
         if embedded.files:  # a tokenizer's
-            packed = {name: np.frombuffer(content, np.uint8) for name, content in embedded.files.items()}
-            files["tokenizer"] = _write_named(folder, "tokenizer", to_bytes(packed))
+            tensors["tokenizer"] = {name: np.frombuffer(data, np.uint8) for name, data in embedded.files.items()}
+    contents = {
+        stem: to_bytes({name: np.ascontiguousarray(value) for name, value in arrays.items()})
+        for stem, arrays in tensors.items()
+    }
     parameters, left_out = _plain_parameters(estimator)
     if include_backbone and "backbone" in left_out:
         left_out.remove("backbone")
     if left_out:
-        hint = f"; {GIVE}" if "backbone" in left_out else ""
+        hint = f"; {_GIVE}" if "backbone" in left_out else ""
         warn(f"not saved, since they are no plain values: {left_out}{hint}")
     document = {
         "format_version": FORMAT_VERSION,
         "class": type(estimator).__name__,
         "versions": _versions(),
         "parameters": parameters,
-        "files": files,
+        "files": {stem: _entry(stem, data) for stem, data in contents.items()},
+        "arrays": list(state.arrays),
         "classes": labels_to_json(estimator.classes_),
         "preprocess": estimator.preprocess_,
         "history": estimator.history_,
         "n_iter": estimator.n_iter_,
         "temperature": estimator.temperature_,
-        "fitted": {name: _plain(value) for name, value in vars(estimator).items() if name in FITTED},
+        "fitted": {name: value for name, value in vars(estimator).items() if name in {*estimator._learned, NAMES}},
         "state": {
             field.name: getattr(state, field.name)
             for field in dataclasses.fields(state)
@@ -96,15 +105,192 @@ def _save(estimator, folder, include_backbone):
         },
     }
     try:
-        document["sha256"] = document_hash(document)
+        document = plain(document)
     except TypeError as error:
-        raise ValueError(f"the estimator cannot be saved as JSON: {error}") from error
-    _replace(folder / "skve.json", json.dumps(document, indent=1).encode())
-    kept = {entry["file"] for entry in files.values()}
-    for old in list(folder.iterdir()):
-        if _OURS.fullmatch(old.name) and old.name not in kept:
-            with contextlib.suppress(OSError):  # the model is saved; the next save takes it away
-                old.unlink()
+        raise SavedModelError(f"What a fit leaves behind must be plain values for a save, got {error}.") from error
+    document["sha256"] = document_hash(document)
+    content = json.dumps(document, indent=1).encode()
+    if len(content) > _LARGEST_DOCUMENT:
+        raise SavedModelError(
+            f"{DOCUMENT} must not exceed {_LARGEST_DOCUMENT} bytes, got {len(content)}. Use shorter or fewer labels."
+        )
+    return {document["files"][stem]["file"]: data for stem, data in contents.items()}, content
+
+
+def _embed(estimator):
+    """Return the backbone of a fitted estimator with its weights, if these rebuild it."""
+    state = estimator._state
+    if state.backbone["architecture"] is None:
+        raise SavedModelError(
+            f"include_backbone=True requires a backbone that weights alone rebuild, got a {state.backbone['kind']}. "
+            f"Save without it, and {_GIVE}."
+        )
+    backbone = estimator._load_backbone(state.spec, estimator.preprocess_)
+    embedded = EmbeddedBackbone(backbone.description, estimator.preprocess_, backbone.arrays(), backbone.files())
+    try:
+        estimator._load_backbone(embedded, estimator.preprocess_)
+    except BackboneError as error:
+        raise SavedModelError(
+            f"include_backbone=True requires a backbone as its library builds {state.backbone['architecture']!r}, "
+            f"got {state.backbone['name']!r}, built with other arguments. Save without it, and {_GIVE}."
+        ) from error
+    return embedded
+
+
+def _entry(stem, data):
+    digest = hashlib.sha256(data).hexdigest()
+    return {"file": f"{stem}-{digest[:16]}.safetensors", "sha256": digest}
+
+
+def plain(value):
+    """Return a value as JSON holds it: the one place where NumPy's scalars and arrays, paths and devices end.
+
+    Raises
+    ------
+    TypeError
+        If there is no such form; the message is a description of the value.
+    """
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, str | int | float):  # of a subclass, such as an Enum's, what it holds, not how it is shown
+        return json.loads(json.dumps(value))
+    if isinstance(value, dict):
+        return {_key(name): plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    if isinstance(value, os.PathLike) or type(value).__name__ == "device":
+        return str(value)
+    raise TypeError(f"a {type(value).__name__}")
+
+
+def _key(name):
+    if not isinstance(name, str):
+        raise TypeError(f"a dict with the key {name!r}")
+    return plain(name)
+
+
+def _plain_parameters(estimator):
+    """Return the parameters that JSON can hold, and the names of those that it cannot."""
+    kept, left_out = {}, []
+    for name, value in estimator.get_params(deep=False).items():
+        if isinstance(value, dict):  # JSON would turn keys into strings
+            value = {PAIRS: [list(item) for item in value.items()]}
+        try:
+            kept[name] = plain(value)
+        except TypeError:
+            left_out.append(name)
+    return kept, left_out
+
+
+def _versions():
+    import importlib.metadata
+
+    import skve
+
+    versions = {"skve": skve.__version__}
+    for package in ("torch", "timm", "transformers", "numpy", "scikit-learn"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
+
+
+# --------------------------------------------------------------------------------------- writing a folder
+
+
+@contextlib.contextmanager
+def _locked(folder):
+    """Let one saver at a time write into a folder; nothing stays behind."""
+    descriptor = None
+    if sys.platform != "win32":
+        import fcntl
+
+        with contextlib.suppress(OSError):  # some file systems of networks lock files only
+            descriptor = os.open(folder, os.O_RDONLY)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        if descriptor is not None:
+            yield
+            return
+        import filelock
+
+        path = folder / LOCK
+        if path.is_symlink():
+            raise SavedModelError(f"{path} must not be a link, which a lock would write through. Remove it.")
+        with filelock.FileLock(path):
+            yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _check_is_free(folder):
+    """Raise SavedModelError if a folder holds files and no model of skve's."""
+    names = {path.name for path in folder.iterdir()} - {STAGING, LOCK}
+    if names and not _files_of(folder / DOCUMENT) and not all(map(_TENSORS.fullmatch, names)):
+        raise SavedModelError(
+            f"folder must be new, empty or hold a model of skve's, got {str(folder)!r} with {sorted(names)[0]!r} in "
+            f"it. Pass another folder."
+        )
+
+
+def _write(folder, tensors, document):
+    """Replace the model in a folder: all is prepared aside, tensors come first, the document last.
+
+    What is left of a save that was cut off, and of the older model, is removed by the names in their documents.
+    """
+    staging = folder / STAGING
+    obsolete = _remove_staging(staging) | _files_of(folder / DOCUMENT)
+    kept = _files_of(folder / DOCUMENT)
+    try:
+        staging.mkdir()
+        for name, data in {**tensors, DOCUMENT: document}.items():
+            _write_new(staging / name, data)
+        if kept:
+            _write_new(staging / ("old-" + DOCUMENT), (folder / DOCUMENT).read_bytes())
+        for name in tensors:
+            if name not in kept or (folder / name).read_bytes() != tensors[name]:
+                os.replace(staging / name, folder / name)
+        obsolete |= set(tensors)
+        os.replace(staging / DOCUMENT, folder / DOCUMENT)
+        kept = set(tensors)
+    finally:
+        for name in obsolete - kept:
+            with contextlib.suppress(OSError):  # the next save tries again
+                (folder / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            _remove_staging(staging)
+
+
+def _write_new(path, data):
+    with open(path, "xb") as stream:  # never through a link that somebody has put there
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _remove_staging(staging):
+    """Remove what a save that was cut off has prepared, and return the names of the files that it knew."""
+    if staging.is_symlink():
+        raise SavedModelError(f"{staging} must not be a link. Remove it.")
+    if not staging.is_dir():
+        return set()
+    known = set().union(*(_files_of(path) for path in staging.glob("*" + DOCUMENT)))
+    shutil.rmtree(staging)
+    return known
+
+
+def _files_of(document):
+    """Return the files of tensors that a document names; none where it is not one of skve's."""
+    try:
+        entries = _read_json(document)["files"].values()
+        return {entry["file"] for entry in entries if _TENSORS.fullmatch(entry["file"])}
+    except (OSError, SavedModelError, KeyError, TypeError, AttributeError):
+        return set()
+
+
+# -------------------------------------------------------------------------------------------------- load
 
 
 def load(folder, *, backbone=None):
@@ -144,26 +330,114 @@ def load(folder, *, backbone=None):
     >>> bool((same.predict(data.images[:5]) == clf.predict(data.images[:5])).all())
     True
     """
+    folder = pathlib.Path(folder)
+    path = folder / DOCUMENT
+    if not path.is_file():
+        raise SavedModelError(
+            f"{folder} holds no skve model: there is no file {path}. Pass the folder that save wrote."
+        )
+    document, files = _read_whole(folder, path)
+    estimator, embedded = _restore(path, document, files)
+    described = document["state"]["backbone"]
+    if backbone is not None:
+        estimator.set_params(backbone=backbone)
+        found = estimator._load_backbone(backbone, document["preprocess"]).description["sha256"]
+        if found != described["sha256"]:
+            raise BackboneError(
+                f"backbone must have the weights that the model was fitted on, of SHA-256 "
+                f"{described['sha256'][:12]!r}..., got {found[:12]!r}.... Pass those."
+            )
+        spec = backbone
+    elif embedded is not None:
+        estimator.set_params(backbone=embedded)  # what another fit starts from
+        spec = embedded
+    else:
+        spec = document["parameters"].get("backbone")
+    if spec is None:
+        raise SavedModelError(
+            f"{folder} requires the backbone that its model was fitted on, a {described['kind']!r} "
+            f"({described['name']!r}). Pass it: skve.load(folder, backbone=...)."
+        )
+    estimator._state = dataclasses.replace(estimator._state, spec=spec)
+    try:
+        resolve_device(estimator.device)
+    except ValueError:
+        warn(f"device={estimator.device!r} of the fit is not on this machine: 'auto' is used")
+        estimator.set_params(device="auto")
+    return estimator
+
+
+def _restore(path, document, files):
+    """Return the estimator of a document and its files, and its embedded backbone or None; check all values."""
     from safetensors import SafetensorError
     from safetensors.numpy import load as from_bytes
 
-    folder = pathlib.Path(folder)
-    path = folder / "skve.json"
-    if not path.is_file():
-        raise ValueError(f"{folder} holds no skve model: there is no file {path}; pass the folder that save wrote")
     try:
-        document, files = _read_whole(folder, path)
         tensors = {name: from_bytes(content) for name, content in files.items()}
-        estimator = _rebuild(document, tensors, backbone)
-    except (KeyError, TypeError, AttributeError, IndexError, OverflowError, SafetensorError) as error:
-        if str(error).startswith("backbone="):
-            raise
-        raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}; save the model again") from error
+        estimator = _new_estimator(document)
+        check_document(document, estimator, tensors)
+        state = {**document["state"], **{name: tuple(document["state"][name]) for name in ("layers", "shareable")}}
+        arrays, training = _in_order(tensors["members"], document), tensors.get("training", {})
+        estimator._state = FittedState(arrays=arrays, training=training, **state)
+        estimator.classes_ = labels_from_json(document["classes"])
+        estimator.preprocess_ = document["preprocess"]
+        estimator.history_ = document["history"]
+        estimator.n_iter_ = document["n_iter"]
+        estimator.temperature_ = document["temperature"]
+        vars(estimator).update(document["fitted"])
+        if NAMES in document["fitted"]:
+            estimator.feature_names_in_ = np.array(document["fitted"][NAMES], object)
+        if "backbone" not in tensors:
+            return estimator, None
+        tokenizer = {name: content.tobytes() for name, content in tensors.get("tokenizer", {}).items()}
+        return estimator, EmbeddedBackbone(state["backbone"], document["preprocess"], tensors["backbone"], tokenizer)
+    except SkveError:
+        raise
     except ValueError as error:
-        if str(folder) in str(error) or str(error).startswith("backbone="):
-            raise
-        raise ValueError(f"{folder}: {error}") from error
-    return estimator
+        raise SavedModelError(f"{path} is damaged: {error}") from error
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError, SafetensorError) as error:
+        raise SavedModelError(f"{path} is damaged: {type(error).__name__}: {error}. Save the model again.") from error
+
+
+def _new_estimator(document):
+    """Return an unfitted estimator of a document's class, with its parameters."""
+    import skve
+
+    own = {name: getattr(skve, name) for name in skve.ESTIMATORS}
+    classes = {**_subclasses(own.values()), **own}
+    if document["class"] not in classes:
+        raise SavedModelError(
+            f"The model's class must be one of {sorted(own)} or an imported subclass, got {document['class']!r}. "
+            f"Upgrade skve, or import the module that defines the class."
+        )
+    return classes[document["class"]](
+        **{
+            name: dict(value[PAIRS]) if isinstance(value, dict) else value
+            for name, value in document["parameters"].items()
+        }
+    )
+
+
+def _subclasses(classes):
+    """Return the subclasses that this process has defined or imported, by name."""
+    found: dict[str, type] = {}
+    for cls in classes:
+        found |= {sub.__name__: sub for sub in cls.__subclasses__()} | _subclasses(cls.__subclasses__())
+    return found
+
+
+def _in_order(arrays, document):
+    """Return the members' arrays in the order of the fit; safetensors reads them in another one in each process."""
+    order = document.get("arrays")
+    if order is None:  # saved by 0.1: in the order of the layers at least
+        layers = document["state"]["layers"]
+        order = sorted(sorted(arrays), key=lambda key: [*layers, key.partition(".")[2]].index(key.partition(".")[2]))
+    if set(order) != set(arrays):
+        raise ValueError(f"'members' must hold the arrays {order!r}, got {sorted(arrays)}")
+    return {key: arrays[key] for key in order}
+
+
+# --------------------------------------------------------------------------------------- reading a folder
 
 
 def _read_whole(folder, path, attempts=10):
@@ -175,184 +449,70 @@ def _read_whole(folder, path, attempts=10):
                 name: _read_checked(folder, entry["file"], entry["sha256"])
                 for name, entry in document["files"].items()
             }
-        except ValueError:
+        except SavedModelError:
             if attempt == attempts or _read_document(path) == document:
                 raise
+        except (KeyError, TypeError, AttributeError) as error:
+            raise SavedModelError(f"{path} is damaged: its 'files' are {error!r}. Save the model again.") from error
 
 
 def document_hash(document):
     """Return the SHA-256 of what skve.json says, without its own field "sha256" and however it is laid out."""
-    content = json.loads(json.dumps({name: value for name, value in document.items() if name != "sha256"}))
+    content = {name: value for name, value in document.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _read_json(path):
+    """Return what a file of JSON holds."""
+    size = path.stat().st_size
+    if size > _LARGEST_DOCUMENT:
+        raise SavedModelError(f"{path} must not exceed {_LARGEST_DOCUMENT} bytes, got {size}. Take a whole copy.")
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise SavedModelError(f"{path} is damaged: {type(error).__name__}: {error}. Save the model again.") from error
 
 
 def _read_document(path):
     """Return what a skve.json says, if it is whole and of a format that is known."""
-    if path.stat().st_size > _LARGEST_DOCUMENT:
-        raise ValueError(
-            f"{path} has {path.stat().st_size} bytes, more than the limit of {_LARGEST_DOCUMENT}; take a whole copy"
-        )
+    document = _read_json(path)
     try:
-        document = json.loads(path.read_text("utf-8"))
         version = document["format_version"]
         digest = document_hash(document)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}; save the model again") from error
+        raise SavedModelError(f"{path} is damaged: {type(error).__name__}: {error}. Save the model again.") from error
     if not isinstance(version, int) or version > FORMAT_VERSION:
         versions = document.get("versions")
         saved_by = versions.get("skve") if isinstance(versions, dict) else None
-        raise ValueError(
-            f"{path} has format version {version}; this skve reads up to {FORMAT_VERSION}: upgrade skve "
-            f"(the model was saved by skve {saved_by!s:.20})"
+        raise SavedModelError(
+            f"{path} must have a format version up to {FORMAT_VERSION}, got {_short(version)}, saved by skve "
+            f"{_short(saved_by)}. Upgrade skve."
         )
     if document.get("sha256") != digest:
-        raise ValueError(
-            f"{path} is damaged or altered: its content does not have the SHA-256 that it names; take a whole copy. "
-            f"(Parameters are changed by set_params on the loaded estimator)"
+        raise SavedModelError(
+            f"{path} is damaged or altered: its content does not have the SHA-256 that it names. Take a whole copy; "
+            f"parameters are changed by set_params on the loaded estimator."
         )
     return document
 
 
-def _subclasses(classes):
-    """Return the subclasses that this process has defined or imported, by name."""
-    found: dict[str, type] = {}
-    for cls in classes:
-        found |= {sub.__name__: sub for sub in cls.__subclasses__()} | _subclasses(cls.__subclasses__())
-    return found
-
-
-def _rebuild(document, tensors, backbone):
-    import skve
-
-    own = {name: getattr(skve, name) for name in skve.ESTIMATORS}
-    classes = {**_subclasses(own.values()), **own}
-    if document["class"] not in classes:
-        raise ValueError(
-            f"the model is a {document['class']!r}; this skve knows {sorted(own)}: upgrade skve, or import the "
-            f"module that defines the class"
-        )
-    parameters = {
-        name: dict(value[PAIRS]) if isinstance(value, dict) else value
-        for name, value in document["parameters"].items()
-    }
-    estimator = classes[document["class"]](**parameters)
-    check_document(document, estimator, tensors)
-    if backbone is not None:
-        estimator.set_params(backbone=backbone)
-        found = estimator._load_backbone(backbone, document["preprocess"]).description["sha256"]
-        if found != document["state"]["backbone"]["sha256"]:
-            raise ValueError(
-                f"backbone={type(backbone).__name__}: its weights are not those that the model was fitted on "
-                f"(SHA-256 {found[:12]}..., wanted {document['state']['backbone']['sha256'][:12]}...); pass those"
-            )
-    described = dict(document["state"])
-    described["layers"] = tuple(described["layers"])
-    described["shareable"] = tuple(described["shareable"])
-    spec = backbone if backbone is not None else document["parameters"].get("backbone")
-    if backbone is None and "backbone" in tensors:
-        files = {name: content.tobytes() for name, content in tensors.get("tokenizer", {}).items()}
-        spec = EmbeddedBackbone(described["backbone"], document["preprocess"], tensors["backbone"], files)
-        estimator.set_params(backbone=spec)  # what another fit starts from
-    elif spec is None:
-        raise ValueError(
-            f"the model was fitted on a {described['backbone']['kind']} ({described['backbone']['name']}); "
-            f"pass it: skve.load(folder, backbone=...)"
-        )
-    try:
-        resolve_device(estimator.get_params()["device"])
-    except ValueError:
-        warn(f"device={estimator.device!r} of the fit is not on this machine: 'auto' is used")
-        estimator.set_params(device="auto")
-    training = tensors.get("training", {})
-    estimator._state = FittedState(arrays=tensors["members"], training=training, spec=spec, **described)
-    estimator.classes_ = labels_from_json(document["classes"])
-    estimator.preprocess_ = document["preprocess"]
-    estimator.history_ = document["history"]
-    estimator.n_iter_ = document["n_iter"]
-    estimator.temperature_ = document["temperature"]
-    for name, value in document["fitted"].items():
-        setattr(estimator, name, np.array(value, object) if isinstance(value, list) else value)
-    return estimator
-
-
-def _check_rebuilds(estimator, embedded):
-    try:
-        estimator._load_backbone(embedded, estimator.preprocess_)
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"include_backbone=True: {embedded.description['name']!r} was built with arguments of its own, weights "
-            f"do not fit {embedded.description['architecture']!r} as its library builds it; save without it"
-        ) from error
-
-
-def _contiguous(arrays):
-    return {name: np.ascontiguousarray(value) for name, value in arrays.items()}
-
-
-def _plain_parameters(estimator):
-    """Return the parameters that JSON can hold, and the names of those that it cannot."""
-    plain, left_out = {}, []
-    for name, value in estimator.get_params(deep=False).items():
-        value = _plain(value)
-        value = str(value) if isinstance(value, os.PathLike) or type(value).__name__ == "device" else value
-        if isinstance(value, dict):  # JSON would turn keys into strings
-            value = {PAIRS: [[_plain(key), _plain(item)] for key, item in value.items()]}
-        try:
-            json.dumps(value)
-            plain[name] = value
-        except TypeError:
-            left_out.append(name)
-    return plain, left_out
-
-
-def _plain(value):
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
-
-
-def _versions():
-    import importlib.metadata
-
-    import skve
-
-    versions = {"skve": skve.__version__}
-    for package in ("torch", "timm", "transformers", "numpy", "scikit-learn"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    return versions
-
-
-def _write_named(folder, stem, data):
-    digest = hashlib.sha256(data).hexdigest()
-    file = f"{stem}-{digest[:16]}.safetensors"
-    _replace(folder / file, data)
-    return {"file": file, "sha256": digest}
-
-
-def _replace(path, data):
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.unlink(missing_ok=True)
-        with open(temporary, "xb") as stream:  # never through a link that somebody has put there
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+def _short(value):
+    """Show a value of a stranger's file, without control characters and of bounded length."""
+    return f"{value!r:.24}" if isinstance(value, str) else f"{str(value)!r:.24}"
 
 
 def _read_checked(folder, file, sha256):
     if pathlib.PurePath(file).name != file:
-        raise ValueError(
-            f"{folder}/skve.json refers to {file!r} outside the folder; do not trust the model, or save it again"
+        raise SavedModelError(
+            f"{folder / DOCUMENT} must refer to files in its folder, got {file!r}, which lies outside the folder. "
+            f"Do not trust the model, or save it again."
         )
     path = folder / file
     if not path.is_file():
-        raise ValueError(f"{path} is missing; take a whole copy of the model")
+        raise SavedModelError(f"{path} is missing. Take a whole copy of the model.")
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise ValueError(
-            f"{path} is truncated or altered: its SHA-256 is not the one in skve.json; take a whole copy"
+        raise SavedModelError(
+            f"{path} is truncated or altered: its SHA-256 is not the one in {DOCUMENT}. Take a whole copy."
         )
     return data

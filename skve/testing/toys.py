@@ -119,6 +119,11 @@ class ToyClassifier(BaseSVEClassifier):
     def _make_pipeline(self, items, backbone, device, *, training):
         return _RowPipeline(items.rows, device)
 
+    @staticmethod
+    def _check_preprocess(preprocess):
+        if preprocess != {"squash": "arcsinh"}:
+            raise ValueError(f"The preprocessing of rows must be {{'squash': 'arcsinh'}}, got {preprocess!r}.")
+
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array = True

@@ -2,6 +2,9 @@
 
 import copy
 import dataclasses
+import subprocess
+import sys
+import textwrap
 import threading
 
 import pytest
@@ -12,6 +15,7 @@ from torch import nn
 from skve._backbones import backbone as backbone_module
 from skve._backbones import decomposition, from_timm, layer_selection
 from skve._backbones.from_timm import load_image_backbone
+from skve._backbones.network import Network
 from tests.toys import TinyCNN, TinyMLP, make_backbone, toy_classifier, toy_inputs
 
 
@@ -234,3 +238,44 @@ def test__on__several_gpus__moved_unless_it_is_there(lies_on, asked_for, moves, 
 def test__on__module_without_tensors__stays():
     backbone = make_backbone(nn.Flatten())
     assert backbone.on(META).module is backbone.module
+
+
+# ------------------------------------------------------------------------------------------ memory layouts
+
+
+def test__freeze__convolution_of_one_pixel_with_stride__same_output_and_gradient_without_a_stride():
+    module = nn.Sequential(nn.Conv2d(3, 48, 1, stride=(2, 3), bias=False), nn.Conv2d(48, 4, 1, stride=2))
+    images = toy_inputs()
+    expected = module(images)
+    expected.square().sum().backward()
+    frozen = make_backbone(copy.deepcopy(module)).module
+    network = Network(make_backbone(copy.deepcopy(module)))
+    weight = module[0].weight.detach().clone().requires_grad_()
+    network.set_tensor("0.weight", weight)
+    found = network.module(images)
+    found.square().sum().backward()
+    torch.testing.assert_close(frozen(images), expected)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(weight.grad, module[0].weight.grad, rtol=1e-4, atol=1e-4)
+    assert [part.stride for part in frozen] == [(1, 1), (2, 2)]  # enough channels: left as it is
+
+
+@pytest.mark.parametrize("side", [224, 256])
+def test__fit__convolution_that_overwrites_memory_in_channels_last__in_a_process_of_its_own(side):
+    script = f"""
+        import torch
+        from torch import nn
+        from tests.toys import make_backbone
+        from skve._backbones.network import Network
+        network = Network(make_backbone(nn.Conv2d(3, 48, 1, stride=2, bias=False)))
+        weight = network.module.weight.detach().clone().requires_grad_()
+        network.set_tensor("weight", weight)
+        images = torch.randn(2, 3, {side}, {side}).to(memory_format=torch.channels_last)
+        for _ in range(10):
+            network.features(images).square().mean().backward()
+        assert torch.isfinite(weight.grad).all()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

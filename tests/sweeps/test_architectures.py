@@ -1,8 +1,13 @@
 """Families of image models of timm and torchvision from small configurations; the list is that of the docs' table."""
 
+import copy
 import csv
+import os
 import pathlib
 import runpy
+import subprocess
+import sys
+import textwrap
 import warnings
 
 import numpy as np
@@ -11,10 +16,10 @@ import timm
 import torch
 from torch import nn
 
-from skve._backbones import layer_selection
+from skve._backbones import from_timm, layer_selection
 from skve._backbones.from_timm import load_image_backbone
 from tests.sweeps import sweeps
-from tests.toys import seeded, toy_classifier
+from tests.toys import make_backbone, seeded, toy_classifier
 
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = runpy.run_path(str(ROOT / "examples" / "benchmarks" / "architectures.py"))
@@ -198,3 +203,85 @@ def test__table__docs__rows_of_the_list_and_the_same_in_the_guide():
 def test__table__architecture_in_full_size__figures_as_written(model):
     row = next(row for row in table() if row["model"] == model)
     assert {name: str(value) for name, value in SCRIPT["describe"](FAMILIES[model]).items()} == row
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test__family__at_its_own_size__fits_in_a_process_of_its_own(name):
+    """A crash of a library, which small images may not provoke, ends that process and not the tests."""
+    script = f"""
+        import runpy
+        import torch
+        from skve._backbones.from_timm import load_image_backbone
+        from tests.sweeps import sweeps
+        families = runpy.run_path("examples/benchmarks/architectures.py")["FAMILIES"]
+        family = next(family for family in families if family.model == {name!r})
+        backbone = load_image_backbone(family.build())
+        images = torch.randn(2, *backbone.preprocess["input_size"]).to(memory_format=torch.channels_last)
+        sites = sweeps.layer_selection.find_sites(backbone.module)[0]
+        network = sweeps.network_module.Network(backbone)
+        for site in sites:
+            weight = backbone.module.get_parameter(site.parameter).detach().clone().requires_grad_()
+            network.set_tensor(site.parameter, weight)
+        for _ in range(3):
+            network.features(images).square().mean().backward()
+    """
+    if ":" not in name and not timm.is_model(name):
+        pytest.skip(f"timm {timm.__version__} has no {name}")
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def distinct_convolutions():
+    """Return what each distinct convolution of the families at their own size is: arguments, height and width."""
+    found = {}
+    for family in FAMILIES.values():
+        if ":" not in family.model and not timm.is_model(family.model):
+            continue
+        with torch.device("meta"):
+            module = family.build().eval()
+            images = torch.empty(2, *from_timm.image_preprocess(module)["input_size"])
+
+        def note(part, args):
+            padding = part.padding if isinstance(part.padding, str) else tuple(part.padding)
+            key = (part.in_channels, part.out_channels, part.kernel_size, part.stride, padding, part.dilation)
+            found[(*key, part.groups, part.bias is not None, tuple(args[0].shape[2:]))] = None
+
+        for part in module.modules():
+            if isinstance(part, nn.Conv2d):
+                part.register_forward_pre_hook(note)
+        module(images)
+    return list(found)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="each convolution runs in a fork")
+def test__every_distinct_convolution__forward_and_backward__no_crash_and_the_gradient_of_the_contiguous_layout():
+    """Some 1300; backward passes that overwrite memory crash, or are found by their gradients."""
+    failed = []
+    for *arguments, size in distinct_convolutions():
+        child = os.fork()
+        if child == 0:
+            os._exit(gradients_differ(nn.Conv2d(*arguments), size))
+        if os.waitpid(child, 0)[1]:
+            failed.append((*arguments, size))
+    assert failed == []
+
+
+def gradients_differ(plain, size):
+    torch.set_num_threads(1)
+    images = torch.randn(2, plain.in_channels, *size)
+    plain(images).square().mean().backward()
+    network = sweeps.network_module.Network(make_backbone(copy.deepcopy(plain)))
+    weight = network.module.weight.detach().clone().requires_grad_()
+    network.set_tensor("weight", weight)
+    for needed in (True, False):
+        weight.grad = None
+        inputs = images.to(memory_format=torch.channels_last).requires_grad_(needed)
+        network.module(inputs).square().mean().backward()
+        expected = plain.weight.grad
+        if not (weight.grad - expected).abs().max() <= 1e-3 * expected.abs().max():
+            return 1
+    return 0
