@@ -8,7 +8,6 @@ from sklearn.utils._param_validation import Interval, StrOptions, validate_param
 
 from skve._ensembles import HEAD, MASKS, RULES
 from skve._inputs.labels import labels_from_json
-from skve.exceptions import SavedModelError
 
 NAMES = "feature_names_in_"  # of the columns of a data frame, where fit got one
 _COUNT = Interval(numbers.Integral, 1, None, closed="left")
@@ -78,9 +77,8 @@ def check_document(document, estimator, tensors):
 
 
 def _check(name, good):
-    """Raise SavedModelError if an entry is not good."""
     if not good:
-        raise SavedModelError(f"skve.json is damaged: {name!r} is not what save writes. Take a whole copy.")
+        raise ValueError(f"{name!r} is not what save writes. Take a whole copy.")
 
 
 def _is_finite(value):
