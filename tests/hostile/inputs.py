@@ -472,7 +472,7 @@ def saved_cases():
             "saved folders",
             name,
             "skve.load(folder)",
-            r"skve\.json|members|backbone|X\[0\]|model is a|of layer",
+            r"skve\.json|members|backbone|X\[0\]|model's class|of layer",
             load,
         )
     others = {
