@@ -249,10 +249,10 @@ def _write(folder, tensors, document):
             _write_new(staging / name, data)
         if kept:
             _write_new(staging / ("old-" + DOCUMENT), (folder / DOCUMENT).read_bytes())
+        obsolete |= set(tensors)  # until the document that names them is there
         for name in tensors:
             if name not in kept or (folder / name).read_bytes() != tensors[name]:
                 os.replace(staging / name, folder / name)
-        obsolete |= set(tensors)
         os.replace(staging / DOCUMENT, folder / DOCUMENT)
         kept = set(tensors)
     finally:

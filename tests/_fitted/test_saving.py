@@ -147,7 +147,7 @@ def test__save__over_an_older_model__other_files_stay(images, folder):
     assert len(list(folder.iterdir())) == len(names) + 3
 
 
-@pytest.mark.parametrize("n_left", [0, 1])
+@pytest.mark.parametrize("n_left", [0, 1, 2])
 def test__save__failing_before_or_between_the_files__nothing_is_left(fitted, tmp_path, monkeypatch, n_left):
     calls, original = [], os.replace
 
