@@ -93,9 +93,11 @@ class BaseSVEClassifier(
         * All that train several members: `order` (`"shared"`: members see the same batches; `"own"`: each member
           draws its own; None: `"own"` where members would otherwise start alike, as those of `"deep"`, `"head"` and
           `"bias"` do with `head="lm"`, else `"shared"`); `bootstrap` (False; True: each member draws samples with
-          replacement); `folds` (None; an integer from 2 to `n_members`: the training samples are split into as many
-          parts, stratified by class, and member m leaves out part m % folds, see `oof_proba_`); `diversity` (0.0 to
-          1.0: the weight of the pooled prediction's loss in the members' loss).
+          replacement); `folds` (`"auto"`; an integer from 2 to `n_members`: the training samples are split into as
+          many parts, stratified by class, and member m leaves out part m % folds, see `oof_proba_`; None: all members
+          train on all samples; `"auto"` is 4 for texts, or fewer if there are fewer members or if a class has fewer
+          samples, and None for images, in `partial_fit` and beside the other options); `diversity` (0.0 to 1.0: the
+          weight of the pooled prediction's loss in the members' loss).
     n_members : int, default=4
         Number of members. `"single"` always has one.
     layers : str or list of str, default="all"
@@ -144,11 +146,12 @@ class BaseSVEClassifier(
         length is given in steps.
     n_iter_no_change : int, default=5
         Number of epochs, or of rounds, without improvement after which `early_stopping` stops.
-    calibrate : {"temperature"}, default=None
+    calibrate : {"auto", "temperature"} or None, default="auto"
         `"temperature"` divides the logarithms of the mean prediction by a temperature fitted on the validation data:
-        those given to `fit`; else, with `folds` in `ensemble_params`, all training samples, each predicted by the
-        members that left it out; else `validation_fraction` of the samples. With few samples the temperature stays
-        close to 1. It changes `predict_proba`; the members and their uncertainty stay as they are.
+        those given to `fit`; else, where members leave out `folds`, all training samples, each predicted by the
+        members that left it out; else `validation_fraction` of the samples. `"auto"` does so only where members leave
+        out folds, since no sample is lost to it then. With few samples the temperature stays close to 1. It changes
+        `predict_proba`; the members and their uncertainty stay as they are.
     precision : {"auto", "float32", "bfloat16", "float16"}, default="auto"
         Arithmetic of the backbone in training. `"auto"` uses bfloat16 where the processor supports it and it is
         faster, else float32. `"float16"`, for GPUs without bfloat16, scales each member's loss and skips the steps of
@@ -178,7 +181,7 @@ class BaseSVEClassifier(
     n_iter_ : int
         Number of epochs, or of rounds, trained.
     oof_proba_ : ndarray of shape (n_samples, n_classes), float32
-        Only with `folds` in `ensemble_params`: the probabilities of each training sample, in the order of `y`, by the
+        Only where members leave out `folds`: the probabilities of each training sample, in the order of `y`, by the
         mean of the members that left it out, at no extra training and without calibration. NaN for samples that were
         set aside for validation. It is not saved with the model.
     temperature_ : float
@@ -214,7 +217,7 @@ class BaseSVEClassifier(
         "validation_fraction": [Interval(numbers.Real, 0, 1, closed="neither")],
         "early_stopping": ["boolean"],
         "n_iter_no_change": [COUNT],
-        "calibrate": [StrOptions({"temperature"}), None],
+        "calibrate": [StrOptions({"auto", "temperature"}), None],
         "precision": [StrOptions({"auto", "float32", "bfloat16", "float16"})],
         "device": "no_validation",
         "warm_start": ["boolean"],
@@ -291,7 +294,7 @@ class BaseSVEClassifier(
         validation_fraction: float = 0.1,
         early_stopping: bool = False,
         n_iter_no_change: int = 5,
-        calibrate: str | None = None,
+        calibrate: str | None = "auto",
         precision: str = "auto",
         device: str | torch.device = "auto",
         warm_start: bool = False,
@@ -429,7 +432,7 @@ class BaseSVEClassifier(
         1
         """
         start = getattr(self, "_state", None)
-        if self.calibrate is not None and self._n_folds() is None:
+        if self.calibrate == "temperature" and (self.ensemble_params or {}).get("folds") is None:
             raise ValueError(
                 f"calibrate must be None in partial_fit, which has no validation data, got {self.calibrate!r}. Set "
                 f"folds in ensemble_params, or calibrate in the end with "
@@ -477,10 +480,11 @@ class BaseSVEClassifier(
             else check_random_state(self.random_state),
             **({} if start is None else {"n_epochs": start.n_epochs, "split_seed": start.split_seed}),
         )
-        parts = self._split(data, X_val, y_val, classes_, seeds, once)
+        n_folds = self._n_folds(data.targets, once)
+        parts = self._split(data, X_val, y_val, classes_, seeds, once, n_folds)
         folds = None
-        if self._n_folds() is not None:  # as the split, the same where a fit goes on
-            folds = split_folds(parts.train.targets, self._n_folds(), self.n_members, seeds.generator("split"))
+        if n_folds is not None:  # as the split, the same where a fit goes on
+            folds = split_folds(parts.train.targets, n_folds, self.n_members, seeds.generator("split"))
         interrupted = self._train(parts, folds, classes_, seeds, start, once)
         self._predict_and_calibrate(data, parts, folds)
         return interrupted
@@ -555,7 +559,7 @@ class BaseSVEClassifier(
             )
             self.oof_proba_ = np.full((len(data.targets), len(self.classes_)), np.nan, np.float32)
             self.oof_proba_[train.rows] = [each.mean(axis=0) for each in left_out]
-        if self.calibrate is None:
+        if self.calibrate is None or (self.calibrate == "auto" and folds is None):
             return
         if folds is not None and (valid is None or valid.name == "X"):
             weights = data.weights[train.rows]  # without those of the classes
@@ -616,7 +620,7 @@ class BaseSVEClassifier(
             n_iter_no_change=self.n_iter_no_change,
         )
 
-    def _split(self, data, X_val, y_val, classes, seeds, once):
+    def _split(self, data, X_val, y_val, classes, seeds, once, n_folds):
         """Return what is trained on and what validates, as `Parts` with weights of mean 1.
 
         Class weights change what is learned, not what is measured: they count in the training part only.
@@ -637,7 +641,7 @@ class BaseSVEClassifier(
             check_consistent_length(val_items, val_y)
             val_codes = encode_labels(val_y, classes, name="y_val")
             valid = Part(val_items, val_codes, np.ones(len(val_codes)), np.arange(len(val_codes)), "X_val")
-        elif (self.early_stopping or (self.calibrate is not None and self._n_folds() is None)) and not once:
+        elif (self.early_stopping or (self.calibrate == "temperature" and n_folds is None)) and not once:
             counted = np.flatnonzero(weights)  # the others would measure nothing
             chosen = stratified_part(codes[counted], self.validation_fraction, seeds.generator("split"))
             held_out[counted[chosen]] = True
@@ -654,8 +658,22 @@ class BaseSVEClassifier(
         train_items = items.take(kept) if held_out.any() else items
         return Parts(Part(train_items, codes[kept], to_mean_one(weights, "training part"), kept), valid)
 
-    def _n_folds(self):
-        return (self.ensemble_params or {}).get("folds")
+    def _n_folds(self, codes, once):
+        """Return in how many parts the training samples are split, of which each member leaves out one, or None.
+
+        Where nobody says, the ensemble's default, if there are members to leave out a fold each and every class has
+        a sample in each fold, and no other option already gives members different samples. None in `partial_fit`
+        (`once`), whose calls would leave out other samples each.
+        """
+        options = self.ensemble_params or {}
+        default = "auto" if "folds" in RULES[self.ensemble].takes else None
+        folds = options.get("folds", default)
+        if folds != "auto":
+            return folds
+        most = min(self._defaults().folds or 0, self.n_members, np.bincount(codes).min())
+        if once or most < 2 or options.get("bootstrap") or options.get("diversity"):
+            return None
+        return int(most)
 
     # -------------------------------------------------------------------------------------- predicting
 

@@ -38,10 +38,13 @@ class SVETextClassifier(BaseSVEClassifier):
         `offline`), a pair `(model, tokenizer)` (copied, never changed), or a callable that returns such a pair. A
         tokenizer without a padding token pads with its end-of-text token.
     member_lr : float, default=None
-        Learning rate of each member's backbone parameters. None: 5e-5 for fine-tunes, 1e-4 for
-        `"lora"`, 3e-3 for `"batch"`, else 1e-2.
+        Learning rate of each member's backbone parameters. None: 5e-5 for fine-tunes, 1e-4 for `"lora"`, 3e-3 for
+        `"batch"` and `"bias"`, else 1e-2.
     head_lr : float, default=None
         Learning rate of the heads. None: 1e-2 with `head="linear"`, 1e-5 with `head="lm"`.
+    head_weight_decay : float, default=None
+        Decoupled weight decay of the heads. None: 3.0 with `head="linear"`, 0.0 with `head="lm"`. Heads that stay
+        small leave the task to the backbone's features, which helps most where labels are few.
     batch_size : int, default=32
         Number of samples in a batch, in training and in prediction. Batches hold texts of similar length.
     max_length : int, default=None
@@ -151,7 +154,7 @@ class SVETextClassifier(BaseSVEClassifier):
         validation_fraction: float = 0.1,
         early_stopping: bool = False,
         n_iter_no_change: int = 5,
-        calibrate: str | None = None,
+        calibrate: str | None = "auto",
         max_length: int | None = None,
         truncation_side: str = "right",
         pooling: str = "auto",

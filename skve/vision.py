@@ -38,10 +38,13 @@ class SVEClassifier(BaseSVEClassifier):
         (works offline, requires the extra `offline`), a module (copied, never changed), or a callable that
         returns one. A module must return features or logits: (n, d), (n, tokens, d) or (n, d, height, width).
     member_lr : float, default=None
-        Learning rate of each member's backbone parameters. None: 5e-2 for `"sve"` and `"sve+lora"`, 2e-2 for
-        `"scale"`, 1e-2 for `"batch"`, 3e-3 for `"bias"`, 3e-4 for `"lora"`, 1e-4 for fine-tunes.
+        Learning rate of each member's backbone parameters. None: 5e-2 for `"sve"`, `"sve+lora"` and `"scale"`, 3e-2
+        for `"bias"`, 1e-2 for `"batch"`, 3e-4 for `"lora"`, 1e-4 for fine-tunes.
     head_lr : float, default=None
-        Learning rate of the heads. None: 3e-3 for fine-tunes, 5e-3 for `"head"`, else 1e-2.
+        Learning rate of the heads. None: 1e-2.
+    head_weight_decay : float, default=None
+        Decoupled weight decay of the heads. None: 30.0. Heads that stay small leave the task to the backbone's
+        features, which helps most where labels are few.
     image_size : int, default=None
         Side of the network's square input in pixels. None uses the backbone's own size.
     image_shape : tuple of int, default=None
@@ -115,7 +118,7 @@ class SVEClassifier(BaseSVEClassifier):
         validation_fraction: float = 0.1,
         early_stopping: bool = False,
         n_iter_no_change: int = 5,
-        calibrate: str | None = None,
+        calibrate: str | None = "auto",
         image_size: int | None = None,
         image_shape: Sequence[int] | None = None,
         augment: str | Callable[[Any], Any] | None = "light",

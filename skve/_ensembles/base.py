@@ -22,7 +22,7 @@ SAME_START = "raise member_lr or max_epochs: members start from the same weights
 DIFFERENCES: Options = {
     "order": (None, [StrOptions({"shared", "own"}), None]),
     "bootstrap": (False, ["boolean"]),
-    "folds": (None, [Interval(numbers.Integral, 2, None, closed="left"), None]),
+    "folds": ("auto", [Interval(numbers.Integral, 2, None, closed="left"), StrOptions({"auto"}), None]),
     "diversity": (0.0, [Interval(numbers.Real, 0, 1, closed="both")]),
 }
 
@@ -37,6 +37,8 @@ class Defaults:
         Learning rates of what a member owns of the backbone, and of its head.
     head_weight_decay : float
         Decoupled weight decay of the heads.
+    folds : int or None
+        What `folds="auto"` in `ensemble_params` stands for.
     least_steps : int or None
         In place of the schedule's `LEAST_STEPS`.
     """
@@ -44,6 +46,7 @@ class Defaults:
     member_lr: float
     head_lr: float
     head_weight_decay: float = 0.0
+    folds: int | None = None
     least_steps: int | None = None
 
 
@@ -142,7 +145,7 @@ class MemberRule:
     def check(self, n_members, early_stopping=False):
         """Raise ValueError if the options do not fit together, or the members not into memory."""
         options = self.options
-        if options["folds"] is not None and options["folds"] > n_members:
+        if options["folds"] not in (None, "auto") and options["folds"] > n_members:
             raise ValueError(
                 f"folds in ensemble_params must be at most n_members={n_members}, so that a member leaves out each, "
                 f"got {options['folds']}."
@@ -152,7 +155,7 @@ class MemberRule:
         same = f"where diversity={options['diversity']} compares members on the same samples"
         if n_members < 2:
             raise ValueError(f"n_members must be at least 2 {same}, got {n_members}.")
-        given = {**options, "order": self.order}
+        given = {**options, "order": self.order, "folds": None if options["folds"] == "auto" else options["folds"]}
         required = {"order": "shared", "bootstrap": False, "folds": None, "train_batch_norm": False}
         for name, value in required.items():
             if given.get(name, value) != value:

@@ -23,7 +23,7 @@ class FullFineTuning(MemberRule):
     by default batch normalisation stays in evaluation mode.
     """
 
-    defaults = {"image": Defaults(1e-4, 3e-3), "text": Defaults(5e-5, 1e-2)}
+    defaults = {"image": Defaults(1e-4, 1e-2, 30.0), "text": Defaults(5e-5, 1e-2, 3.0, folds=4)}
     set_apart = SAME_START
     takes = {**DIFFERENCES, **BATCH_NORM}
 

@@ -22,7 +22,7 @@ class LowRank(LayerRule):
     a convolution's kernel is flattened to (out, in * kh * kw). The rank is at most min(d_out, d_in).
     """
 
-    defaults = {"image": Defaults(3e-4, 1e-2), "text": Defaults(1e-4, 1e-2)}
+    defaults = {"image": Defaults(3e-4, 1e-2, 30.0), "text": Defaults(1e-4, 1e-2, 3.0, folds=4)}
     set_apart = SAME_START
     prefixes: tuple[str, ...] = (DOWN, UP)
     takes = {

@@ -24,7 +24,7 @@ class ChannelScales(LayerRule):
     There are d_in of them, for convolutions one for each channel, at all positions of the kernel alike.
     """
 
-    defaults = {"image": Defaults(2e-2, 1e-2), "text": Defaults(1e-2, 1e-2)}
+    defaults = {"image": Defaults(5e-2, 1e-2, 30.0), "text": Defaults(1e-2, 1e-2, 3.0, folds=4)}
     has_ratios = True
     prefixes = (SCALES,)
 
@@ -49,7 +49,7 @@ class BatchEnsemble(LayerRule):
     Unlike the paper's, W stays as it was pretrained, and every member sees the whole batch instead of its own part.
     """
 
-    defaults = {"image": Defaults(1e-2, 1e-2), "text": Defaults(3e-3, 1e-2)}
+    defaults = {"image": Defaults(1e-2, 1e-2, 30.0), "text": Defaults(3e-3, 1e-2, 3.0, folds=4)}
     prefixes = (INPUT_OFFSETS, OUTPUT_OFFSETS)
     takes = {**DIFFERENCES, "init": ("normal", [StrOptions({"normal", "signs"})])}
 
@@ -83,7 +83,7 @@ class BatchEnsemble(LayerRule):
 class Biases(LayerRule):
     """Biases of the adapted layers alone; a layer that has none gets one, which starts at zero."""
 
-    defaults = {"image": Defaults(3e-3, 1e-2), "text": Defaults(1e-2, 1e-2)}
+    defaults = {"image": Defaults(3e-2, 1e-2, 30.0), "text": Defaults(3e-3, 1e-2, 3.0, folds=4)}
     set_apart = SAME_START
 
     def bias_name(self, site):

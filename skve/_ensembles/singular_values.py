@@ -15,7 +15,7 @@ class SingularValues(LayerRule):
     layer. The row space stays that of V; with Q = V it is the singular value ensemble, since W V = U diag(sigma).
     """
 
-    defaults = {"image": Defaults(5e-2, 1e-2), "text": Defaults(1e-2, 1e-2)}
+    defaults = {"image": Defaults(5e-2, 1e-2, 30.0), "text": Defaults(1e-2, 1e-2, 3.0, folds=4)}
     set_apart = LayerRule.set_apart
     has_ratios = True
     prefixes: tuple[str, ...] = (RATIOS,)

@@ -59,12 +59,10 @@ def test__guide__default_rates__those_of_the_estimators():
     assert listed.keys() == _ensembles.RULES.keys() - {"head"}
     for ensemble in _ensembles.RULES:
         image, text = skve.SVEClassifier(ensemble=ensemble), skve.SVETextClassifier(ensemble=ensemble)
-        member_lr, head_lr = image._defaults().member_lr, image._defaults().head_lr
-        owns_all = ensemble in ("deep", "single", "snapshot", "dropout")
-        assert head_lr == (0.003 if owns_all else 0.005 if ensemble == "head" else 0.01)
-        assert text._defaults().head_lr == 0.01
         if ensemble != "head":
-            assert listed[ensemble] == (member_lr, text._defaults().member_lr)
+            assert listed[ensemble] == (image._defaults().member_lr, text._defaults().member_lr)
+            assert image._defaults().head_lr == text._defaults().head_lr == 0.01
+            assert (image._defaults().head_weight_decay, text._defaults().head_weight_decay) == (30.0, 3.0)
 
 
 @pytest.mark.parametrize(
