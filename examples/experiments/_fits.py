@@ -56,17 +56,19 @@ def run_fit(cells, options):
         for name in ("weights", "data_dir"):  # paths of one machine tell others nothing
             message = message.replace(str(options[name]), f"{{{name}}}")
         status = {"status": "failed", "error": message}
-    rows = []
-    for cell, values in zip(cells, found, strict=True):
-        known = dict(zip(KEY, cell.identity, strict=True))
-        known["trial"] = cell.trial if cell.stage == "tune" else ""
-        known |= {"data": cell.data["name"], "ensemble": cell.parameters["ensemble"], "n_members": cell.n_members}
-        known |= rates_of(cell, options)
-        known |= {"trials": cell.trials, **status, **values}
-        known |= {name: options[name] for name in ("threads", "jobs", "sitting")} | {"defaults": DEFAULTS}
-        known = {name: "" if isinstance(v, float) and np.isnan(v) else v for name, v in known.items()}
-        rows.append({name: known.get(name, "") for name in COLUMNS})
-    return rows
+    return [row_of(cell, {**status, **values}, options) for cell, values in zip(cells, found, strict=True)]
+
+
+def row_of(cell, values, options):
+    """Return the row of a cell: what it is, and the values that were found."""
+    known = dict(zip(KEY, cell.identity, strict=True))
+    known["trial"] = cell.trial if cell.stage == "tune" else ""
+    known |= {"data": cell.data["name"], "ensemble": cell.parameters["ensemble"], "n_members": cell.n_members}
+    known |= rates_of(cell, options)
+    known |= {"trials": cell.trials, **values}
+    known |= {name: options[name] for name in ("threads", "jobs", "sitting")} | {"defaults": DEFAULTS}
+    known = {name: "" if isinstance(v, float) and np.isnan(v) else v for name, v in known.items()}
+    return {name: known.get(name, "") for name in COLUMNS}
 
 
 def rates_of(cell, options):

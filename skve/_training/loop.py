@@ -165,6 +165,22 @@ def _diverged(what, ensemble, settings):
     )
 
 
+def groups_of(ensemble, members, settings):
+    """Return the parameter groups of some members: dicts, as optimizers of torch take them."""
+    own: dict[float, list] = {}
+    heads: list[torch.Tensor] = []
+    for index in members:
+        for key, tensor in ensemble.member(index).items():
+            if key.startswith(HEAD):
+                heads.append(tensor)
+            elif is_trained(key):
+                own.setdefault(ensemble.rule.member_lr(key, settings.member_lr), []).append(tensor)
+    return [
+        *({"params": own[lr], "lr": lr, "weight_decay": settings.weight_decay} for lr in own),
+        {"params": heads, "lr": settings.head_lr, "weight_decay": settings.head_weight_decay},
+    ]
+
+
 class Net(NeuralNet):
     """skorch's loop over an `Ensemble`: a step accumulates the gradients of all members, chunk by chunk.
 
@@ -207,22 +223,13 @@ class Net(NeuralNet):
         pass
 
     def initialize_optimizer(self, *args, **kwargs):
-        settings = self.settings
-        own: dict[float, list] = {}
-        heads: list[torch.Tensor] = []
-        for index in self.module_.trained:
-            for key, tensor in self.module_.member(index).items():
-                if key.startswith(HEAD):
-                    heads.append(tensor)
-                elif is_trained(key):
-                    own.setdefault(self.module_.rule.member_lr(key, settings.member_lr), []).append(tensor)
-        groups = [
-            *({"params": own[lr], "lr": lr, "weight_decay": settings.weight_decay} for lr in own),
-            {"params": heads, "lr": settings.head_lr, "weight_decay": settings.head_weight_decay},
-        ]
         fused = self.module_.device.type in ("cpu", "cuda")
-        self.optimizer_ = torch.optim.AdamW(groups, fused=fused)
+        self.optimizer_ = torch.optim.AdamW(self.parameter_groups(), fused=fused)
         return self
+
+    def parameter_groups(self):
+        """Return the groups of tensors that the optimizer moves at one rate and decay."""
+        return groups_of(self.module_, self.module_.trained, self.settings)
 
     def get_split_datasets(self, X, y=None, **fit_params):
         return X, y
