@@ -2,7 +2,7 @@
 
     python examples/experiments/stacked.py examples/experiments/studies/main_sst2.toml --data-dir DATA --csv CSV
 
-On a GPU this is many times faster than one fit after another. The rows are those that the tuning of `run.py` writes,
+Made for GPUs, which small fits leave idle most of the time. The rows are those that the tuning of `run.py` writes,
 which goes on with the tests: each trial has the members and the batches of a fit of its own. Trials of a method may
 differ in `RATES` only, and members must share their batches.
 """
