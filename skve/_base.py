@@ -79,8 +79,11 @@ class BaseSVEClassifier(
         for each input and output channel (BatchEnsemble); `"scale"`, a factor for each input channel; `"bias"`,
         biases. All weights: `"deep"`, independently fine-tuned copies; `"single"`, one fine-tuned copy;
         `"snapshot"`, one, of which a member is kept after each cycle of the learning rate; `"dropout"`, one, whose
-        members are passes with different dropout masks (Monte Carlo dropout). Nothing else: `"head"`, linear heads
-        on the frozen backbone.
+        members are passes with different dropout masks (Monte Carlo dropout). Nothing else:
+        `"head"`, logistic regressions on features of the frozen backbone; `"laplace"`, draws from the approximate
+        posterior of one. These two are solved: features are computed once, without augmentation, and the penalty
+        comes from cross-validation. Rates, decays, the length of the training and its schedule then only matter to
+        `partial_fit`, `early_stopping` has nothing to stop, and `callbacks` are not called.
     ensemble_params : dict, default=None
         Options of the ensemble, with their defaults:
 
@@ -89,15 +92,17 @@ class BaseSVEClassifier(
           the Xavier initialization. `"sve+lora"` also takes `lora_lr` (1e-4), the learning rate of the pairs.
         * `"batch"`: `init` (`"normal"`: factors from N(1, init_scale^2); `"signs"`: -1 or 1).
         * `"dropout"`: `rate` (None: 0.1 for linear layers, 0.01 for convolutions).
+        * `"laplace"`: `prior_precision` (None: from cross-validation), of the weights of the head.
         * `"single"` and `"deep"`: `train_batch_norm` (False), whether training uses batch statistics.
         * All that train several members: `order` (`"shared"`: members see the same batches; `"own"`: each member
-          draws its own; None: `"own"` where members would otherwise start alike, as those of `"deep"`, `"head"` and
-          `"bias"` do with `head="lm"`, else `"shared"`); `bootstrap` (False; True: each member draws samples with
-          replacement); `folds` (`"auto"`; an integer from 2 to `n_members`: the training samples are split into as
+          draws its own; None: `"own"` where members would otherwise start alike, as those of `"deep"` and `"bias"` do
+          with `head="lm"`, else `"shared"`); `bootstrap` (False; True: each member draws samples with replacement;
+          `"bayesian"`, the default of `"head"`: each draws weights of the samples, from a flat Dirichlet
+          distribution); `folds` (`"auto"`; an integer from 2 to `n_members`: the training samples are split into as
           many parts, stratified by class, and member m leaves out part m % folds, see `oof_proba_`; None: all members
           train on all samples; `"auto"` is 4 for texts, or fewer if there are fewer members or if a class has fewer
-          samples, and None for images, in `partial_fit` and beside the other options); `diversity` (0.0 to 1.0: the
-          weight of the pooled prediction's loss in the members' loss).
+          samples, and None for images, for `"head"`, in `partial_fit` and beside the other options); `diversity` (0.0
+          to 1.0: the weight of the pooled prediction's loss in the members' loss; not for `"head"`).
     n_members : int, default=4
         Number of members. `"single"` always has one.
     layers : str or list of str, default="all"
@@ -510,7 +515,7 @@ class BaseSVEClassifier(
     def _train(self, parts, folds, classes_, seeds, start, once):
         """Train, and set what a fit learns but for `temperature_`; return whether Ctrl-C ended the training."""
         from skve._runtime.device import resolve_device
-        from skve._training import build, loop
+        from skve._training import build, loop, solve
         from skve._training.batches import training_batches, validation_batches
 
         device = resolve_device(self.device)
@@ -527,18 +532,23 @@ class BaseSVEClassifier(
 
         pipeline = pipeline_of(parts.train)
         ensemble, plan = build.new_ensemble(design, backbone, pipeline, len(classes_), seeds, start)
-        # Before the training: Ctrl-C in it keeps the last epoch, and has nothing left to wait for.
-        earlier = start.novelty if once and start is not None else None
-        novelty = self._novelty(parts.train, plan, backbone, device, seeds, earlier)
-        result = loop.train(
-            ensemble,
+        batches = (
             training_batches(parts.train, pipeline, ensemble, seeds, self.batch_size, folds),
             parts.valid and validation_batches(parts.valid, pipeline_of(parts.valid), ensemble, self.batch_size),
-            settings,
-            callbacks=self.callbacks,
-            verbose=self.verbose,
-            chunk=1 if device.type == "cpu" or design.activation_checkpointing else len(ensemble.trained),
         )
+        is_solved = ensemble.rule.is_solved and not once
+        frozen = solve.FrozenFeatures.of(batches[0], ensemble, self.verbose) if is_solved else None
+        # Before the training: Ctrl-C in it keeps the last epoch, and has nothing left to wait for.
+        earlier = start.novelty if once and start is not None else None
+        novelty = self._novelty(parts.train, frozen, plan.n_features, backbone, device, seeds, earlier)
+        reports = {"callbacks": self.callbacks, "verbose": self.verbose}
+        if is_solved:
+            weights = parts.train.weights
+            result = solve.solve(ensemble, frozen, *batches, settings, weights=weights, seeds=seeds, **reports)
+        else:
+            one_by_one = device.type == "cpu" or design.activation_checkpointing
+            chunk = 1 if one_by_one else len(ensemble.trained)
+            result = loop.train(ensemble, *batches, settings, chunk=chunk, **reports)
         self._state = plan.fitted(result.arrays, result.n_iter, self.backbone, novelty)
         self.classes_ = classes_
         self.preprocess_ = dict(backbone.preprocess)
@@ -584,19 +594,21 @@ class BaseSVEClassifier(
             activation_checkpointing=getattr(self, "activation_checkpointing", False),
         )
 
-    def _novelty(self, part, plan, backbone, device, seeds, earlier):
+    def _novelty(self, part, frozen, n_features, backbone, device, seeds, earlier):
         """Return what is kept of the training samples that count, or of a random part of them, for `novelty`."""
         from skve._fitted import prediction
-        from skve._fitted.novelty import Novelty, n_kept
+        from skve._fitted.novelty import LARGEST, Novelty
 
         chosen = np.flatnonzero(part.weights > 0)
-        if len(chosen) > n_kept(plan.n_classes):
+        if len(chosen) > LARGEST:
             order = np.random.default_rng(seeds.generator("novelty").initial_seed())
-            chosen = np.sort(order.choice(chosen, n_kept(plan.n_classes), replace=False))
+            chosen = np.sort(order.choice(chosen, LARGEST, replace=False))
+        if frozen is not None:
+            return Novelty.of_training(frozen.values.numpy()[chosen], earlier)
         pipeline = self._make_pipeline(part.items.take(chosen), backbone, device, training=False)
-        passes, features = prediction.frozen_passes(backbone, len(chosen), plan.n_features)
+        passes, features = prediction.frozen_passes(backbone, len(chosen), n_features)
         prediction.predict(passes, pipeline, self.batch_size, device)
-        return Novelty.of_training(features, earlier, n_classes=plan.n_classes)
+        return Novelty.of_training(features, earlier)
 
     def _settings(self, once, has_validation):
         from skve._training.loop import Settings

@@ -309,7 +309,8 @@ def test__diagnose__not_fitted__not_fitted_error(wrap):
 @pytest.mark.parametrize(
     ("ensemble", "remedy", "without"),
     [
-        ("head", "head_lr", "member_lr"),
+        ("head", "bootstrap", "member_lr"),
+        ("laplace", "prior_precision", "member_lr"),
         ("deep", "member_lr", "init_scale"),
         ("sve", "init_scale is not 0", "head_lr"),
     ],

@@ -2,12 +2,14 @@
 
 from sklearn.utils._param_validation import validate_parameter_constraints
 
-from skve._ensembles.base import BIASES, FACTORS, HEAD, MASKS, WEIGHTS, Defaults, LinearHeads, MemberRule, is_trained
+from skve._ensembles.base import BIASES, FACTORS, HEAD, MASKS, WEIGHTS, Defaults, MemberRule, is_trained
 from skve._ensembles.dropout import Dropout
 from skve._ensembles.ensemble import BATCHES_PER_INSTALLATION, Ensemble, Head
 from skve._ensembles.fine_tuning import FullFineTuning, SingleFineTuning
 from skve._ensembles.hybrid import SingularValuesAndPairs
+from skve._ensembles.laplace import Laplace
 from skve._ensembles.likelihood import Likelihood
+from skve._ensembles.linear_heads import LinearHeads
 from skve._ensembles.low_rank import LowRank
 from skve._ensembles.scaling import BatchEnsemble, Biases, ChannelScales
 from skve._ensembles.singular_values import SingularValues
@@ -29,6 +31,7 @@ __all__ = [
     "Ensemble",
     "FullFineTuning",
     "Head",
+    "Laplace",
     "Likelihood",
     "LinearHeads",
     "LowRank",
@@ -54,6 +57,7 @@ RULES: dict[str, type[MemberRule]] = {
     "single": SingleFineTuning,
     "deep": FullFineTuning,
     "head": LinearHeads,
+    "laplace": Laplace,
 }
 
 

@@ -21,7 +21,7 @@ SAME_START = "raise member_lr or max_epochs: members start from the same weights
 # How members come to differ, besides their random start; for every rule that trains several members.
 DIFFERENCES: Options = {
     "order": (None, [StrOptions({"shared", "own"}), None]),
-    "bootstrap": (False, ["boolean"]),
+    "bootstrap": (False, ["boolean", StrOptions({"bayesian"})]),
     "folds": ("auto", [Interval(numbers.Integral, 2, None, closed="left"), StrOptions({"auto"}), None]),
     "diversity": (0.0, [Interval(numbers.Real, 0, 1, closed="both")]),
 }
@@ -78,6 +78,7 @@ class MemberRule:
     has_ratios = False  # whether members own factors that start at exp(N(0, init_scale^2)) and become `ratios_`
     mixes_samples = False  # whether a training batch gives other gradients than its parts do in turn
     selects_layers = False  # whether `layers` says what members own
+    is_solved = False  # whether fit calls `solve` and takes no steps
 
     def __init__(self, backbone, sites, *, init_scale, train_bias, **options):
         self.backbone = backbone
@@ -177,6 +178,10 @@ class MemberRule:
         """Return the start of a member that shares the tensors of `member`."""
         return dict(member)
 
+    def solve(self, problem, weights, generators):
+        """Return the heads of the members, of a rule that is solved; see `LinearHeads`."""
+        raise NotImplementedError
+
     def prepare(self, network, traced, size, *, training):
         """Adjust a fresh network once; `size` samples or tokens pass through it between two installations."""
 
@@ -185,13 +190,6 @@ class MemberRule:
 
     def set_training(self, network, mode):
         """Tell the network that a training step (True) or a prediction (False) comes next."""
-
-
-class LinearHeads(MemberRule):
-    """Linear heads on the frozen backbone."""
-
-    defaults = {"image": Defaults(1e-4, 5e-3), "text": Defaults(5e-5, 1e-2)}
-    set_apart = "raise head_lr or max_epochs; heads on the same features differ little: try ensemble='sve'"
 
 
 class LayerRule(MemberRule):

@@ -173,12 +173,10 @@ def training_batches(part, pipeline, ensemble, seeds, batch_size, folds=None):
     """
     rule, trained, n_samples = ensemble.rule, ensemble.trained, len(part.targets)
     weights = torch.as_tensor(part.weights, dtype=torch.float32)
-    if rule.options["bootstrap"]:  # how often each sample is among as many that are drawn with replacement
-        draws = [
-            torch.randint(n_samples, (n_samples,), generator=seeds.generator("bootstrap", m))
-            for m in range(len(trained))
-        ]
-        weights = weights * torch.stack([drawn.bincount(minlength=n_samples) for drawn in draws])
+    if rule.options["bootstrap"]:
+        generators = [seeds.generator("bootstrap", m) for m in range(len(trained))]
+        draw = _bayesian_bootstrap if rule.options["bootstrap"] == "bayesian" else _bootstrap
+        weights = weights * torch.stack([draw(n_samples, generator) for generator in generators])
     if folds is not None:
         kept = [
             to_mean_one(row, f"samples that member {m} keeps") for m, row in enumerate(folds.kept(weights.numpy()))
@@ -194,6 +192,17 @@ def training_batches(part, pipeline, ensemble, seeds, batch_size, folds=None):
         streams = [stream([member], m) for m, member in enumerate(trained)]
     targets = ensemble.head.likelihood.targets(part.targets)
     return Batches(pipeline, targets, weights, batch_size, ensemble.device, streams, rule.mixes_samples)
+
+
+def _bootstrap(n_samples, generator):
+    """Return how often each sample is among as many that are drawn with replacement."""
+    return torch.randint(n_samples, (n_samples,), generator=generator).bincount(minlength=n_samples)
+
+
+def _bayesian_bootstrap(n_samples, generator):
+    """Return weights from a flat Dirichlet distribution, times n: none is 0 (Rubin, Annals of Statistics, 1981)."""
+    drawn = torch.empty(n_samples).exponential_(generator=generator)
+    return drawn / drawn.mean()
 
 
 def validation_batches(part, pipeline, ensemble, batch_size):

@@ -79,7 +79,7 @@ def train(ensemble, train_batches, valid_batches, settings, *, callbacks=None, v
     ValueError
         If the loss is not finite or a layer's ratios get no gradient.
     """
-    _check_callbacks(callbacks or [])
+    check_callbacks(callbacks or [])
     course = plan_course(len(train_batches), settings.max_epochs, settings.max_steps, settings.least_steps)
     n_cycles = ensemble.rule.n_cycles(len(ensemble.members))
     _check_cycles(n_cycles, course.n_steps, settings)
@@ -120,7 +120,7 @@ def train(ensemble, train_batches, valid_batches, settings, *, callbacks=None, v
     return Result(arrays, history.to_dict(), history.complete[0], interrupted)
 
 
-def _check_callbacks(callbacks):
+def check_callbacks(callbacks):
     for index, callback in enumerate(callbacks):
         own_part = callback[-1] if isinstance(callback, tuple) else callback
         if not (isinstance(own_part, Callback) or (isinstance(own_part, type) and issubclass(own_part, Callback))):

@@ -27,6 +27,7 @@ from tests.toys import (
 ENSEMBLES = [
     ("sve", None),
     ("head", None),
+    ("laplace", None),
     ("single", None),
     ("single", {"train_batch_norm": True}),
     ("deep", None),
@@ -46,7 +47,7 @@ ENSEMBLES = [
 
 
 @pytest.mark.parametrize("toy", [TinyCNN, TinyTransformer])
-@pytest.mark.parametrize("ensemble", ["sve", "deep", "head", "scale", "bias", "lora", "batch", "sve+lora"])
+@pytest.mark.parametrize("ensemble", ["sve", "deep", "head", "laplace", "scale", "bias", "lora", "batch", "sve+lora"])
 def test__member__alone_and_among_eight__same_bits(images, ensemble, toy):
     fits = {
         n: arrays_of(toy_classifier(toy(), ensemble=ensemble, n_members=n, augment="strong").fit(*images))
@@ -81,7 +82,7 @@ def test__sve__members_together_or_in_turn__equal(images, train_in_chunks, toy):
 
 
 @pytest.mark.parametrize(
-    ("ensemble", "options"), [("head", None), ("deep", None), ("deep", {"train_batch_norm": True})]
+    ("ensemble", "options"), [("bias", None), ("deep", None), ("deep", {"train_batch_norm": True})]
 )
 def test__other_ensembles__members_together_or_in_turn__equal(images, train_in_chunks, ensemble, options):
     settings = {"n_members": 3, "ensemble": ensemble, "ensemble_params": options, "member_lr": 1e-6}
@@ -158,7 +159,8 @@ def test__fit__any_ensemble__learns_the_toy_task(images, ensemble, options):
         TinyCNN(), ensemble=ensemble, ensemble_params=options, max_epochs=25, member_lr=5e-3, head_lr=5e-2
     )
     assert classifier.fit(*images).score(*images) > 0.8
-    assert classifier.history_["loss"][-1] < 0.7 * classifier.history_["loss"][0]
+    untrained = np.log(3)  # what equal probabilities cost
+    assert classifier.history_["loss"][-1] < 0.7 * max(classifier.history_["loss"][0], untrained)
 
 
 def test__train_batch_norm__on_and_off__running_statistics_move_or_not(images):
@@ -346,10 +348,11 @@ class CountsCalls(TinyMLP):
         return super().forward(x)
 
 
-def test__head__any_number_of_members__features_once_a_batch(images):
+@pytest.mark.parametrize("ensemble", ["head", "laplace"])
+def test__solved_heads__any_number_of_members__features_once(images, ensemble):
     CountsCalls.calls.clear()
-    classifier = toy_classifier(CountsCalls(), ensemble="head", n_members=6, max_epochs=3).fit(*images)
-    assert len(CountsCalls.calls) == 1 + 3 * 2  # a trace, then three epochs of two batches
+    classifier = toy_classifier(CountsCalls(), ensemble=ensemble, n_members=6, max_epochs=3).fit(*images)
+    assert len(CountsCalls.calls) == 1 + 2  # a trace, then two batches
     CountsCalls.calls.clear()
     classifier.predict(images[0])
     assert len(CountsCalls.calls) == 2

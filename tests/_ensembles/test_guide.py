@@ -3,12 +3,16 @@
 import pathlib
 import re
 
+import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_iris
+from sklearn.metrics import log_loss
 
 import skve
 from skve import _ensembles
 from skve._backbones import decomposition, from_timm, from_transformers, layer_selection
+from skve.testing import ToyClassifier
 
 GUIDE = pathlib.Path(__file__).parents[2] / "docs" / "guide" / "ensembles.md"
 
@@ -37,9 +41,10 @@ def count(ensemble, backbone):
 
 def test__guide__table__every_ensemble_with_its_options_and_defaults():
     assert rows().keys() == _ensembles.RULES.keys()
-    shared = set(_ensembles.MemberRule.takes)
+    shared = _ensembles.MemberRule.takes
     for name, row in rows().items():
-        takes = {k: default for k, (default, _) in _ensembles.RULES[name].takes.items() if k not in shared}
+        takes = {k: default for k, (default, _) in _ensembles.RULES[name].takes.items()}
+        takes = {k: default for k, default in takes.items() if k not in shared or default != shared[k][0]}
         listed = dict(re.findall(r"`(\w+)=([^`]+)`", row[4]))
         if name == "sve+lora":
             assert listed == {"lora_lr": "1e-4"}
@@ -56,10 +61,11 @@ def test__guide__default_rates__those_of_the_estimators():
     for line in table.splitlines()[2:]:
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         listed |= dict.fromkeys(re.findall(r'`"([^"]+)"`', cells[0]), tuple(map(float, cells[1:])))
-    assert listed.keys() == _ensembles.RULES.keys() - {"head"}
+    solved = {name for name, rule in _ensembles.RULES.items() if rule.is_solved}
+    assert listed.keys() == _ensembles.RULES.keys() - solved
     for ensemble in _ensembles.RULES:
         image, text = skve.SVEClassifier(ensemble=ensemble), skve.SVETextClassifier(ensemble=ensemble)
-        if ensemble != "head":
+        if ensemble not in solved:
             assert listed[ensemble] == (image._defaults().member_lr, text._defaults().member_lr)
             assert image._defaults().head_lr == text._defaults().head_lr == 0.01
             assert (image._defaults().head_weight_decay, text._defaults().head_weight_decay) == (30.0, 3.0)
@@ -80,6 +86,18 @@ def test__guide__numbers_a_member__as_counted(place, load):
     for name, row in rows().items():
         told = int(row[2].split(" for all")[0].split(" / ")[place].replace(",", ""))
         assert told == count(name, backbone), name
+
+
+def test__guide__recipe__blend_not_worse_than_either_out_of_fold():
+    recipe = GUIDE.read_text("utf-8").partition("### Never worse")[2].partition("```python\n")[2].partition("```")[0]
+    X, y = load_iris(return_X_y=True)
+    names = {"X": X[::2], "y": y[::2], "clf": ToyClassifier(n_members=2, max_epochs=5, random_state=0)}
+    exec(recipe, names)
+    assert min(names["losses"]) <= min(names["losses"][0], names["losses"][-1])
+    voters = [estimator.predict_proba(X) for estimator in names["blend"].estimators_]
+    expected = names["share"] * voters[0] + (1 - names["share"]) * voters[1]
+    np.testing.assert_allclose(names["blend"].predict_proba(X), expected)
+    assert log_loss(y, names["blend"].predict_proba(X)) < 0.2
 
 
 @pytest.mark.parametrize("estimator", [skve.SVEClassifier, skve.SVETextClassifier])

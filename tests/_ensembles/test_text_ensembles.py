@@ -62,7 +62,7 @@ def test__text_ensembles__bfloat16_arithmetic__finite_and_trained(ensemble):
 # ------------------------------------------------------------------------------------ members that start alike
 
 SEVERAL = sorted(RULES.keys() - {"single"})
-ALIKE = ["deep", "head", "bias"]  # with a language model's head nothing of their members is drawn
+ALIKE = ["deep", "bias"]  # with a language model's head nothing of their members is drawn
 LM = {"lm": True, "head": "lm", "precision": "float32"}
 
 
@@ -98,7 +98,7 @@ def test__own_orders_by_default__one_member_and_two__first_is_the_same(ensemble)
     [
         ("deep", {"ensemble_params": {"order": "shared"}}, r"order='own' \(and no diversity\) in ensemble_params,"),
         ("bias", {"ensemble_params": {"diversity": 0.5}}, r"order='own' \(and no diversity\) in ensemble_params,"),
-        ("head", {"batch_size": 24}, r"a batch_size below the 24 samples, which are one batch, or bootstrap"),
+        ("deep", {"batch_size": 24}, r"a batch_size below the 24 samples, which are one batch, or bootstrap"),
         ("sve", {"ensemble_params": {"order": "shared"}, "init_scale": 0.0}, r"order='own'"),
     ],
 )

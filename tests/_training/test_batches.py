@@ -17,7 +17,7 @@ OWN, BOOTSTRAP, DIVERSE = {"order": "own"}, {"bootstrap": True}, {"diversity": 0
 # ------------------------------------------------------------------------------------ order and bootstrap
 
 
-@pytest.mark.parametrize("ensemble", ["sve", "deep", "head", "lora", "batch"])
+@pytest.mark.parametrize("ensemble", ["sve", "deep", "scale", "lora", "batch"])
 @pytest.mark.parametrize("options", [OWN, BOOTSTRAP, {**OWN, **BOOTSTRAP}])
 def test__own_order_and_bootstrap__alone_and_among_others__same_bits(images, ensemble, options):
     settings = {"ensemble": ensemble, "ensemble_params": options, "augment": "strong"}

@@ -75,7 +75,7 @@ def test__fit__memory_for_one_member_and_five_samples__same_members_and_the_size
     assert len(passes[4:]) == 2 * 4 * (4 + 2)  # epochs, members, parts of 16 and of 8 samples
 
 
-@pytest.mark.parametrize("ensemble", ["sve", "deep", "head"])
+@pytest.mark.parametrize("ensemble", ["sve", "deep", "bias"])
 def test__fit__fails_in_the_backward_pass__half_done_gradients_are_not_counted(images, limited, ensemble):
     settings = {**SETTINGS, "ensemble": ensemble}
     expected = toy_classifier(**settings).fit(*images)

@@ -7,7 +7,7 @@ from skve._training import step as step_module
 from tests.toys import TinyCNN, arrays_of, same_arrays, toy_classifier
 
 
-@pytest.mark.parametrize("ensemble", ["sve", "deep", "head"])
+@pytest.mark.parametrize("ensemble", ["sve", "deep", "bias"])
 def test__fit__float16__close_to_float32(images, ensemble):
     settings = {"ensemble": ensemble, "max_epochs": 5, "member_lr": 1e-3, "head_lr": 1e-2}
     single = toy_classifier(TinyCNN(), **settings).fit(*images)
