@@ -17,7 +17,7 @@ class LinearHeads(MemberRule):
     is_solved = True
     takes: Options = {**DIFFERENCES, "bootstrap": ("bayesian", DIFFERENCES["bootstrap"][1])}
     defaults = {"image": Defaults(1e-4, 5e-3), "text": Defaults(5e-5, 1e-2)}
-    set_apart = "set bootstrap=True in ensemble_params; heads on the same features differ little: try ensemble='sve'"
+    set_apart = "leave bootstrap='bayesian' in ensemble_params; heads on one set of features differ little: try 'sve'"
 
     def check(self, n_members, early_stopping=False):
         if self.options["diversity"]:
