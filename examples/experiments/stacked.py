@@ -4,7 +4,7 @@
 
 Made for GPUs, which small fits leave idle most of the time. The rows are those that the tuning of `run.py` writes,
 which goes on with the tests: each trial has the members and the batches of a fit of its own. Trials of a method may
-differ in `RATES` only, and members must share their batches.
+differ in `RATES` only; methods whose members do not share their batches are left to `run.py`.
 """
 
 import argparse
@@ -27,9 +27,14 @@ from skve._runtime.device import neutral_modes, resolve_device
 from skve._runtime.randomness import Seeds
 from skve._training import build, loop
 from skve._training.batches import training_batches
+from skve._training.folds import split_folds
 from skve._training.schedule import learning_rate_factor, plan_course
 
 RATES = ("member_lr", "head_lr", "weight_decay", "head_weight_decay")
+
+
+class NotStackedError(ValueError):
+    """The members of an estimator cannot be trained beside those of another one."""
 
 
 class StackedNet(loop.Net):
@@ -76,18 +81,24 @@ def fit_stacked(classifiers, X, y, X_test):
     data, classes = clf._check_training_data(X, y, None, None, None)
     seeds, device, design = Seeds(clf.random_state), resolve_device(clf.device), clf._design(False)
     backbone = clf._load_backbone(clf.backbone, classes=classes).on(device)
-    pipeline = clf._make_pipeline(data.items, backbone, device, training=True)
+    n_folds = clf._n_folds(data.targets, False)
+    part = clf._split(data, None, None, classes, seeds, False, n_folds).train
+    pipeline = clf._make_pipeline(part.items, backbone, device, training=True)
     selection = build.select_layers(design, backbone)
     rule, traced, selection = build.trace_layers(design, backbone, pipeline, selection)
-    coupled = [name for name in ("bootstrap", "folds", "diversity") if rule.options[name]]
-    if rule.order != "shared" or coupled or len(rule.trained(2)) < 2:
-        raise ValueError(f"The members of {clf.ensemble!r} must train by themselves, on batches that all share.")
+    coupled = rule.options["bootstrap"] or rule.options["diversity"] or len(rule.trained(2)) < 2
+    if rule.order != "shared" or coupled or clf.n_members % (n_folds or 1):
+        raise NotStackedError(
+            f"The members of {clf.ensemble!r} must train by themselves, on batches that all share, "
+            f"and be a multiple of the folds."
+        )
     rule.noise = seeds.generator("noise")
     head = Head.on(backbone, traced.n_features, len(classes))
     start = build.make_members(design, rule, head, None, seeds, None, n_samples=len(pipeline))
     members = [{key: tensor.clone() for key, tensor in member.items()} for _ in each for member in start]
     ensemble = build.assemble(design, rule, head, members, traced, selection, pipeline)
-    batches = training_batches(data, pipeline, ensemble, seeds, clf.batch_size)
+    folds = n_folds and split_folds(part.targets, n_folds, len(members), seeds.generator("split"))
+    batches = training_batches(part, pipeline, ensemble, seeds, clf.batch_size, folds)
     course = plan_course(len(batches), each[0].max_epochs, each[0].max_steps)
     factor = learning_rate_factor(each[0].schedule, each[0].warmup, course.n_steps)
     rates = ("learning_rate", LRScheduler(policy=LambdaLR, lr_lambda=factor, step_every="batch"))
@@ -135,7 +146,12 @@ def main(arguments=None):
             common = {name: value for name, value in cell.parameters.items() if name not in RATES}
             groups.setdefault((cell.method, show(cell.factors), cell.seed, repr(common)), []).append(cell)
     for cells in groups.values():
-        for row in tune(cells, options):
+        try:
+            rows = tune(cells, options)
+        except NotStackedError as error:
+            print(f"stacked.py: {cells[0].method} is left to run.py: {error}", file=sys.stderr)
+            continue
+        for row in rows:
             record.add(row)
     return 0
 

@@ -15,8 +15,9 @@ METHODS = """
 ensemble = "sve"
 trials = { member_lr = [1e-2, 1e-1], head_weight_decay = [0.0, 10.0] }
 
-[methods.head]
-ensemble = "head"
+[methods.apart]
+ensemble = "scale"
+ensemble_params = { order = "own" }
 trials = { head_lr = [1e-1, 1e-2, 3e-2, 3e-3] }
 """
 
@@ -31,8 +32,8 @@ def rows_of(path):
         return list(csv.DictReader(stream))
 
 
-@pytest.mark.parametrize("ensemble", ["sve", "bias", "deep"])
-def test__fit_stacked__each_setting_is_what_a_fit_of_its_own_gives(ensemble, backbone):
+@pytest.mark.parametrize(("ensemble", "folds"), [("sve", 2), ("sve", None), ("bias", None), ("deep", "auto")])
+def test__fit_stacked__each_setting_is_what_a_fit_of_its_own_gives(ensemble, folds, backbone):
     X, y = toy_images(per_class=6, n_classes=3, seed=0)
     common = {
         "backbone": backbone,
@@ -41,7 +42,7 @@ def test__fit_stacked__each_setting_is_what_a_fit_of_its_own_gives(ensemble, bac
         "image_size": 32,
         "batch_size": 8,
     }
-    common |= {"max_epochs": 3, "random_state": 0, "precision": "float32"}
+    common |= {"max_epochs": 3, "random_state": 0, "precision": "float32", "ensemble_params": {"folds": folds}}
     settings = [{"member_lr": 1e-2, "head_weight_decay": 5.0}, {"member_lr": 1e-3, "head_lr": 5e-2}]
     classifiers = [SVEClassifier(**common, **own) for own in settings]
     found = stacked.fit_stacked(classifiers, X, y, X)
@@ -51,7 +52,7 @@ def test__fit_stacked__each_setting_is_what_a_fit_of_its_own_gives(ensemble, bac
         np.testing.assert_allclose(own, clf.fit(X, y).predict_proba_members(X), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{"bootstrap": True}, {"order": "own"}, {"folds": 2}])
+@pytest.mark.parametrize("options", [{"bootstrap": True}, {"order": "own"}, {"folds": 2, "order": "own"}])
 def test__fit_stacked__members_with_data_of_their_own__value_error(options, backbone):
     X, y = toy_images(per_class=4, n_classes=2, seed=0)
     clf = SVEClassifier(backbone, n_members=2, image_size=32, ensemble_params=options, random_state=0)
@@ -59,17 +60,18 @@ def test__fit_stacked__members_with_data_of_their_own__value_error(options, back
         stacked.fit_stacked([clf, clf], X, y, X)
 
 
-def test__main__rows_of_the_tuning__those_of_run__which_goes_on_with_them(data_dir, tmp_path):
+def test__main__rows_of_the_tuning__those_of_run__which_goes_on_with_them(data_dir, tmp_path, capsys):
     study = tmp_path / "small.toml"
     study.write_text(SMALL.partition("[methods.deep]")[0] + METHODS)
     arguments = [str(study), "--data-dir", str(data_dir), "--csv"]
     assert stacked.main([*arguments, str(tmp_path / "stacked.csv")]) == 0
+    assert "stacked.py: apart is left to run.py: The members of 'scale' must" in capsys.readouterr().err
     assert run.main([*arguments, str(tmp_path / "run.csv")]) == 0
     found = rows_of(tmp_path / "stacked.csv")
     singly = [row for row in rows_of(tmp_path / "run.csv") if row["stage"] == "tune"]
     by_settings = {row["settings"]: row for row in singly}
-    assert {row["settings"] for row in found} == set(by_settings)
-    assert len(found) == 8
+    assert {row["settings"] for row in found} == {row["settings"] for row in singly if row["method"] == "sve"}
+    assert len(found) == 4
     for row in found:
         for name in ("nll", "brier"):
             assert float(row[name]) == pytest.approx(float(by_settings[row["settings"]][name]), abs=1e-4)
