@@ -100,9 +100,9 @@ class BaseSVEClassifier(
           `"bayesian"`, the default of `"head"`: each draws weights of the samples, from a flat Dirichlet
           distribution); `folds` (`"auto"`; an integer from 2 to `n_members`: the training samples are split into as
           many parts, stratified by class, and member m leaves out part m % folds, see `oof_proba_`; None: all members
-          train on all samples; `"auto"` is 4 for texts, or fewer if there are fewer members or if a class has fewer
-          samples, and None for images, for `"head"`, in `partial_fit` and beside the other options); `diversity` (0.0
-          to 1.0: the weight of the pooled prediction's loss in the members' loss; not for `"head"`).
+          train on all samples; `"auto"`: 4 for texts, if there are four members and four samples of each class; None
+          for images, for `"head"`, in `partial_fit` and beside the other options); `diversity` (0.0 to 1.0: the weight
+          of the pooled prediction's loss in the members' loss; not for `"head"`).
     n_members : int, default=4
         Number of members. `"single"` always has one.
     layers : str or list of str, default="all"
@@ -682,10 +682,10 @@ class BaseSVEClassifier(
         folds = options.get("folds", default)
         if folds != "auto":
             return folds
-        most = min(self._defaults().folds or 0, self.n_members, np.bincount(codes).min())
-        if once or most < 2 or options.get("bootstrap") or options.get("diversity"):
+        folds = self._defaults().folds
+        if once or folds is None or options.get("bootstrap") or options.get("diversity"):
             return None
-        return int(most)
+        return folds if self.n_members >= folds and np.bincount(codes).min() >= folds else None
 
     # -------------------------------------------------------------------------------------- predicting
 

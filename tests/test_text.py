@@ -102,10 +102,9 @@ def test__minilm__few_intents__learned_and_out_of_scope_noticed(fitted, intents)
 def test__minilm__saved_and_loaded__same_bits(fitted, intents, include_backbone, tmp_path, empty_cache, monkeypatch):
     fitted.save(tmp_path, include_backbone=include_backbone)
     names = sorted(path.name.split("-")[0] for path in tmp_path.iterdir() if path.name != LOCK)
-    assert (
-        names
-        == (["backbone"] if include_backbone else []) + ["members", "skve.json"] + ["tokenizer"] * include_backbone
-    )
+    assert names == ["backbone"] * include_backbone + ["members", "skve.json"] + ["tokenizer"] * include_backbone + [
+        "training"
+    ]
     if include_backbone:
         monkeypatch.setattr("skve._backbones.sources.importlib.util.find_spec", lambda name: None)
     loaded = skve.load(tmp_path)
@@ -380,7 +379,7 @@ def test__warm_start__pair_with_another_tokenizer__refused():
     clf = toy(warm_start=True, max_epochs=1).fit(TEXTS, LABELS)
     model, tokenizer = make_toy_text_backbone()
     tokenizer.add_tokens(["unused"])
-    with pytest.raises(ValueError, match=r"its tokenizer_sha256 was .* set warm_start=False"):
+    with pytest.raises(ValueError, match=r"tokenizer_sha256 must stay .* Set warm_start=False"):
         clf.set_params(backbone=(model, tokenizer)).fit(TEXTS, LABELS)
 
 
@@ -479,5 +478,7 @@ def test__lm_head__loaded_with_its_backbone_and_fitted_anew__same_bits(options, 
 
 def test__warm_start__other_label_words__refused():
     clf = toy("gpt2", lm=True, head="lm", label_words=[" a", " b"], warm_start=True, max_epochs=1).fit(TEXTS, LABELS)
-    with pytest.raises(ValueError, match=r"label_words was \[' a', ' b'\] and is \[' c', ' d'\] now; set warm_start"):
+    with pytest.raises(
+        ValueError, match=r"label_words must stay \[' a', ' b'\] .*, got \[' c', ' d'\]. Set warm_start"
+    ):
         clf.set_params(label_words=[" c", " d"]).fit(TEXTS, LABELS)

@@ -145,7 +145,8 @@ def check_probabilities(estimator, samples):
     assert proba.shape == (18, 2)
     assert members.shape[1:] == proba.shape
     same(proba.sum(1), 1.0, "rows sum to one", 1e-12)
-    same(members.mean(0), proba, "mean of the members", 1e-12)
+    tempered = members.mean(0) ** (1 / estimator.temperature_)
+    same(tempered / tempered.sum(1, keepdims=True), proba, "mean of the members, calibrated", 1e-9)
     assert (estimator.predict(samples.X) == estimator.classes_[proba.argmax(1)]).all()
     uncertainty = estimator.predict_uncertainty(samples.X)
     same(uncertainty.total, uncertainty.aleatoric + uncertainty.epistemic, "parts of the uncertainty", 1e-9)
