@@ -101,8 +101,8 @@ class BaseSVEClassifier(
           distribution); `folds` (`"auto"`; an integer from 2 to `n_members`: the training samples are split into as
           many parts, stratified by class, and member m leaves out part m % folds, see `oof_proba_`; None: all members
           train on all samples; `"auto"`: 4 for texts, if there are four members and four samples of each class; None
-          for images, for `"head"`, in `partial_fit` and beside the other options); `diversity` (0.0 to 1.0: the weight
-          of the pooled prediction's loss in the members' loss; not for `"head"`).
+          for images, for `"head"`, in `partial_fit` and beside the other options); `diversity` (0.0 to 1.0: the
+          weight of the pooled prediction's loss in the members' loss; not for `"head"`).
     n_members : int, default=4
         Number of members. `"single"` always has one.
     layers : str or list of str, default="all"
