@@ -4,8 +4,11 @@ import csv
 import importlib.resources
 import os
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.utils import Bunch
@@ -16,7 +19,7 @@ from skve._runtime.warnings import warn
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
-def load_fashion(*, return_X_y=False, as_frame=False):
+def load_fashion(*, return_X_y: bool = False, as_frame: bool = False) -> Bunch | Any:  # Any: a pair with return_X_y
     """Load a part of Fashion-MNIST: clothes to classify, and digits that do not belong to any class.
 
     Parameters
@@ -77,7 +80,7 @@ def load_fashion(*, return_X_y=False, as_frame=False):
     )
 
 
-def load_intents(*, return_X_y=False, as_frame=False):
+def load_intents(*, return_X_y: bool = False, as_frame: bool = False) -> Bunch | Any:  # Any: a pair with return_X_y
     """Load a part of CLINC150: questions to a bank's assistant, and questions that it has no answer to.
 
     Parameters
@@ -148,7 +151,9 @@ def _bunch(data, target, feature_names, *, return_X_y, as_frame, **rest):
     return (data, target) if return_X_y else Bunch(data=data, target=target, feature_names=feature_names, **rest)
 
 
-def load_image_folder(path, *, extensions=None):
+def load_image_folder(
+    path: str | os.PathLike[str], *, extensions: Sequence[str] | None = None
+) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
     """List the images of a folder that has a folder for each class, as in `path/cat/1.jpg`; none is opened.
 
     Parameters

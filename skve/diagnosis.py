@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from skve import metrics, uncertainty
 from skve.metrics._inputs import check_known
@@ -80,7 +81,9 @@ class Diagnosis:
     __repr__ = __str__
 
 
-def diagnose(est, X=None, y=None, *, X_ood=None, reference=None):
+def diagnose(
+    est: Any, X: Any = None, y: ArrayLike | None = None, *, X_ood: Any = None, reference: Any = None
+) -> Diagnosis:
     """Look for the known failures of an ensemble, and say what to do about each.
 
     Without data, training and singular values are looked at; with samples, the members' diversity; with

@@ -1,8 +1,11 @@
 """Selective prediction: answer where the model is sure enough, abstain elsewhere."""
 
+from collections.abc import Callable
 from numbers import Real
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import ShuffleSplit, StratifiedShuffleSplit
@@ -118,15 +121,15 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
 
     def __init__(
         self,
-        estimator,
+        estimator: Any,
         *,
-        coverage=1.0,
-        accuracy=None,
-        uncertainty="total",
-        abstention=None,
-        validation_fraction=0.2,
-        random_state=None,
-    ):
+        coverage: float = 1.0,
+        accuracy: float | None = None,
+        uncertainty: str | Callable[[Any, Any], ArrayLike] = "total",
+        abstention: Any = None,
+        validation_fraction: float = 0.2,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
         self.estimator = estimator
         self.coverage = coverage
         self.accuracy = accuracy
@@ -135,7 +138,16 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         self.validation_fraction = validation_fraction
         self.random_state = random_state
 
-    def fit(self, X, y, sample_weight=None, *, X_val=None, y_val=None, **fit_params):
+    def fit(
+        self,
+        X: Any,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        *,
+        X_val: Any = None,
+        y_val: ArrayLike | None = None,
+        **fit_params: Any,
+    ) -> Self:
         """Fit the classifier and choose the threshold.
 
         Parameters
@@ -210,7 +222,7 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
                 setattr(self, name, getattr(estimator, name))
         return self
 
-    def answers(self, X):
+    def answers(self, X: Any) -> NDArray[np.bool_]:
         """Tell which samples are answered.
 
         Parameters
@@ -233,7 +245,7 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
             return np.ones(_num_samples(X), dtype=bool)
         return uncertainty_scores(self.estimator_, X, self._measure) <= self.threshold_
 
-    def predict(self, X):
+    def predict(self, X: Any) -> NDArray[Any]:
         """Predict the class of each sample, or the abstention.
 
         Parameters
@@ -255,7 +267,7 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         predicted, answered = self._predict_and_answer(X)
         return predicted if self._answers_all else put_abstention(predicted, answered, self.abstention)
 
-    def predict_proba(self, X):
+    def predict_proba(self, X: Any) -> NDArray[Any]:
         """Predict the probability of each class, answered or not.
 
         Parameters
@@ -276,7 +288,7 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         return self.estimator_.predict_proba(X)
 
     @available_if(_estimator_has("predict_log_proba"))
-    def predict_log_proba(self, X):
+    def predict_log_proba(self, X: Any) -> NDArray[Any]:
         """Predict the logarithm of the probability of each class, answered or not.
 
         Parameters
@@ -296,7 +308,7 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         return self.estimator_.predict_log_proba(X)
 
-    def score(self, X, y, sample_weight=None):
+    def score(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """Return the accuracy on the samples that are answered.
 
         Parameters
@@ -326,7 +338,7 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         sample_weight = check_weights(sample_weight, len(predicted))
         return _mean((predicted == y)[answered], None if sample_weight is None else sample_weight[answered])
 
-    def coverage_score(self, X, y=None, sample_weight=None):
+    def coverage_score(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
         """Return the share of the samples that are answered.
 
         Parameters

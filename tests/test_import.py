@@ -99,33 +99,10 @@ def unannotated():
 
 
 UNANNOTATED = unannotated()
-NOT_YET = {
-    "skve._fitted.saving",
-    "skve.datasets",
-    "skve.diagnosis",
-    "skve.metrics.bootstrap",
-    "skve.metrics.calibration",
-    "skve.metrics.diversity",
-    "skve.metrics.ood",
-    "skve.metrics.scorers",
-    "skve.metrics.selective",
-    "skve.plots.calibration",
-    "skve.plots.members",
-    "skve.plots.ood",
-    "skve.plots.selective",
-    "skve.plots.training",
-    "skve.selective",
-    "skve.uncertainty.measures",
-    "skve.uncertainty.result",
-}
 
 
 @pytest.mark.parametrize("module", UNANNOTATED)
-def test__public_signatures__each__annotated(module, request):
-    if module in NOT_YET:
-        request.applymarker(
-            pytest.mark.xfail(strict=True, reason="not annotated yet; take it off NOT_YET when it is")
-        )
+def test__public_signatures__each__annotated(module):
     assert {name: missing for name, missing in UNANNOTATED[module].items() if missing} == {}
 
 

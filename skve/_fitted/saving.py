@@ -1,5 +1,7 @@
 """Fitted estimators as folders of safetensors and JSON, and back."""
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import hashlib
@@ -9,6 +11,7 @@ import pathlib
 import re
 import shutil
 import sys
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +22,9 @@ from skve._inputs.labels import labels_from_json, labels_to_json
 from skve._runtime.device import resolve_device
 from skve._runtime.warnings import warn
 from skve.exceptions import BackboneError, SavedModelError, SkveError
+
+if TYPE_CHECKING:
+    from skve._base import BaseSVEClassifier
 
 FORMAT_VERSION = 1
 DOCUMENT = "skve.json"
@@ -293,7 +299,7 @@ def _files_of(document):
 # -------------------------------------------------------------------------------------------------- load
 
 
-def load(folder, *, backbone=None):
+def load(folder: str | os.PathLike[str], *, backbone: Any = None) -> BaseSVEClassifier:
     """Load an estimator that `save` wrote. Nothing in the folder is executed.
 
     Parameters

@@ -1,14 +1,16 @@
 """Weights of samples and of classes."""
 
 import contextlib
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from skve._inputs.containers import as_sequence
 from skve._inputs.labels import check_labels, encode_labels
 
 
-def check_weights(sample_weight, n_samples, *, name="sample_weight"):
+def check_weights(sample_weight: Any, n_samples: int, *, name: str = "sample_weight") -> NDArray[np.float64] | None:
     """Return the weights as float64 of shape (n_samples,), or None where none were given.
 
     Raises

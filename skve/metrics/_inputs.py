@@ -1,6 +1,9 @@
 """Checks that the metrics share: labels, probabilities and weights in, column indices and arrays out."""
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.utils import check_consistent_length
 
 from skve._inputs.labels import check_labels, encode_labels
@@ -8,7 +11,9 @@ from skve._inputs.weights import check_weights
 from skve.uncertainty._validation import check_proba, row_chunks
 
 
-def check_targets(y_true, y_proba, labels=None, sample_weight=None):
+def check_targets(
+    y_true: Any, y_proba: Any, labels: Any = None, sample_weight: Any = None
+) -> tuple[NDArray[np.intp], NDArray[Any], NDArray[np.float64] | None]:
     """Check labels against probabilities and express the labels as columns.
 
     Parameters
@@ -40,7 +45,9 @@ def check_targets(y_true, y_proba, labels=None, sample_weight=None):
     return _columns(y_true, y_proba.shape[1], labels), y_proba, check_weights(sample_weight, len(y_true))
 
 
-def check_known(y, classes, n_samples, *, name="y", classes_name="classes_"):
+def check_known(
+    y: Any, classes: Any, n_samples: int, *, name: str = "y", classes_name: str = "classes_"
+) -> NDArray[Any]:
     """Return labels as an array of shape (n_samples,); ValueError for one that is not among the classes."""
     y = check_labels(y, name)
     if len(y) != n_samples:
@@ -68,7 +75,7 @@ def _columns(y_true, n_classes, labels):
     return encode_labels(y_true, labels, name="y_true", classes_name="labels")
 
 
-def check_scores(scores, *, name):
+def check_scores(scores: Any, *, name: str) -> NDArray[np.float64]:
     """Return one finite float64 score per sample, shape (n_samples,)."""
     scores = np.asarray(scores)
     if scores.ndim != 1 or scores.dtype.kind not in "fiub":

@@ -1,10 +1,13 @@
 """Bootstrap intervals: how far would a metric move with other test samples?"""
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.utils import check_random_state
 
 from skve._inputs.labels import check_labels
@@ -54,8 +57,15 @@ class BootstrapResult:
 
 
 def bootstrap_interval(
-    metric, y_true, y_proba, *, n_resamples=1000, confidence_level=0.95, random_state=None, **metric_params
-):
+    metric: Callable[..., float],
+    y_true: ArrayLike,
+    y_proba: ArrayLike,
+    *,
+    n_resamples: int = 1000,
+    confidence_level: float = 0.95,
+    random_state: int | np.random.RandomState | None = None,
+    **metric_params: Any,
+) -> BootstrapResult:
     """Percentile bootstrap interval of a metric over test samples.
 
     Parameters
@@ -110,16 +120,16 @@ def bootstrap_interval(
 
 
 def paired_bootstrap(
-    metric,
-    y_true,
-    y_proba_a,
-    y_proba_b,
+    metric: Callable[..., float],
+    y_true: ArrayLike,
+    y_proba_a: ArrayLike,
+    y_proba_b: ArrayLike,
     *,
-    n_resamples=1000,
-    confidence_level=0.95,
-    random_state=None,
-    **metric_params,
-):
+    n_resamples: int = 1000,
+    confidence_level: float = 0.95,
+    random_state: int | np.random.RandomState | None = None,
+    **metric_params: Any,
+) -> BootstrapResult:
     """Percentile bootstrap interval of ``metric(a) - metric(b)`` for two models on the same test samples.
 
     Both models meet the same resamples, so that what makes a sample hard for both cancels. An interval

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.fft import dct, idct
 
 from skve.metrics._inputs import check_choice, check_count, check_targets, top_label
@@ -56,8 +58,15 @@ class CalibrationBins:
 
 
 def calibration_bins(
-    y_true, y_proba, *, pos_label=None, n_bins=15, strategy="uniform", labels=None, sample_weight=None
-):
+    y_true: ArrayLike,
+    y_proba: ArrayLike,
+    *,
+    pos_label: Any = None,
+    n_bins: int = 15,
+    strategy: str = "uniform",
+    labels: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+) -> CalibrationBins:
     """Group predictions into bins of confidence, with the mean confidence and accuracy of each.
 
     Parameters
@@ -116,17 +125,17 @@ def calibration_bins(
 
 
 def expected_calibration_error(
-    y_true,
-    y_proba,
+    y_true: ArrayLike,
+    y_proba: ArrayLike,
     *,
-    kind="top_label",
-    n_bins=15,
-    strategy="uniform",
-    norm="l1",
-    debias=False,
-    labels=None,
-    sample_weight=None,
-):
+    kind: str = "top_label",
+    n_bins: int = 15,
+    strategy: str = "uniform",
+    norm: str = "l1",
+    debias: bool = False,
+    labels: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+) -> float:
     r"""Expected calibration error (ECE): mean gap between confidence and accuracy, bin by bin.
 
     .. math:: \mathrm{ECE} = \Big( \sum_b \frac{n_b}{n} |\mathrm{acc}_b - \mathrm{conf}_b|^p \Big)^{1/p}
@@ -205,7 +214,15 @@ def expected_calibration_error(
     return float(np.sqrt(max(error, 0.0)) if norm == "l2" else error)
 
 
-def adaptive_calibration_error(y_true, y_proba, *, n_bins=15, threshold=0.0, labels=None, sample_weight=None):
+def adaptive_calibration_error(
+    y_true: ArrayLike,
+    y_proba: ArrayLike,
+    *,
+    n_bins: int = 15,
+    threshold: float = 0.0,
+    labels: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+) -> float:
     r"""Adaptive calibration error (ACE): gap per class in bins of equal mass, every bin counting the same.
 
     .. math:: \mathrm{ACE} = \frac{1}{K B} \sum_k \sum_b |\mathrm{acc}_{kb} - \mathrm{conf}_{kb}|
@@ -262,7 +279,14 @@ def adaptive_calibration_error(y_true, y_proba, *, n_bins=15, threshold=0.0, lab
     return float(np.mean(gaps)) if gaps else 0.0
 
 
-def smooth_calibration_error(y_true, y_proba, *, bandwidth="auto", labels=None, sample_weight=None):
+def smooth_calibration_error(
+    y_true: ArrayLike,
+    y_proba: ArrayLike,
+    *,
+    bandwidth: float | Literal["auto"] = "auto",
+    labels: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+) -> float:
     r"""Smooth calibration error (smECE) of the predicted class: no bins, a kernel instead.
 
     .. math:: \mathrm{smECE}_\sigma = \int_0^1 \Big| \frac{1}{n} \sum_i K_\sigma(t, f_i) (y_i - f_i) \Big| dt

@@ -1,8 +1,10 @@
 """Diversity: do the members of an ensemble differ, and do they err on different samples?"""
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from skve import uncertainty
 from skve.metrics._inputs import check_targets
@@ -18,7 +20,7 @@ __all__ = [
 ]
 
 
-def pairwise_disagreement(member_proba):
+def pairwise_disagreement(member_proba: ArrayLike) -> float:
     """Share of samples on which two members predict different classes, averaged over pairs of members.
 
     Parameters
@@ -50,7 +52,7 @@ def pairwise_disagreement(member_proba):
     return float(uncertainty.disagreement(_several(member_proba)).mean())
 
 
-def average_kl(member_proba):
+def average_kl(member_proba: ArrayLike) -> float:
     """Kullback-Leibler divergence between two different members, averaged over samples and pairs, in nats.
 
     Parameters
@@ -84,7 +86,7 @@ def average_kl(member_proba):
     return float(uncertainty.expected_pairwise_kl(member_proba).mean() * n_members / (n_members - 1))
 
 
-def q_statistic(y_true, member_proba, *, labels=None):
+def q_statistic(y_true: ArrayLike, member_proba: ArrayLike, *, labels: ArrayLike | None = None) -> float:
     r"""Yule's Q of two members' right and wrong answers, averaged over pairs of members.
 
     .. math:: Q_{ij} = \frac{N_{11} N_{00} - N_{01} N_{10}}{N_{11} N_{00} + N_{01} N_{10}}
@@ -133,7 +135,7 @@ def q_statistic(y_true, member_proba, *, labels=None):
         return _mean_over_pairs((same - different) / (same + different))
 
 
-def error_correlation(y_true, member_proba, *, labels=None):
+def error_correlation(y_true: ArrayLike, member_proba: ArrayLike, *, labels: ArrayLike | None = None) -> float:
     """Pearson correlation of two members' errors, averaged over pairs of members.
 
     Parameters
@@ -177,7 +179,7 @@ def error_correlation(y_true, member_proba, *, labels=None):
         return _mean_over_pairs(covariance / np.outer(deviation, deviation))
 
 
-def linear_cka(features_a, features_b):
+def linear_cka(features_a: ArrayLike, features_b: ArrayLike) -> float:
     r"""Linear centred kernel alignment (CKA) of two representations of the same samples.
 
     .. math:: \frac{\|A^\top B\|_F^2}{\|A^\top A\|_F \|B^\top B\|_F}, \qquad A, B \text{ centred by column}
@@ -218,7 +220,7 @@ def linear_cka(features_a, features_b):
     return float(_overlap(a, b) / np.sqrt(scale)) if scale > 0 else float("nan")
 
 
-def member_cka(member_features):
+def member_cka(member_features: ArrayLike) -> NDArray[np.float64]:
     """Linear CKA of the features of every two members.
 
     Parameters
@@ -267,7 +269,7 @@ def member_cka(member_features):
         return overlap / np.outer(scale, scale)
 
 
-def _several(member_proba):
+def _several(member_proba: Any) -> NDArray[Any]:
     member_proba = check_member_proba(member_proba)
     if len(member_proba) < 2 or member_proba.shape[1] == 0:
         raise ValueError(

@@ -1,6 +1,7 @@
 """Out-of-distribution detection: does the uncertainty tell foreign samples from familiar ones?"""
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from skve._inputs.weights import check_weights
@@ -9,7 +10,13 @@ from skve.metrics._inputs import check_choice, check_fraction, check_scores
 __all__ = ["ood_aupr", "ood_auroc", "ood_fpr_at_tpr"]
 
 
-def ood_auroc(scores_in, scores_out, *, sample_weight_in=None, sample_weight_out=None):
+def ood_auroc(
+    scores_in: ArrayLike,
+    scores_out: ArrayLike,
+    *,
+    sample_weight_in: ArrayLike | None = None,
+    sample_weight_out: ArrayLike | None = None,
+) -> float:
     """Area under the ROC curve of telling foreign samples by their score.
 
     The probability that a foreign sample scores higher than one of the training kind, ties counting half.
@@ -48,7 +55,14 @@ def ood_auroc(scores_in, scores_out, *, sample_weight_in=None, sample_weight_out
     return float(roc_auc_score(foreign, scores, sample_weight=weight))
 
 
-def ood_aupr(scores_in, scores_out, *, positive="out", sample_weight_in=None, sample_weight_out=None):
+def ood_aupr(
+    scores_in: ArrayLike,
+    scores_out: ArrayLike,
+    *,
+    positive: str = "out",
+    sample_weight_in: ArrayLike | None = None,
+    sample_weight_out: ArrayLike | None = None,
+) -> float:
     """Area under the precision-recall curve (average precision) of telling foreign samples by their score.
 
     Parameters
@@ -94,7 +108,15 @@ def ood_aupr(scores_in, scores_out, *, positive="out", sample_weight_in=None, sa
     return float(average_precision_score(foreign, scores, sample_weight=weight))
 
 
-def ood_fpr_at_tpr(scores_in, scores_out, *, tpr=0.95, positive="out", sample_weight_in=None, sample_weight_out=None):
+def ood_fpr_at_tpr(
+    scores_in: ArrayLike,
+    scores_out: ArrayLike,
+    *,
+    tpr: float = 0.95,
+    positive: str = "out",
+    sample_weight_in: ArrayLike | None = None,
+    sample_weight_out: ArrayLike | None = None,
+) -> float:
     """False-positive rate at the threshold that finds a given share of the positive side (FPR95).
 
     With the default: the share of ordinary samples called foreign when 95 % of the foreign ones are found.

@@ -1,8 +1,10 @@
 """Scorers: the metrics in the form that GridSearchCV and cross_validate take."""
 
 import inspect
+from collections.abc import Callable
 from typing import Any, ClassVar
 
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from sklearn.metrics import get_scorer as get_sklearn_scorer
 from sklearn.utils.metadata_routing import UNUSED
@@ -123,7 +125,7 @@ class OODScorer(_Scorer):
         )
 
 
-def get_scorer(name, **params):
+def get_scorer(name: str, **params: Any) -> Callable[..., float]:
     """Return a scorer by name, for ``scoring=`` of GridSearchCV, cross_validate and others.
 
     Parameters
@@ -174,7 +176,7 @@ def get_scorer(name, **params):
     return ProbaScorer(metric, params={**defaults, **params}, sign=sign)
 
 
-def get_scorer_names():
+def get_scorer_names() -> list[str]:
     """Return the names of skve's own scorers, for :func:`get_scorer`.
 
     Returns
@@ -190,7 +192,9 @@ def get_scorer_names():
     return sorted(_SCORERS)
 
 
-def make_ood_scorer(X_ood, *, metric="auroc", uncertainty="total"):
+def make_ood_scorer(
+    X_ood: Any, *, metric: str = "auroc", uncertainty: str | Callable[[Any, Any], ArrayLike] = "total"
+) -> Callable[..., float]:
     """Make a scorer of how well a classifier's uncertainty tells given foreign samples from its own.
 
     Parameters

@@ -1,6 +1,9 @@
 """Selective prediction: how accurate is a model that may leave its least certain samples unanswered?"""
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from skve.metrics._inputs import check_fraction, check_scores, check_targets, errors, top_label
 
@@ -13,7 +16,14 @@ __all__ = [
 ]
 
 
-def risk_coverage_curve(y_true, y_proba, *, uncertainty=None, labels=None, sample_weight=None):
+def risk_coverage_curve(
+    y_true: ArrayLike,
+    y_proba: ArrayLike,
+    *,
+    uncertainty: ArrayLike | None = None,
+    labels: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     r"""Error rate on the most certain samples, against their share.
 
     .. math:: r_k = \frac{1}{k} \sum_{i \le k} 1[\hat y_i \ne y_i], \qquad \text{most certain first}
@@ -68,7 +78,14 @@ def risk_coverage_curve(y_true, y_proba, *, uncertainty=None, labels=None, sampl
     return coverage, risk, uncertainty
 
 
-def accuracy_rejection_curve(y_true, y_proba, *, uncertainty=None, labels=None, sample_weight=None):
+def accuracy_rejection_curve(
+    y_true: ArrayLike,
+    y_proba: ArrayLike,
+    *,
+    uncertainty: ArrayLike | None = None,
+    labels: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Accuracy on what is left when the least certain samples are rejected, against the share rejected.
 
     The same numbers as :func:`risk_coverage_curve`, read from the other side.
@@ -120,7 +137,14 @@ def accuracy_rejection_curve(y_true, y_proba, *, uncertainty=None, labels=None, 
     return 1 - coverage[::-1], 1 - risk[::-1], thresholds[::-1]
 
 
-def aurc(y_true, y_proba, *, uncertainty=None, labels=None, sample_weight=None):
+def aurc(
+    y_true: ArrayLike,
+    y_proba: ArrayLike,
+    *,
+    uncertainty: ArrayLike | None = None,
+    labels: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+) -> float:
     r"""Area under the risk-coverage curve (AURC): mean error rate over all coverages.
 
     .. math:: \mathrm{AURC} = \frac{1}{n} \sum_k r_k
@@ -167,7 +191,14 @@ def aurc(y_true, y_proba, *, uncertainty=None, labels=None, sample_weight=None):
     return float(np.average(_curve(wrong, weight)[1], weights=weight))
 
 
-def excess_aurc(y_true, y_proba, *, uncertainty=None, labels=None, sample_weight=None):
+def excess_aurc(
+    y_true: ArrayLike,
+    y_proba: ArrayLike,
+    *,
+    uncertainty: ArrayLike | None = None,
+    labels: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+) -> float:
     """Excess AURC (E-AURC): AURC less that of a ranking that puts every error last.
 
     What is lost by the ranking alone, whatever the accuracy.
@@ -216,7 +247,15 @@ def excess_aurc(y_true, y_proba, *, uncertainty=None, labels=None, sample_weight
     return max(area - best, 0.0)
 
 
-def accuracy_at_coverage(y_true, y_proba, *, coverage=0.8, uncertainty=None, labels=None, sample_weight=None):
+def accuracy_at_coverage(
+    y_true: ArrayLike,
+    y_proba: ArrayLike,
+    *,
+    coverage: float = 0.8,
+    uncertainty: ArrayLike | None = None,
+    labels: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+) -> float:
     """Accuracy on the most certain share of the samples.
 
     Parameters
@@ -263,7 +302,9 @@ def accuracy_at_coverage(y_true, y_proba, *, coverage=0.8, uncertainty=None, lab
     return float(1 - risk[np.searchsorted(covered, coverage * (1 - 1e-12))])
 
 
-def _ranked(y_true, y_proba, uncertainty, labels, sample_weight):
+def _ranked(
+    y_true: Any, y_proba: Any, uncertainty: Any, labels: Any, sample_weight: Any
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64] | None]:
     """Errors, uncertainties and weights (or None), the most certain sample first; ties share their errors."""
     columns, y_proba, weight = check_targets(y_true, y_proba, labels, sample_weight)
     confidence, correct = top_label(columns, y_proba)

@@ -1,8 +1,12 @@
 """Reliability diagram."""
 
-import numpy as np
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
-from skve.metrics import calibration_bins, expected_calibration_error
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from skve.metrics import CalibrationBins, calibration_bins, expected_calibration_error
 from skve.plots._style import (
     COLORS,
     GREY,
@@ -62,14 +66,23 @@ class ReliabilityDisplay:
     0.017
     """
 
-    def __init__(self, bins, ece, *, name=None, confidence_level=0.95):
+    def __init__(
+        self,
+        bins: Mapping[str, CalibrationBins],
+        ece: float,
+        *,
+        name: str | None = None,
+        confidence_level: float | None = 0.95,
+    ) -> None:
         self.bins = bins
         self.ece = ece
         self.name = name
         self.confidence_level = confidence_level
 
     @classmethod
-    def from_estimator(cls, estimator, X, y, *, name=None, ax=None, **options):
+    def from_estimator(
+        cls, estimator: Any, X: Any, y: ArrayLike, *, name: str | None = None, ax: Any = None, **options: Any
+    ) -> Self:
         """Draw the diagram of a fitted classifier.
 
         Parameters
@@ -97,18 +110,18 @@ class ReliabilityDisplay:
     @classmethod
     def from_predictions(
         cls,
-        y_true,
-        y_proba,
+        y_true: ArrayLike,
+        y_proba: ArrayLike,
         *,
-        classes=None,
-        n_bins=15,
-        strategy="uniform",
-        confidence_level=0.95,
-        labels=None,
-        sample_weight=None,
-        name=None,
-        ax=None,
-    ):
+        classes: Sequence[Any] | NDArray[Any] | None = None,
+        n_bins: int = 15,
+        strategy: str = "uniform",
+        confidence_level: float | None = 0.95,
+        labels: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+        name: str | None = None,
+        ax: Any = None,
+    ) -> Self:
         """Draw the diagram of predicted probabilities.
 
         Parameters
@@ -148,7 +161,7 @@ class ReliabilityDisplay:
             If matplotlib is not installed.
         """
         import_pyplot(cls.__name__)
-        common = {"labels": labels, "sample_weight": sample_weight}
+        common: dict[str, Any] = {"labels": labels, "sample_weight": sample_weight}
         ece = expected_calibration_error(y_true, y_proba, n_bins=n_bins, strategy=strategy, **common)
         if isinstance(classes, str) and classes == "all":
             classes = np.unique(y_true) if labels is None else np.asarray(labels)
@@ -161,7 +174,7 @@ class ReliabilityDisplay:
             bins = {str(label): calibration_bins(y_true, y_proba, pos_label=label, **common) for label in classes}
         return cls(bins, ece, name=name, confidence_level=confidence_level).plot(ax)
 
-    def plot(self, ax=None, *, name=None):
+    def plot(self, ax: Any = None, *, name: str | None = None) -> Self:
         """Draw the diagram.
 
         Parameters

@@ -2,8 +2,11 @@
 
 import os
 import textwrap
+from collections.abc import Sequence
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from skve.metrics._inputs import check_count
 from skve.plots._style import COLORS, MARKERS, font_size, import_pyplot, name_of, new_axes, split_axes, tidy
@@ -53,7 +56,16 @@ class MembersDisplay:
     (2, 2)
     """
 
-    def __init__(self, member_proba, classes, *, samples=None, y_true=None, n_top=3, name=None):
+    def __init__(
+        self,
+        member_proba: NDArray[Any],
+        classes: NDArray[Any],
+        *,
+        samples: Any = None,
+        y_true: NDArray[Any] | None = None,
+        n_top: int = 3,
+        name: str | None = None,
+    ) -> None:
         self.member_proba = member_proba
         self.classes = classes
         self.samples = samples
@@ -62,7 +74,16 @@ class MembersDisplay:
         self.name = name
 
     @classmethod
-    def from_estimator(cls, estimator, X, *, y=None, n_top=3, name=None, ax=None):
+    def from_estimator(
+        cls,
+        estimator: Any,
+        X: Any,
+        *,
+        y: Sequence[Any] | NDArray[Any] | None = None,
+        n_top: int = 3,
+        name: str | None = None,
+        ax: Any = None,
+    ) -> Self:
         """Draw the members of a fitted ensemble.
 
         Parameters
@@ -98,7 +119,17 @@ class MembersDisplay:
         )
 
     @classmethod
-    def from_members(cls, member_proba, *, samples=None, y_true=None, classes=None, n_top=3, name=None, ax=None):
+    def from_members(
+        cls,
+        member_proba: ArrayLike,
+        *,
+        samples: Any = None,
+        y_true: Sequence[Any] | NDArray[Any] | None = None,
+        classes: ArrayLike | None = None,
+        n_top: int = 3,
+        name: str | None = None,
+        ax: Any = None,
+    ) -> Self:
         """Draw given probabilities of members.
 
         Parameters
@@ -146,7 +177,7 @@ class MembersDisplay:
         display = cls(member_proba, classes, samples=samples, y_true=y_true, n_top=n_top, name=name)
         return display.plot(ax)
 
-    def plot(self, ax=None, *, name=None):
+    def plot(self, ax: Any = None, *, name: str | None = None) -> Self:
         """Draw the panels.
 
         Parameters

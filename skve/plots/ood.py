@@ -1,6 +1,10 @@
 """Uncertainty in and out of distribution."""
 
+from collections.abc import Callable
+from typing import Any, Self
+
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from skve.metrics import ood_auroc
 from skve.plots._style import COLORS, import_pyplot, legend, name_of, new_axes, tidy
@@ -58,7 +62,15 @@ class UncertaintyDisplay:
     (50,)
     """
 
-    def __init__(self, scores_in, scores_out, auroc, *, name=None, xlabel="Uncertainty"):
+    def __init__(
+        self,
+        scores_in: NDArray[np.float64],
+        scores_out: NDArray[np.float64],
+        auroc: float,
+        *,
+        name: str | None = None,
+        xlabel: str = "Uncertainty",
+    ) -> None:
         self.scores_in = scores_in
         self.scores_out = scores_out
         self.auroc = auroc
@@ -66,7 +78,16 @@ class UncertaintyDisplay:
         self.xlabel = xlabel
 
     @classmethod
-    def from_estimator(cls, estimator, X, X_ood, *, uncertainty="total", name=None, ax=None):
+    def from_estimator(
+        cls,
+        estimator: Any,
+        X: Any,
+        X_ood: Any,
+        *,
+        uncertainty: str | Callable[[Any, Any], ArrayLike] = "total",
+        name: str | None = None,
+        ax: Any = None,
+    ) -> Self:
         """Draw the histograms of a fitted classifier.
 
         Parameters
@@ -99,7 +120,15 @@ class UncertaintyDisplay:
         )
 
     @classmethod
-    def from_predictions(cls, scores_in, scores_out, *, name=None, xlabel="Uncertainty", ax=None):
+    def from_predictions(
+        cls,
+        scores_in: ArrayLike,
+        scores_out: ArrayLike,
+        *,
+        name: str | None = None,
+        xlabel: str = "Uncertainty",
+        ax: Any = None,
+    ) -> Self:
         """Draw the histograms of given scores.
 
         Parameters
@@ -131,7 +160,7 @@ class UncertaintyDisplay:
         scores_in, scores_out = np.asarray(scores_in, float), np.asarray(scores_out, float)
         return cls(scores_in, scores_out, auroc, name=name, xlabel=xlabel).plot(ax)
 
-    def plot(self, ax=None, *, name=None, n_bins=30):
+    def plot(self, ax: Any = None, *, name: str | None = None, n_bins: int = 30) -> Self:
         """Draw the histograms.
 
         Parameters

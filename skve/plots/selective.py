@@ -1,5 +1,11 @@
 """Risk-coverage curve."""
 
+from collections.abc import Callable
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from skve.metrics import aurc, risk_coverage_curve
 from skve.metrics._inputs import errors
 from skve.plots._style import COLORS, GREY, LINES, import_pyplot, legend, name_of, new_axes, tidy
@@ -52,7 +58,15 @@ class RiskCoverageDisplay:
     0.04
     """
 
-    def __init__(self, coverage, risk, best_risk, aurc, *, name=None):
+    def __init__(
+        self,
+        coverage: NDArray[np.float64],
+        risk: NDArray[np.float64],
+        best_risk: NDArray[np.float64],
+        aurc: float,
+        *,
+        name: str | None = None,
+    ) -> None:
         self.coverage = coverage
         self.risk = risk
         self.best_risk = best_risk
@@ -61,8 +75,17 @@ class RiskCoverageDisplay:
 
     @classmethod
     def from_estimator(
-        cls, estimator, X, y, *, uncertainty="total", sample_weight=None, name=None, ax=None, **kwargs
-    ):
+        cls,
+        estimator: Any,
+        X: Any,
+        y: ArrayLike,
+        *,
+        uncertainty: str | Callable[[Any, Any], ArrayLike] = "total",
+        sample_weight: ArrayLike | None = None,
+        name: str | None = None,
+        ax: Any = None,
+        **kwargs: Any,
+    ) -> Self:
         """Draw the curve of a fitted classifier.
 
         Parameters
@@ -106,16 +129,16 @@ class RiskCoverageDisplay:
     @classmethod
     def from_predictions(
         cls,
-        y_true,
-        y_proba,
+        y_true: ArrayLike,
+        y_proba: ArrayLike,
         *,
-        uncertainty=None,
-        labels=None,
-        sample_weight=None,
-        name=None,
-        ax=None,
-        **kwargs,
-    ):
+        uncertainty: ArrayLike | None = None,
+        labels: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+        name: str | None = None,
+        ax: Any = None,
+        **kwargs: Any,
+    ) -> Self:
         """Draw the curve of predicted probabilities.
 
         Parameters
@@ -156,7 +179,7 @@ class RiskCoverageDisplay:
         area = aurc(y_true, y_proba, uncertainty=uncertainty, **common)
         return cls(coverage, risk, best_risk, area, name=name).plot(ax, **kwargs)
 
-    def plot(self, ax=None, *, name=None, **kwargs):
+    def plot(self, ax: Any = None, *, name: str | None = None, **kwargs: Any) -> Self:
         """Draw the curve.
 
         Parameters

@@ -1,6 +1,10 @@
 """What training did: losses, and the singular values of every layer."""
 
+from collections.abc import Mapping
+from typing import Any, Self
+
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from skve.plots._style import COLORS, font_size, import_pyplot, legend, name_of, new_axes, split_axes, tidy
 from skve.uncertainty._wrappers import unwrap
@@ -44,12 +48,12 @@ class TrainingDisplay:
     (2,)
     """
 
-    def __init__(self, history, *, name=None):
+    def __init__(self, history: Mapping[str, Any], *, name: str | None = None) -> None:
         self.history = history
         self.name = name
 
     @classmethod
-    def from_estimator(cls, estimator, *, name=None, ax=None):
+    def from_estimator(cls, estimator: Any, *, name: str | None = None, ax: Any = None) -> Self:
         """Draw the training of a fitted estimator.
 
         Parameters
@@ -76,7 +80,7 @@ class TrainingDisplay:
         return cls.from_history(model.history_, name=name_of(model, name), ax=ax)
 
     @classmethod
-    def from_history(cls, history, *, name=None, ax=None):
+    def from_history(cls, history: Mapping[str, Any], *, name: str | None = None, ax: Any = None) -> Self:
         """Draw a given history.
 
         Parameters
@@ -114,7 +118,7 @@ class TrainingDisplay:
                 )
         return cls(history, name=name).plot(ax)
 
-    def plot(self, ax=None, *, name=None):
+    def plot(self, ax: Any = None, *, name: str | None = None) -> Self:
         """Draw the panels.
 
         Parameters
@@ -201,14 +205,14 @@ class LayersDisplay:
            [0.095, 0.095, 0.095, 0.095]])
     """
 
-    def __init__(self, ratios, *, name=None):
+    def __init__(self, ratios: Mapping[str, NDArray[Any]], *, name: str | None = None) -> None:
         self.ratios = ratios
         self.name = name
         logs = [np.log(np.asarray(values, dtype=float)) for values in ratios.values()]
         self.change = np.stack([np.sqrt((values**2).mean(axis=1)) for values in logs])
 
     @classmethod
-    def from_estimator(cls, estimator, *, name=None, ax=None):
+    def from_estimator(cls, estimator: Any, *, name: str | None = None, ax: Any = None) -> Self:
         """Draw the layers of a fitted estimator.
 
         Parameters
@@ -235,7 +239,7 @@ class LayersDisplay:
         return cls.from_ratios(model.ratios_, name=name_of(model, name), ax=ax)
 
     @classmethod
-    def from_ratios(cls, ratios, *, name=None, ax=None):
+    def from_ratios(cls, ratios: Mapping[str, ArrayLike], *, name: str | None = None, ax: Any = None) -> Self:
         """Draw given ratios.
 
         Parameters
@@ -273,7 +277,7 @@ class LayersDisplay:
                 raise ValueError(f"ratios must be positive, but one in {layer!r} is not.")
         return cls(arrays, name=name).plot(ax)
 
-    def plot(self, ax=None, *, name=None):
+    def plot(self, ax: Any = None, *, name: str | None = None) -> Self:
         """Draw the panels.
 
         Parameters

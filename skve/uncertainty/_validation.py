@@ -1,6 +1,9 @@
 """What every function of predicted probabilities shares: checking them, and reading them in pieces."""
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 # Rows of float16 probabilities sum to one only to about 5e-4.
 ROW_SUM_TOLERANCE = 1e-3
@@ -25,7 +28,7 @@ def row_chunks(n_rows, elements_per_row):
         yield slice(start, min(start + step, n_rows))
 
 
-def check_proba(proba, *, name="proba"):
+def check_proba(proba: Any, *, name: str = "proba") -> NDArray[Any]:
     """Check probabilities of shape (n_samples, n_classes) and return them as an array, not copied.
 
     Parameters
@@ -48,7 +51,7 @@ def check_proba(proba, *, name="proba"):
     return proba
 
 
-def check_member_proba(member_proba, *, name="member_proba"):
+def check_member_proba(member_proba: Any, *, name: str = "member_proba") -> NDArray[Any]:
     """Check probabilities of shape (n_members, n_samples, n_classes) and return them as an array, not copied.
 
     Parameters

@@ -1,11 +1,12 @@
 """Measures of the probabilities that members predict, one function each."""
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from skve.uncertainty._validation import check_member_proba, check_proba, row_chunks
 
 
-def entropy(proba):
+def entropy(proba: ArrayLike) -> NDArray[np.float64]:
     r"""Entropy of each predicted distribution, in nats.
 
     .. math:: H[p] = -\sum_c p_c \log p_c, \qquad 0 \log 0 = 0
@@ -42,7 +43,7 @@ def entropy(proba):
     return result
 
 
-def predictive_entropy(member_proba):
+def predictive_entropy(member_proba: ArrayLike) -> NDArray[np.float64]:
     r"""Total uncertainty: entropy of the mean prediction, in nats.
 
     .. math:: H[\bar p], \qquad \bar p = \frac{1}{M} \sum_m p_m
@@ -77,7 +78,7 @@ def predictive_entropy(member_proba):
     return per_sample(member_proba, lambda members: entropy_of(members.mean(axis=0)))
 
 
-def expected_entropy(member_proba):
+def expected_entropy(member_proba: ArrayLike) -> NDArray[np.float64]:
     r"""Aleatoric uncertainty: mean entropy of the members' predictions, in nats.
 
     .. math:: \frac{1}{M} \sum_m H[p_m]
@@ -112,7 +113,7 @@ def expected_entropy(member_proba):
     return per_sample(member_proba, lambda members: entropy_of(members).mean(axis=0))
 
 
-def mutual_information(member_proba):
+def mutual_information(member_proba: ArrayLike) -> NDArray[np.float64]:
     r"""Epistemic uncertainty: mutual information of the prediction and the choice of member, in nats.
 
     .. math:: H[\bar p] - \frac{1}{M} \sum_m H[p_m] = \frac{1}{M} \sum_m \mathrm{KL}(p_m \| \bar p) \ge 0
@@ -146,7 +147,7 @@ def mutual_information(member_proba):
     return per_sample(member_proba, lambda members: decomposition(members)[2])
 
 
-def expected_pairwise_kl(member_proba):
+def expected_pairwise_kl(member_proba: ArrayLike) -> NDArray[np.float64]:
     r"""EPKL: Kullback-Leibler divergence between two members, averaged over all pairs, in nats.
 
     .. math:: \frac{1}{M^2} \sum_{i, j} \mathrm{KL}(p_i \| p_j)
@@ -190,7 +191,7 @@ def expected_pairwise_kl(member_proba):
     return per_sample(member_proba, lambda members: pairwise_kl(members, tiny), checked=True)
 
 
-def disagreement(member_proba):
+def disagreement(member_proba: ArrayLike) -> NDArray[np.float64]:
     r"""Share of the pairs of members that predict different classes.
 
     .. math:: 1 - \sum_c \frac{n_c (n_c - 1)}{M (M - 1)}, \qquad n_c = \text{members that predict } c
@@ -223,7 +224,7 @@ def disagreement(member_proba):
     return per_sample(member_proba, lambda members: vote_measures(members)[0])
 
 
-def variation_ratio(member_proba):
+def variation_ratio(member_proba: ArrayLike) -> NDArray[np.float64]:
     r"""Share of the members that do not predict the most frequent class.
 
     .. math:: 1 - \frac{1}{M} \max_c n_c, \qquad n_c = \text{members that predict } c
@@ -256,7 +257,7 @@ def variation_ratio(member_proba):
     return per_sample(member_proba, lambda members: vote_measures(members)[1])
 
 
-def predicted_class_variance(member_proba):
+def predicted_class_variance(member_proba: ArrayLike) -> NDArray[np.float64]:
     r"""Variance over the members of the probability of the predicted class.
 
     .. math:: \frac{1}{M} \sum_m (p_{m, \hat c} - \bar p_{\hat c})^2, \qquad \hat c = \arg\max_c \bar p_c
@@ -290,7 +291,7 @@ def predicted_class_variance(member_proba):
     return per_sample(member_proba, lambda members: class_variance(members, members.mean(axis=0)))
 
 
-def margin(member_proba):
+def margin(member_proba: ArrayLike) -> NDArray[np.float64]:
     r"""Difference between the two largest probabilities of the mean prediction.
 
     .. math:: \bar p_{(1)} - \bar p_{(2)}
@@ -323,7 +324,7 @@ def margin(member_proba):
     return per_sample(member_proba, lambda members: margin_of(members.mean(axis=0)))
 
 
-def max_probability(member_proba):
+def max_probability(member_proba: ArrayLike) -> NDArray[np.float64]:
     r"""Confidence: the largest probability of the mean prediction.
 
     .. math:: \max_c \bar p_c
