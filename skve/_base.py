@@ -540,7 +540,7 @@ class BaseSVEClassifier(
         frozen = solve.FrozenFeatures.of(batches[0], ensemble, self.verbose) if is_solved else None
         # Before the training: Ctrl-C in it keeps the last epoch, and has nothing left to wait for.
         earlier = start.novelty if once and start is not None else None
-        novelty = self._novelty(parts.train, frozen, plan.n_features, backbone, device, seeds, earlier)
+        novelty = self._novelty(parts.train, frozen, plan, backbone, device, seeds, earlier)
         reports = {"callbacks": self.callbacks, "verbose": self.verbose}
         if is_solved:
             weights = parts.train.weights
@@ -594,21 +594,22 @@ class BaseSVEClassifier(
             activation_checkpointing=getattr(self, "activation_checkpointing", False),
         )
 
-    def _novelty(self, part, frozen, n_features, backbone, device, seeds, earlier):
+    def _novelty(self, part, frozen, plan, backbone, device, seeds, earlier):
         """Return what is kept of the training samples that count, or of a random part of them, for `novelty`."""
         from skve._fitted import prediction
-        from skve._fitted.novelty import LARGEST, Novelty
+        from skve._fitted.novelty import Novelty, n_kept
 
         chosen = np.flatnonzero(part.weights > 0)
-        if len(chosen) > LARGEST:
+        largest = n_kept(plan.n_classes)
+        if len(chosen) > largest:
             order = np.random.default_rng(seeds.generator("novelty").initial_seed())
-            chosen = np.sort(order.choice(chosen, LARGEST, replace=False))
+            chosen = np.sort(order.choice(chosen, largest, replace=False))
         if frozen is not None:
-            return Novelty.of_training(frozen.values.numpy()[chosen], earlier)
+            return Novelty.of_training(frozen.values.numpy()[chosen], earlier, n_classes=plan.n_classes)
         pipeline = self._make_pipeline(part.items.take(chosen), backbone, device, training=False)
-        passes, features = prediction.frozen_passes(backbone, len(chosen), n_features)
+        passes, features = prediction.frozen_passes(backbone, len(chosen), plan.n_features)
         prediction.predict(passes, pipeline, self.batch_size, device)
-        return Novelty.of_training(features, earlier)
+        return Novelty.of_training(features, earlier, n_classes=plan.n_classes)
 
     def _settings(self, once, has_validation):
         from skve._training.loop import Settings

@@ -16,8 +16,9 @@ from sklearn.utils.validation import _num_samples, check_is_fitted
 
 from skve._inputs.labels import check_labels
 from skve._inputs.weights import check_weights
-from skve.metrics._inputs import check_known
+from skve.metrics._inputs import check_comparable
 from skve.uncertainty._scores import MEASURES, predict_with_scores, uncertainty_scores
+from skve.uncertainty.result import predict_uncertainty
 
 __all__ = ["SelectiveClassifier"]
 
@@ -39,8 +40,8 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
     Parameters
     ----------
     estimator : classifier
-        Any classifier with ``predict_proba``, or a pipeline that ends in one. It is cloned and fitted; wrap a
-        fitted one in :class:`~sklearn.frozen.FrozenEstimator` to keep it as it is.
+        Any classifier with ``predict_proba``, or a pipeline that ends in one. It is cloned and fitted, unless
+        ``prefit`` is set or it is wrapped in :class:`~sklearn.frozen.FrozenEstimator`.
     coverage : float, default=1.0
         Share of the validation samples to answer, in (0, 1]; at least this share is. At 1.0 everything is
         answered, and no validation data is needed.
@@ -50,8 +51,15 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
     uncertainty : str or callable, default="total"
         What is compared with the threshold: "total" (entropy, nats), "confidence" or "margin" (each as one
         minus it) of the predicted probabilities; "aleatoric", "epistemic", "epkl", "disagreement",
-        "variation_ratio" or "variance" of the members, for ensembles; or ``uncertainty(estimator, X)`` that
-        returns an array of shape (n_samples,), higher where less sure.
+        "variation_ratio" or "variance" of the members, or "novelty", for ensembles; or ``uncertainty(estimator, X)``
+        that returns an array of shape (n_samples,), higher where less sure.
+    max_novelty : float, default=None
+        Abstain from foreign samples, too: those whose ``novelty`` exceeds it, however sure the ensemble is. 0.95
+        costs about 5 % of the samples like the training data. ``coverage`` and ``accuracy`` speak of the other
+        samples then. For ensembles; None answers foreign samples like others.
+    prefit : bool, default=False
+        Whether ``estimator`` is fitted and stays as it is; ``fit`` takes validation samples then, which it was not
+        trained on.
     abstention : object, default=None
         What ``predict`` returns for an unanswered sample: one value, which may not be a class. Predictions
         become an object array if numbers and strings (or None) have to mix. Scorers that compare predictions
@@ -114,6 +122,8 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         "coverage": [Interval(Real, 0, 1, closed="right")],
         "accuracy": [None, Interval(Real, 0, 1, closed="right")],
         "uncertainty": [callable, StrOptions(set(MEASURES))],
+        "max_novelty": [None, Interval(Real, 0, 1, closed="neither")],
+        "prefit": ["boolean"],
         "abstention": "no_validation",
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "random_state": ["random_state"],
@@ -126,6 +136,8 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         coverage: float = 1.0,
         accuracy: float | None = None,
         uncertainty: str | Callable[[Any, Any], ArrayLike] = "total",
+        max_novelty: float | None = None,
+        prefit: bool = False,
         abstention: Any = None,
         validation_fraction: float = 0.2,
         random_state: int | np.random.RandomState | None = None,
@@ -134,6 +146,8 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         self.coverage = coverage
         self.accuracy = accuracy
         self.uncertainty = uncertainty
+        self.max_novelty = max_novelty
+        self.prefit = prefit
         self.abstention = abstention
         self.validation_fraction = validation_fraction
         self.random_state = random_state
@@ -153,8 +167,8 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         Parameters
         ----------
         X : array-like or list of length n_samples
-            Training samples, of the kind that ``estimator`` takes. For a frozen estimator, and without
-            ``X_val``, the validation samples.
+            Training samples, of the kind that ``estimator`` takes. For a fitted (``prefit``) or frozen
+            estimator, and without ``X_val``, the validation samples.
         y : array-like of shape (n_samples,)
             Classes.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -177,7 +191,7 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         ValueError
             If ``accuracy`` cannot be reached at any coverage (the message says what can), ``abstention`` is a
             class or no single value, ``coverage`` and ``accuracy`` are both asked for, only one of ``X_val``,
-            ``y_val`` is given, validation labels are no classes, or weights are negative or not finite.
+            ``y_val`` is given, no validation label is a class, or weights are negative or not finite.
         """
         self._validate_params()
         if self.accuracy is not None and self.coverage < 1:
@@ -193,7 +207,7 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         if sample_weight is not None:
             fit_params["sample_weight"] = check_weights(sample_weight, _num_samples(X))
 
-        frozen = isinstance(self.estimator, FrozenEstimator)
+        frozen = self.prefit or isinstance(self.estimator, FrozenEstimator)
         y_name, weight_val = "y_val" if X_val is not None else "y", None
         held_out = X_val is None and self._may_abstain and not frozen
         if held_out:
@@ -208,11 +222,12 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
 
         threshold, coverage, accuracy = np.inf, 1.0, np.nan
         if X_val is not None:
-            if not held_out:  # there a class may be new, and count as an error
-                y_val = check_known(y_val, estimator.classes_, _num_samples(X_val), name=y_name)
+            if not held_out:  # there all labels may be new, and count as errors
+                y_val = check_comparable(y_val, estimator.classes_, _num_samples(X_val), name=y_name)
             threshold, coverage, accuracy = self._choose(estimator, X_val, y_val, weight_val)
         self.estimator_ = estimator
-        self._measure = self.uncertainty  # what the threshold is of, whatever the parameter becomes
+        # What the thresholds are of, whatever the parameters become.
+        self._measure, self._max_novelty = self.uncertainty, self.max_novelty
         self.classes_ = estimator.classes_
         self.threshold_ = threshold
         self.validation_coverage_ = coverage
@@ -243,7 +258,7 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         if self._answers_all:
             return np.ones(_num_samples(X), dtype=bool)
-        return uncertainty_scores(self.estimator_, X, self._measure) <= self.threshold_
+        return self._predict_and_answer(X)[1]
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Predict the class of each sample, or the abstention.
@@ -328,13 +343,14 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If a label is no class, lengths differ, or weights are negative, not finite or all zero.
+            If no label is a class (single ones count as errors), lengths differ, or weights are negative, not
+            finite or all zero.
         sklearn.exceptions.NotFittedError
             Before ``fit``.
         """
         check_is_fitted(self)
         predicted, answered = self._predict_and_answer(X)
-        y = check_known(y, self.classes_, len(predicted))
+        y = check_comparable(y, self.classes_, len(predicted))
         sample_weight = check_weights(sample_weight, len(predicted))
         return _mean((predicted == y)[answered], None if sample_weight is None else sample_weight[answered])
 
@@ -367,18 +383,18 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
 
     @property
     def _may_abstain(self):
-        return self.coverage < 1 or self.accuracy is not None
+        return self.coverage < 1 or self.accuracy is not None or self.max_novelty is not None
 
     @property
     def _answers_all(self):
-        return self.threshold_ == np.inf  # minus infinity is a threshold like others
+        return self.threshold_ == np.inf and self._max_novelty is None  # minus infinity is a threshold like others
 
     def _predict_and_answer(self, X):
         """Classes, and whether they are answered."""
         if self._answers_all:
             return np.asarray(self.estimator_.predict(X)), self.answers(X)
-        predicted, scores = predict_with_scores(self.estimator_, X, self._measure)
-        return predicted, scores <= self.threshold_
+        predicted, scores, familiar = _predict(self.estimator_, X, self._measure, self._max_novelty)
+        return predicted, (scores <= self.threshold_) & familiar
 
     def _hold_out(self, X, y, fit_params):
         """Split samples, classes and parameters of one entry per sample into training and validation part."""
@@ -400,12 +416,21 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
 
     def _choose(self, estimator, X, y, sample_weight):
         """Threshold, coverage and accuracy on the validation samples."""
-        predicted, scores = predict_with_scores(estimator, X, self.uncertainty)
+        predicted, scores, familiar = _predict(estimator, X, self.uncertainty, self.max_novelty)
         correct = predicted == check_labels(y, "y")
         weight = check_weights(sample_weight, len(scores), name="sample_weight of the validation samples")
         if weight is None:
             weight = np.ones(len(scores))
-        return choose_threshold(scores, correct, weight, coverage=self.coverage, accuracy=self.accuracy)
+        known = weight * familiar
+        if not known.any():
+            raise ValueError(
+                f"max_novelty must leave validation samples to answer, but all exceed {self.max_novelty}. Raise it, "
+                f"or give validation samples like the training data."
+            )
+        threshold, coverage, accuracy = choose_threshold(
+            scores[familiar], correct[familiar], weight[familiar], coverage=self.coverage, accuracy=self.accuracy
+        )
+        return threshold, coverage * float(known.sum() / weight.sum()), accuracy
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -414,6 +439,20 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         tags.target_tags = inner.target_tags
         tags.classifier_tags = inner.classifier_tags
         return tags
+
+
+def _predict(estimator, X, measure, max_novelty):
+    """Return classes, uncertainties, and whether samples are familiar, in one pass where one gives all."""
+    if max_novelty is None:
+        predicted, scores = predict_with_scores(estimator, X, measure)
+        return predicted, scores, np.ones(len(scores), bool)
+    uncertainty = predict_uncertainty(estimator, X)
+    scores = uncertainty_scores(estimator, X, measure, uncertainty=uncertainty)
+    predicted = uncertainty.prediction
+    if predicted is None or not hasattr(estimator, "predict_proba_members"):  # it may decide by a threshold
+        predicted = np.asarray(estimator.predict(X))
+    novelty = uncertainty_scores(estimator, X, "novelty", uncertainty=uncertainty)
+    return predicted, scores, novelty <= max_novelty
 
 
 def _is_per_sample(value, n_samples):

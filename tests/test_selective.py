@@ -437,3 +437,45 @@ def test__selective__frozen_ensemble__one_pass_per_call(uncertainty):
         call()
         assert CountingMembers.passes == 1
     np.testing.assert_array_equal(clf.predict(X)[clf.answers(X)].astype(int), members.predict(X)[clf.answers(X)])
+
+
+# ------------------------------------------------------------------------------------- fitted, foreign, unknown
+
+
+@pytest.fixture(scope="module")
+def ensemble():
+    from skve.testing import ToyClassifier
+
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(120, 4)) + 3
+    y = np.where(X[:, 0] > 3, "yes", "no")
+    return ToyClassifier(n_members=2, max_epochs=5, random_state=0).fit(X[:80], y[:80]), X[80:], y[80:]
+
+
+def test__prefit__keeps_the_estimator_and_chooses_on_the_samples_given(ensemble):
+    clf, X, y = ensemble
+    selective = SelectiveClassifier(clf, coverage=0.5, prefit=True).fit(X, y)
+    assert selective.estimator_ is clf
+    assert 0.5 <= selective.validation_coverage_ <= 0.6
+
+
+def test__max_novelty__abstains_from_foreign_samples_whatever_else(ensemble):
+    clf, X, y = ensemble
+    selective = SelectiveClassifier(clf, prefit=True, max_novelty=0.95).fit(X, y)
+    answered = selective.answers(X)
+    np.testing.assert_array_equal(answered, clf.predict_uncertainty(X).novelty <= 0.95)
+    assert not selective.answers(-X).any()
+    assert selective.validation_coverage_ == answered.mean()
+    both = SelectiveClassifier(clf, prefit=True, max_novelty=0.95, coverage=0.5).fit(X, y)
+    assert (both.answers(X) <= answered).all()
+    assert both.validation_coverage_ == both.answers(X).mean() < answered.mean()
+    assert list(both.predict(X)[~both.answers(X)]) == [None] * int((~both.answers(X)).sum())
+
+
+def test__labels_that_are_no_class__count_as_errors(ensemble):
+    clf, X, y = ensemble
+    selective = SelectiveClassifier(clf, prefit=True).fit(X, y)
+    new = np.where(np.arange(len(y)) < 10, "maybe", y)
+    assert selective.score(X, new) == np.mean(clf.predict(X) == new)
+    with pytest.raises(ValueError, match="y"):
+        selective.score(X, np.arange(len(y)))

@@ -10,11 +10,16 @@ from sklearn.utils import gen_batches
 from sklearn.utils.extmath import randomized_svd
 
 N_NEIGHBORS = 5
-LARGEST = 2000  # samples that are kept; of more training samples a random part
-KEPT_BYTES = 990_000  # of the two arrays of half precision; decides on the number of directions
+_KEPT_BYTES = 49_500  # of the two arrays of half precision, for each class; decides on the number of directions
+_FEWEST_CLASSES = 20  # for which there is room always: under a megabyte
 RESOLUTION = 1e-3  # what half precision and the projection leave of a distance
 _DUPLICATE = 1e-5  # distance up to which two training samples count once
-_ROWS = 2048  # inputs that are compared at once
+_ROWS = 512  # inputs that are compared at once
+
+
+def n_kept(n_classes: int) -> int:
+    """Return how many training samples are kept; of more a random part."""
+    return min(100 * max(_FEWEST_CLASSES, n_classes), 20_000)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,7 +47,7 @@ class Novelty:
     distances: np.ndarray
 
     @classmethod
-    def of_training(cls, features: np.ndarray, earlier: Novelty | None = None) -> Novelty:
+    def of_training(cls, features: np.ndarray, earlier: Novelty | None = None, *, n_classes: int = 2) -> Novelty:
         """Keep the features of training samples.
 
         Parameters
@@ -52,15 +57,21 @@ class Novelty:
             all other inputs look far.
         earlier : Novelty, default=None
             What is kept of the data of earlier calls of `partial_fit`, which stays.
+        n_classes : int, default=2
+            With 20 classes or fewer less than a megabyte is kept, with more in proportion.
         """
         units = normalize(np.asarray(features, np.float64))
         if earlier is not None:
             units = np.concatenate([normalize(earlier.coordinates @ earlier.directions.astype(np.float64)), units])
-        if len(units) > LARGEST:
-            units = units[np.sort(np.random.default_rng(0).permutation(len(units))[:LARGEST])]
-        copies = np.tril(1 - units @ units.T < _DUPLICATE, -1).any(axis=1)
-        units = units[~copies]
-        n_directions = min(*units.shape, KEPT_BYTES // (2 * sum(units.shape)))
+        if len(units) > n_kept(n_classes):
+            units = units[np.sort(np.random.default_rng(0).permutation(len(units))[: n_kept(n_classes)])]
+        copies = [
+            np.tril(1 - units[rows] @ units.T < _DUPLICATE, rows.start - 1).any(axis=1)
+            for rows in gen_batches(len(units), _ROWS)
+        ]
+        units = units[~np.concatenate(copies)]
+        room = _KEPT_BYTES * max(_FEWEST_CLASSES, n_classes)
+        n_directions = min(*units.shape, room // (2 * sum(units.shape)))
         directions = randomized_svd(units, max(1, n_directions), random_state=0)[2].astype(np.float16)
         directions = np.ascontiguousarray(directions)  # as it is read again: the layout decides on the last bits
         coordinates = np.ascontiguousarray((units @ directions.T).astype(np.float16))

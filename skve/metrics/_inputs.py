@@ -56,6 +56,20 @@ def check_known(
     return y
 
 
+def check_comparable(y, classes, n_samples, *, name="y", classes_name="classes_"):
+    """Return labels as an array of shape (n_samples,), of which some may be no classes: those count as errors.
+
+    ValueError if none is a class: then labels of another kind are meant.
+    """
+    y = check_labels(y, name)
+    if len(y) != n_samples:
+        raise ValueError(f"{name} must have one label for each of the {n_samples} samples, got {len(y)}.")
+    classes = np.asarray(classes)
+    if len(y) and not np.isin(y.astype(object), classes.astype(object)).any():
+        check_known(y, classes, n_samples, name=name, classes_name=classes_name)
+    return y
+
+
 def _columns(y_true, n_classes, labels):
     """Return the column of each label (n_samples,); ValueError for a label that has none."""
     if labels is None:

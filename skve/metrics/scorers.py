@@ -4,13 +4,14 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from sklearn.metrics import get_scorer as get_sklearn_scorer
 from sklearn.utils.metadata_routing import UNUSED
 
 from skve.metrics import calibration, ood, selective
-from skve.metrics._inputs import check_choice
+from skve.metrics._inputs import check_choice, check_comparable
 from skve.uncertainty._scores import check_measure, uncertainty_scores
 
 __all__ = ["get_scorer", "get_scorer_names", "make_ood_scorer"]
@@ -71,7 +72,7 @@ class ProbaScorer(_Scorer):
         X : array-like or list of length n_samples
             Samples.
         y : array-like of shape (n_samples,)
-            True classes. They may lack some of ``estimator.classes_``.
+            True classes. They may lack some of ``estimator.classes_``; others than these count as errors.
         sample_weight : array-like of shape (n_samples,), default=None
             Sample weights.
 
@@ -79,9 +80,15 @@ class ProbaScorer(_Scorer):
         -------
         float
         """
-        proba = estimator.predict_proba(X)
+        proba = np.asarray(estimator.predict_proba(X))
+        labels = np.asarray(estimator.classes_)
+        y = check_comparable(y, labels, len(proba), classes_name="estimator.classes_")
+        unknown = np.unique([label for label in y.tolist() if label not in set(labels.tolist())])
+        if len(unknown):  # classes that the model gives no probability
+            labels = np.concatenate([labels, unknown.astype(np.result_type(labels, unknown))])
+            proba = np.hstack([proba, np.zeros((len(proba), len(unknown)))])
         params = self.params or {}
-        return self.sign * self.metric(y, proba, labels=estimator.classes_, sample_weight=sample_weight, **params)
+        return self.sign * self.metric(y, proba, labels=labels, sample_weight=sample_weight, **params)
 
 
 class OODScorer(_Scorer):
@@ -204,9 +211,9 @@ def make_ood_scorer(
     metric : {"auroc", "aupr", "fpr_at_tpr"}, default="auroc"
         The metric; "fpr_at_tpr" is negated, so that higher is better.
     uncertainty : str or callable, default="total"
-        "total" (entropy), "confidence" or "margin" of the prediction, for any classifier; a measure
-        of the members such as "epistemic", for ensembles; or ``uncertainty(estimator, X)`` returns an array
-        of shape (n_samples,), higher where less sure.
+        "total" (entropy), "confidence" or "margin" of the prediction, for any classifier; "novelty", which is made
+        for this, or a measure of the members such as "epistemic", for ensembles; or
+        ``uncertainty(estimator, X)`` returns an array of shape (n_samples,), higher where less sure.
 
     Returns
     -------

@@ -32,7 +32,7 @@ class MembersDisplay:
     samples : sequence of length n_samples, default=None
         Images (arrays, PIL images or paths), texts or pairs of texts to show.
     y_true : ndarray of shape (n_samples,), default=None
-        True classes, marked by bold type.
+        True classes, marked by bold type; a true class outside the most probable ones takes a row of its own.
     n_top : int, default=3
         Number of classes per sample.
     name : str, default=None
@@ -46,6 +46,8 @@ class MembersDisplay:
         The panels; with samples, the first column shows them.
     figure_ : matplotlib Figure
         Figure that holds them.
+    legend_ : matplotlib Legend
+        Which mark is which member.
 
     Examples
     --------
@@ -78,8 +80,8 @@ class MembersDisplay:
         cls,
         estimator: Any,
         X: Any,
-        *,
         y: Sequence[Any] | NDArray[Any] | None = None,
+        *,
         n_top: int = 3,
         name: str | None = None,
         ax: Any = None,
@@ -211,6 +213,11 @@ class MembersDisplay:
             ax.figure.draw_without_rendering()  # texts are wrapped to the width that the layout leaves
             for panel, sample in zip(axes[:, 0], shown, strict=True):
                 _show(panel, sample)
+        marks, labels = axes[0, -1].get_legend_handles_labels()
+        place = "lower right" if ax.figure.get_layout_engine() is None else "outside lower right"
+        self.legend_ = ax.figure.legend(
+            marks, labels, loc=place, ncols=min(4, len(marks)), frameon=False, fontsize=font_size(ax) - 1
+        )
         self.ax_, self.axes_, self.figure_ = ax, axes, ax.figure
         return self
 
@@ -218,8 +225,11 @@ class MembersDisplay:
         proba = self.member_proba[:, row].astype(float)
         mean = proba.mean(axis=0)
         top = np.argsort(-mean, kind="stable")[:n_top]
-        places = np.arange(n_top)
-        ax.barh(places, mean[top], height=0.62, color="0.85", edgecolor="0.6", linewidth=0.6)
+        if self.y_true is not None:
+            true = np.flatnonzero(self.classes == self.y_true[row])
+            top = np.append(top, true[~np.isin(true, top)])
+        places = np.arange(len(top))
+        ax.barh(places, mean[top], height=0.62, color="0.85", edgecolor="0.6", linewidth=0.6, label="mean")
         size = 14 if font_size(ax) < 10 else 24
         # Members keep their height within the bar, so that one can be followed from class to class.
         offsets = np.linspace(-0.22, 0.22, len(proba)) if len(proba) > 1 else np.zeros(1)
@@ -234,8 +244,9 @@ class MembersDisplay:
                 linewidth=0.4,
                 zorder=3,
                 clip_on=False,
+                label=f"member {member + 1}",
             )
-        ax.set(xlim=(0, 1), ylim=(n_top - 0.45, -0.55))
+        ax.set(xlim=(0, 1), ylim=(len(top) - 0.45, -0.55))
         tidy(ax, xlabel="Probability" if last else None, grid=False)
         names = [_short(str(self.classes[column]), 18 if size > 14 else 13) for column in top]
         ax.set_yticks(places, names, parse_math=False)

@@ -8,7 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from skve.metrics import ood_auroc
 from skve.plots._style import COLORS, import_pyplot, legend, name_of, new_axes, tidy
-from skve.uncertainty._scores import check_measure, uncertainty_scores
+from skve.uncertainty import Uncertainty
+from skve.uncertainty._scores import check_measure, scores_of, uncertainty_scores
 
 _AXIS = {
     "total": "Total uncertainty (nats)",
@@ -122,25 +123,28 @@ class UncertaintyDisplay:
     @classmethod
     def from_predictions(
         cls,
-        scores_in: ArrayLike,
-        scores_out: ArrayLike,
+        scores_in: Any,
+        scores_out: Any,
         *,
+        uncertainty: str = "total",
         name: str | None = None,
-        xlabel: str = "Uncertainty",
+        xlabel: str | None = None,
         ax: Any = None,
     ) -> Self:
         """Draw the histograms of given scores.
 
         Parameters
         ----------
-        scores_in : array-like of shape (n_in,)
+        scores_in : array-like of shape (n_in,) or Uncertainty
             Uncertainty about samples of the training kind; higher means more foreign.
-        scores_out : array-like of shape (n_out,)
+        scores_out : array-like of shape (n_out,) or Uncertainty
             Uncertainty about foreign samples.
+        uncertainty : str, default="total"
+            Which measure of an ``Uncertainty`` is drawn.
         name : str, default=None
             Name for the title.
-        xlabel : str, default="Uncertainty"
-            What is shown, with its unit.
+        xlabel : str, default=None
+            What is shown, with its unit. By default the name of the measure.
         ax : matplotlib Axes, default=None
             Where to draw; by default a new figure.
 
@@ -156,6 +160,11 @@ class UncertaintyDisplay:
             If matplotlib is not installed.
         """
         import_pyplot(cls.__name__)
+        if isinstance(scores_in, Uncertainty) and isinstance(scores_out, Uncertainty):
+            check_measure(uncertainty)
+            scores_in, scores_out = scores_of(scores_in, uncertainty), scores_of(scores_out, uncertainty)
+            xlabel = _AXIS[uncertainty] if xlabel is None else xlabel
+        xlabel = "Uncertainty" if xlabel is None else xlabel
         auroc = ood_auroc(scores_in, scores_out)
         scores_in, scores_out = np.asarray(scores_in, float), np.asarray(scores_out, float)
         return cls(scores_in, scores_out, auroc, name=name, xlabel=xlabel).plot(ax)

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from skve.metrics import aurc, risk_coverage_curve
 from skve.metrics._inputs import errors
 from skve.plots._style import COLORS, GREY, LINES, import_pyplot, legend, name_of, new_axes, tidy
+from skve.uncertainty import Uncertainty
 from skve.uncertainty._scores import check_measure, uncertainty_scores
 
 _BEST = "best ranking"
@@ -147,8 +148,9 @@ class RiskCoverageDisplay:
             True classes.
         y_proba : array-like of shape (n_samples, n_classes) or (n_samples,)
             Predicted probabilities.
-        uncertainty : array-like of shape (n_samples,), default=None
-            What the samples are ranked by; by default one minus the largest probability.
+        uncertainty : array-like of shape (n_samples,) or Uncertainty, default=None
+            What the samples are ranked by; by default one minus the largest probability; of an ``Uncertainty``
+            its total.
         labels : array-like of shape (n_classes,), default=None
             The class of each column; by default the sorted classes of ``y_true``.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -172,6 +174,8 @@ class RiskCoverageDisplay:
             If matplotlib is not installed.
         """
         import_pyplot(cls.__name__)
+        if isinstance(uncertainty, Uncertainty):
+            uncertainty = uncertainty.total
         common = {"labels": labels, "sample_weight": sample_weight}
         coverage, risk, _ = risk_coverage_curve(y_true, y_proba, uncertainty=uncertainty, **common)
         wrong = errors(y_true, y_proba, labels)

@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from skve import uncertainty
+from skve import uncertainty as measures
 from skve.uncertainty._validation import check_proba
 
 # What needs only the prediction that is reported; higher means less sure.
 _OF_PREDICTION = {
-    "total": uncertainty.entropy,
+    "total": measures.entropy,
     "confidence": lambda proba: 1 - check_proba(proba).max(axis=1),
-    "margin": lambda proba: 1 - uncertainty.margin(np.asarray(proba)[None]),
+    "margin": lambda proba: 1 - measures.margin(np.asarray(proba)[None]),
 }
 _OF_MEMBERS = ("aleatoric", "epistemic", "epkl", "disagreement", "variation_ratio", "variance", "novelty")
 MEASURES = (*_OF_PREDICTION, *_OF_MEMBERS)
@@ -22,7 +22,13 @@ def check_measure(measure):
     return measure
 
 
-def uncertainty_scores(estimator, X, measure, *, proba=None):
+def scores_of(uncertainty, measure):
+    """Return a measure of an ``Uncertainty``, higher where less sure, of shape (n_samples,)."""
+    values = getattr(uncertainty, measure)
+    return 1 - values if measure in ("confidence", "margin") else values
+
+
+def uncertainty_scores(estimator, X, measure, *, proba=None, uncertainty=None):
     """Uncertainty of a fitted estimator about each sample; higher means less sure.
 
     Parameters
@@ -34,6 +40,8 @@ def uncertainty_scores(estimator, X, measure, *, proba=None):
         One of ``MEASURES``, or ``measure(estimator, X)`` returns an array of shape (n_samples,).
     proba : ndarray of shape (n_samples, n_classes), default=None
         ``estimator.predict_proba(X)``, where it is known already.
+    uncertainty : Uncertainty, default=None
+        ``skve.predict_uncertainty(estimator, X)``, where it is known already; all measures are taken from it.
 
     Returns
     -------
@@ -41,10 +49,12 @@ def uncertainty_scores(estimator, X, measure, *, proba=None):
     """
     if callable(measure):
         scores = measure(estimator, X)
+    elif uncertainty is not None:
+        scores = scores_of(uncertainty, measure)
     elif measure in _OF_PREDICTION:
         scores = _OF_PREDICTION[measure](estimator.predict_proba(X) if proba is None else proba)
     else:
-        scores = getattr(uncertainty.predict_uncertainty(estimator, X), measure)
+        scores = scores_of(measures.predict_uncertainty(estimator, X), measure)
     scores = np.asarray(scores, dtype=np.float64)
     if scores.ndim != 1:
         raise ValueError(f"uncertainty must be of shape (n_samples,), got {scores.shape} from {measure!r}.")

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.metrics.pairwise import cosine_similarity
 
 import skve
-from skve._fitted.novelty import LARGEST, Novelty
+from skve._fitted.novelty import Novelty, n_kept
 from skve.testing import ToyClassifier
 
 
@@ -80,9 +80,9 @@ def test__constant_features__alarm_at_nothing_that_is_the_same(train):
 
 @pytest.mark.parametrize(("n", "width"), [(3000, 64), (2000, 1280), (400, 4096)])
 def test__what_is_kept__stays_under_a_megabyte(n, width):
-    novelty = Novelty.of_training(features(n, width=width))
+    novelty = Novelty.of_training(features(n, width=width), n_classes=20)
     assert novelty.directions.nbytes + novelty.coordinates.nbytes + novelty.distances.nbytes < 1_010_000
-    assert len(novelty.distances) == min(n, LARGEST)
+    assert len(novelty.distances) == min(n, n_kept(20))
 
 
 def test__earlier_data__stay():

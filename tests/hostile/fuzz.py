@@ -34,7 +34,7 @@ import zlib
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
-import hypothesis
+import hypothesis.configuration
 import hypothesis.extra.numpy
 import numpy as np
 import pandas as pd
@@ -467,6 +467,7 @@ def run(n, seed, report=print):
     """Run about n cases; return the rows of the table and the failures."""
     rows, failures, events = [], [], []
     with tempfile.TemporaryDirectory() as name:
+        hypothesis.configuration.set_hypothesis_home_dir(pathlib.Path(name, "hypothesis"))
         found = targets(pathlib.Path(name))
         watch(name, events)
         total = 40.0 * len(DRAWN) + sum(share for *_, share in found)

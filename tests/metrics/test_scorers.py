@@ -166,7 +166,7 @@ def test__ood_scorer__bad_option__value_error(iris):
 @pytest.mark.parametrize(
     ("uncertainty", "message"),
     [
-        (lambda estimator, X: np.full(len(X), np.nan), "must not be NaN"),
+        (lambda estimator, X: np.full(len(X), np.nan), "must be a number"),
         (lambda estimator, X: X, "must be of shape"),
     ],
 )
@@ -179,3 +179,15 @@ def test__ood_scorer__callable_returns_nonsense__value_error(uncertainty, messag
 def test__ood_scorer__members_of_a_plain_classifier__type_error(model, iris):
     with pytest.raises(TypeError, match="has no predict_uncertainty"):
         metrics.make_ood_scorer(iris[0], uncertainty="epistemic")(model, iris[0])
+
+
+def test__scorer__labels_that_are_no_class__count_as_errors():
+    X, y = load_iris(return_X_y=True)
+    clf = LogisticRegression(max_iter=500).fit(X[:100], y[:100])
+    confidence = clf.predict_proba(X).max(axis=1)
+    right = clf.predict(X) == y
+    edges = np.minimum((confidence * 15).astype(int), 14)
+    expected = sum(abs((confidence - right)[edges == b].sum()) for b in range(15)) / len(y)
+    np.testing.assert_allclose(metrics.get_scorer("neg_expected_calibration_error")(clf, X, y), -expected, atol=1e-3)
+    with pytest.raises(ValueError, match="classes_"):
+        metrics.get_scorer("neg_expected_calibration_error")(clf, X, y + 7)
