@@ -615,13 +615,14 @@ class BaseSVEClassifier(
         from skve._training.loop import Settings
 
         defaults = self._defaults()
+        head_lr = defaults.head_lr if self.head_lr is None else self.head_lr
+        # What a step takes from a head is the product of the two: another learning rate leaves it as it is.
+        head_weight_decay = defaults.head_weight_decay * defaults.head_lr / head_lr
         return Settings(
             member_lr=defaults.member_lr if self.member_lr is None else self.member_lr,
-            head_lr=defaults.head_lr if self.head_lr is None else self.head_lr,
+            head_lr=head_lr,
             weight_decay=self.weight_decay,
-            head_weight_decay=(
-                defaults.head_weight_decay if self.head_weight_decay is None else self.head_weight_decay
-            ),
+            head_weight_decay=head_weight_decay if self.head_weight_decay is None else self.head_weight_decay,
             max_epochs=1 if once else self.max_epochs,
             max_steps=None if once else self.max_steps,
             least_steps=defaults.least_steps,

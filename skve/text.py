@@ -43,8 +43,9 @@ class SVETextClassifier(BaseSVEClassifier):
     head_lr : float, default=None
         Learning rate of the heads. None: 1e-2 with `head="linear"`, 1e-5 with `head="lm"`.
     head_weight_decay : float, default=None
-        Decoupled weight decay of the heads. None: 3.0 with `head="linear"`, 0.0 with `head="lm"`. Heads that stay
-        small leave the task to the backbone's features, which helps most where labels are few.
+        Decoupled weight decay of the heads. None: 0.03 / `head_lr` with `head="linear"`, that is 3 by
+        default, and 0.0 with `head="lm"`. Heads that stay small leave the task to the backbone's features, which
+        helps most where labels are few.
     batch_size : int, default=32
         Number of samples in a batch, in training and in prediction. Batches hold texts of similar length.
     max_length : int, default=None

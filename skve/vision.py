@@ -43,8 +43,8 @@ class SVEClassifier(BaseSVEClassifier):
     head_lr : float, default=None
         Learning rate of the heads. None: 1e-2.
     head_weight_decay : float, default=None
-        Decoupled weight decay of the heads. None: 30.0. Heads that stay small leave the task to the backbone's
-        features, which helps most where labels are few.
+        Decoupled weight decay of the heads. None: 0.3 / `head_lr`, that is 30 by default. Heads that stay
+        small leave the task to the backbone's features, which helps most where labels are few.
     image_size : int, default=None
         Side of the network's square input in pixels. None uses the backbone's own size.
     image_shape : tuple of int, default=None

@@ -201,6 +201,7 @@ def toy_classifier(backbone=None, **parameters):
         "batch_size": 16,
         "image_size": SIDE,
         "augment": None,
+        "head_weight_decay": 0.0,
         "precision": "float32",
         "device": "cpu",
         "random_state": 0,

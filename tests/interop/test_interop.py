@@ -15,7 +15,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 import skve
 from skve._backbones import backbone as backbone_module
-from skve._backbones import cache, from_timm, layer_selection
+from skve._backbones import cache, decomposition, from_timm
 from skve.metrics import get_scorer
 from skve.testing import make_toy_image_backbone
 
@@ -37,6 +37,7 @@ def clf():
         max_epochs=20,
         batch_size=12,
         head_lr=0.3,
+        head_weight_decay=0.0,
         image_size=8,
         augment=None,
         device="cpu",
@@ -93,7 +94,7 @@ def test__grid_search__settings_and_folds__loads_and_decomposes_once(clf, data, 
     if n_jobs is None:
         cache.clear_cache()
         counts = {"freeze": 0, "decompose": 0}
-        for module, name in ((backbone_module, "freeze"), (layer_selection, "decompose")):
+        for module, name in ((backbone_module, "freeze"), (decomposition, "decompose")):
             original = getattr(module, name)
 
             def counting(*args, _name=name, _original=original, **kwargs):

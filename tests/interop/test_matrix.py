@@ -175,6 +175,7 @@ def make_classifier(parameters):
         max_epochs=10,
         batch_size=4,
         head_lr=0.3,
+        head_weight_decay=0.0,
         image_size=8,
         augment=None,
         device="cpu",
