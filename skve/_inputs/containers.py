@@ -45,7 +45,7 @@ def as_sequence(values, name):
         for to_list in ("to_list", "tolist"):
             if hasattr(values, to_list):
                 return getattr(values, to_list)()
-    if dtype is not None and hasattr(values, "__array__"):
+    if hasattr(values, "__array__") and (dtype is not None or not isinstance(values, Collection)):
         return np.asarray(values)
     ordered = isinstance(values, Collection) and not isinstance(values, Mapping | Set)
     return list(values) if ordered else values

@@ -107,4 +107,4 @@ def test__fit__random_state_object__repeatable(images):
 
 def test__purposes__order__fixed():
     """The streams of a seed hang on it: new purposes come at the end."""
-    assert randomness.PURPOSES == ("split", "order", "augment", "member", "noise", "bootstrap")
+    assert randomness.PURPOSES == ("split", "order", "augment", "member", "noise", "bootstrap", "novelty")

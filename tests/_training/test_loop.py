@@ -305,7 +305,10 @@ def test__head_weight_decay__none__default_of_the_rule(images, monkeypatch):
     defaults = {"image": Defaults(5e-2, 1e-2, head_weight_decay=20.0)}
     explicit = toy_classifier(head_weight_decay=20.0).fit(*images)
     monkeypatch.setattr(SingularValues, "defaults", defaults)
-    assert same_arrays(toy_classifier().fit(*images), explicit)
+    assert same_arrays(toy_classifier(head_weight_decay=None).fit(*images), explicit)
+    # What a step takes from a head is kept: the product with the learning rate.
+    slow = toy_classifier(head_lr=5e-3, head_weight_decay=40.0).fit(*images)
+    assert same_arrays(toy_classifier(head_lr=5e-3, head_weight_decay=None).fit(*images), slow)
 
 
 def test__fit__snapshots_with_early_stopping__value_error_with_the_remedy(images):
