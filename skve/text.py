@@ -98,7 +98,7 @@ class SVETextClassifier(BaseSVEClassifier):
     >>> from skve import SVETextClassifier
     >>> texts = ["a joy to watch", "what a waste of time", "wonderful", "I left early", "moving and funny", "dull"]
     >>> labels = ["good", "bad", "good", "bad", "good", "bad"]
-    >>> clf = SVETextClassifier(n_members=2, layers="last:1", random_state=0).fit(texts, labels)
+    >>> clf = SVETextClassifier(n_members=2, layers="last:1", max_steps=20, random_state=0).fit(texts, labels)
     >>> clf.predict_proba(["a wonderful evening", "dreadful"]).shape
     (2, 2)
     >>> clf.predict_uncertainty(["a wonderful evening"]).epistemic.shape
