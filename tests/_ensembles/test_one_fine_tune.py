@@ -53,7 +53,7 @@ def test__dropout__training__whole_channels_of_each_sample_at_the_rate():
     rule, network, member = network_of(TinyTransformer(), "dropout", {"rate": 0.25}, training=True)
     rule.set_training(network, True)
     seen = []
-    dropper = network._modules["blocks.0.fc2"].forward
+    dropper = network.forward_of("blocks.0.fc2")
     dropper.forward = lambda inputs: seen.append(inputs) or inputs[..., :12]
     ones = torch.ones(2000, 5, 24)
     rule.install(network, member)
@@ -176,7 +176,9 @@ def test__snapshot__one_cycle__single_fine_tune(images):
 
 
 def test__snapshot__fewer_steps_than_members__value_error(images):
-    with pytest.raises(ValueError, match=r"n_members=5 snapshots .* there are 4; lower n_members or batch_size, or"):
+    with pytest.raises(
+        ValueError, match=r"n_members must be at most .* snapshots, got 5 for 4 steps\. Lower n_members"
+    ):
         toy_classifier(TinyMLP(), ensemble="snapshot", n_members=5).fit(*images)
 
 
