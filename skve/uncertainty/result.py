@@ -68,8 +68,8 @@ class Uncertainty:
     Uncertainty of 2 samples
                 median    5 %   95 %
     total        0.693  0.693  0.693
-    aleatoric    0.347  0.035  0.659
-    epistemic    0.347  0.035  0.659
+    aleatoric    0.347  0.035  0.65...
+    epistemic    0.347  0.035  0.65...
     confidence   0.500  0.500  0.500
     """
 
