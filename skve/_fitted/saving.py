@@ -380,7 +380,7 @@ def _restore(path, document, files):
 
     try:
         tensors = {name: from_bytes(content) for name, content in files.items()}
-        estimator = _new_estimator(document)
+        estimator = _new_estimator(path, document)
         check_document(document, estimator, tensors)
         state = {**document["state"], **{name: tuple(document["state"][name]) for name in ("layers", "shareable")}}
         arrays, training = _in_order(tensors["members"], document), tensors.get("training", {})
@@ -405,15 +405,15 @@ def _restore(path, document, files):
         raise SavedModelError(f"{path} is damaged: {type(error).__name__}: {error}. Save the model again.") from error
 
 
-def _new_estimator(document):
-    """Return an unfitted estimator of a document's class, with its parameters."""
+def _new_estimator(path, document):
+    """Return an unfitted estimator of the class in the document at `path`, with its parameters."""
     import skve
 
     own = {name: getattr(skve, name) for name in skve.ESTIMATORS}
     classes = {**_subclasses(own.values()), **own}
     if document["class"] not in classes:
         raise SavedModelError(
-            f"The model's class must be one of {sorted(own)} or an imported subclass, got {document['class']!r}. "
+            f"{path}: the class must be one of {sorted(own)} or an imported subclass, got {document['class']!r}. "
             f"Upgrade skve, or import the module that defines the class."
         )
     return classes[document["class"]](

@@ -184,6 +184,11 @@ def _rows_to_images(X, image_shape):
     sides = list(image_shape)
     if len(sides) not in (2, 3) or not all(isinstance(side, numbers.Integral) and int(side) > 0 for side in sides):
         raise ValueError(f"image_shape must be (height, width) or (height, width, channels), got {image_shape!r}.")
+    if len(sides) == 2 and sides[1] in (3, 4):
+        raise ValueError(
+            f"image_shape must have a width before the channels, got {tuple(image_shape)}. Pass (height, "
+            f"width, {sides[1]}) for colour images, {(*image_shape, 1)} for grey ones of width {sides[1]}."
+        )
     if X.ndim != 2 or X.shape[1] != int(np.prod(image_shape)):
         raise ValueError(
             f"X must have shape (n, {int(np.prod(image_shape))}) for image_shape={tuple(image_shape)}, got {X.shape}."

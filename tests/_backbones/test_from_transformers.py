@@ -487,7 +487,7 @@ def test__bundled__weights_altered__refused(monkeypatch):
 
 def test__transformers__missing__says_what_to_install(monkeypatch, empty_cache):
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    with pytest.raises(ImportError, match=r"skve\[text\]"):
+    with pytest.raises(ImportError, match="pip install transformers"):
         load_text_backbone(BUNDLED)
 
 

@@ -447,6 +447,7 @@ def test__check_images__bad_types__type_error_says_what_is_wanted(kind):
         ((8.0, 10, 3), r"must be \(height, width\)"),
         ("ab", r"must be \(height, width\)"),
         ((8, 6, 5), "5 channels"),
+        ((80, 3), r"image_shape must .* \(80, 3, 1\) for grey ones of width 3"),
     ],
 )
 def test__check_images__image_shape_that_does_not_fit__value_error(image_shape, message):

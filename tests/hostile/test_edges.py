@@ -43,7 +43,7 @@ def test__float_scale__slight_overshoot_of_one__still_zero_to_one(data, overshoo
 def test__float_scale__zero_to_one_after_a_fit_on_255__is_refused(data):
     X, y = data
     clf = toy_classifier(max_epochs=1).fit(X.astype(float), y)
-    with pytest.raises(ValueError, match="multiply them by 255"):
+    with pytest.raises(ValueError, match="Multiply them by 255"):
         clf.predict(X / 255)
 
 
