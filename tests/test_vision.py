@@ -189,7 +189,7 @@ def test__fit__inputs_and_parameters__unchanged(data):
 
 
 def test__warm_start__real_weights__goes_on(data):
-    classifier = small(warm_start=True, schedule="constant").fit(data[0], data[1])
+    classifier = small(warm_start=True, schedule="constant", head_weight_decay=0.0).fit(data[0], data[1])
     loss = classifier.history_["loss"][-1]
     assert classifier.fit(data[0], data[1]).history_["loss"][0] < loss + 0.05
     assert classifier.n_iter_ == 2
