@@ -202,8 +202,8 @@ def test__diagnose__real_healthy_ensemble__no_finding(case):
 
 
 def test__diagnose__labels_of_real_ensemble_shuffled__uncertainty_does_not_rise_with_error(case):
-    shuffled = np.random.default_rng(0).permutation(case.y)
-    assert names(diagnose(case.clf, case.X, shuffled)) == ["uncertainty does not rise with error"]
+    found = [names(diagnose(case.clf, case.X, np.random.default_rng(seed).permutation(case.y))) for seed in range(5)]
+    assert found.count(["uncertainty does not rise with error"]) >= 3  # by chance an order may fit a few items
 
 
 @pytest.mark.parametrize(
