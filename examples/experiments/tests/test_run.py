@@ -154,7 +154,7 @@ def test__run__trials_in_another_order__their_rows_still_count(small, data_dir, 
     out = tmp_path / "e.csv"
     assert start(small, data_dir, out) == 0
     fits = count_fits(monkeypatch)
-    more = ("--set", "methods.head.trials={head_lr=[1e-1, 1e-2]}")
+    more = ("--set", "methods.deep.trials={head_lr=[1e-1, 1e-2]}")
     assert start(small, data_dir, out, *more) == 0
     assert not fits
 
@@ -294,7 +294,7 @@ WRONG = {
     "unknown ensemble": (('ensemble = "head"', 'ensemble = "heads"'), "methods.head: .*'ensemble' parameter"),
     "wrong value": (("max_epochs = 1", "max_epochs = -1"), "'max_epochs' parameter .* Got -1"),
     "unknown option": (('ensemble = "deep"', 'ensemble = "deep"\nensemble_params = { rank = 3 }'),
-                       "methods.deep: ensemble_params=.* no option"),
+                       "methods.deep: The options in ensemble_params of ensemble=.deep. must be among .* got ..rank"),
     "unequal trials": (("head_lr = [1e-2, 1e-1] }\n\n[methods.single", "head_lr = [1e-2] }\n\n[methods.single"),
                        "every method needs the same number of trials; got .*'deep': 1, 'single': 2, 'head': 2"),
     "unknown reference": (("seeds = [0, 1]", 'seeds = [0]\nagainst = ["deap"]'), "test.against='deap'; .* 'deep'"),
