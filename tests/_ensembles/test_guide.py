@@ -89,7 +89,7 @@ def test__guide__numbers_a_member__as_counted(place, load):
 
 
 def test__guide__recipe__blend_not_worse_than_either_out_of_fold():
-    recipe = GUIDE.read_text("utf-8").partition("### Never worse")[2].partition("```python\n")[2].partition("```")[0]
+    recipe = GUIDE.read_text("utf-8").partition("### Blending")[2].partition("```python\n")[2].partition("```")[0]
     X, y = load_iris(return_X_y=True)
     names = {"X": X[::2], "y": y[::2], "clf": ToyClassifier(n_members=2, max_epochs=5, random_state=0)}
     exec(recipe, names)
