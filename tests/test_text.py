@@ -1,5 +1,6 @@
 """SVETextClassifier: its contract on toy models, and what it does with a pretrained one."""
 
+import dataclasses
 import gc
 import json
 import pickle
@@ -25,7 +26,7 @@ import skve
 from skve import SVETextClassifier
 from skve._backbones import cache, network
 from skve._ensembles import forms
-from skve._fitted.saving import LOCK
+from skve._fitted.saving import LOCK, document_hash
 from skve._training import step
 from skve.datasets import load_intents
 from skve.testing import check_text_estimator, make_toy_text_backbone
@@ -404,13 +405,31 @@ def test__cache__clones_and_folds__one_backbone(empty_cache):
     assert len(skve._backbones.cache._cache) == 1
 
 
+@pytest.mark.parametrize("changed", [{"hidden_act": "relu"}, {"num_attention_heads": 4}], ids=str)
+def test__embedded__same_weights_and_another_configuration__each_its_own_answer(changed, tmp_path, empty_cache):
+    clf = toy(n_members=1, max_epochs=1).fit(TEXTS, LABELS)
+    for name in ("right", "other"):
+        clf.save(tmp_path / name, include_backbone=True)
+    path = tmp_path / "other" / "skve.json"
+    document = json.loads(path.read_text())
+    document["state"]["backbone"]["config"] |= changed
+    path.write_text(json.dumps({**document, "sha256": document_hash(document)}))
+    right, other = (skve.load(tmp_path / name) for name in ("right", "other"))
+    wanted = clf.predict_proba(TEXTS)
+    for order in ((other, right), (right, other)):
+        cache.clear_cache()
+        proba = {loaded: loaded.predict_proba(TEXTS) for loaded in order}
+        np.testing.assert_array_equal(proba[right], wanted)
+        assert not np.allclose(proba[other], wanted)
+
+
 @pytest.mark.parametrize("content", [b"{", b"\xff"], ids=["no JSON", "no Unicode"])
 def test__embedded_tokenizer__broken__value_error_names_the_backbone(tmp_path, content):
-    toy().fit(TEXTS, LABELS).save(tmp_path, include_backbone=True)
+    toy(n_members=1, max_epochs=1).fit(TEXTS, LABELS).save(tmp_path, include_backbone=True)
     loaded = skve.load(tmp_path)
-    loaded.backbone.files["tokenizer.json"] = content
-    cache.clear_cache()  # of what save rebuilt
-    with pytest.raises(ValueError, match=r"the embedded backbone .* cannot be rebuilt: .*; take a whole copy"):
+    files = {**loaded._state.spec.files, "tokenizer.json": content}
+    loaded._state = dataclasses.replace(loaded._state, spec=dataclasses.replace(loaded._state.spec, files=files))
+    with pytest.raises(ValueError, match=r"(?i)the embedded backbone .* could not be rebuilt: .* Take a whole copy"):
         loaded.predict(TEXTS)
 
 

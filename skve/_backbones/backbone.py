@@ -3,9 +3,11 @@
 import copy
 import dataclasses
 import hashlib
+import json
 import types
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -154,12 +156,35 @@ class Backbone:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EmbeddedBackbone:
-    """A backbone whose weights came with a saved model: plain values, NumPy arrays and bytes, no network."""
+    """A backbone whose weights came with a saved model: plain values, NumPy arrays and bytes, no network.
+
+    Attributes
+    ----------
+    description, preprocess : dict
+        As of the `Backbone` that was saved.
+    arrays : dict of str to ndarray
+        The weights.
+    files : dict of str to bytes
+        What else rebuilding takes: a tokenizer's files.
+    content : str
+        SHA-256 of all that was saved, whatever the description says of it: what the cache keeps it under.
+    """
 
     description: dict
     preprocess: dict
     arrays: dict
     files: dict = dataclasses.field(default_factory=dict)
+    content: str = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self):
+        digest = hashlib.sha256(json.dumps([self.description, self.preprocess], sort_keys=True).encode())
+        for name, array in sorted(self.arrays.items()):
+            digest.update(f"{name}:{array.dtype}:{array.shape};".encode())
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        for name, file in sorted(self.files.items()):
+            digest.update(f"{name}:{len(file)};".encode())
+            digest.update(file)
+        object.__setattr__(self, "content", digest.hexdigest())
 
     def __repr__(self):
         return f"<the embedded backbone {self.description['name']!r}>"

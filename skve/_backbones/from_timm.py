@@ -80,7 +80,7 @@ def load_image_backbone(spec, image_size=None):
     spec = made
     if isinstance(spec, EmbeddedBackbone):
         size = image_size or spec.preprocess["input_size"][-1]
-        return cached(("embedded", spec.description["sha256"], size), lambda: _build_embedded(spec, size))
+        return cached(("embedded", spec.content, size), lambda: _build_embedded(spec, size))
     if isinstance(spec, nn.Module):
         return from_module(
             spec,

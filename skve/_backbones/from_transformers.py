@@ -95,9 +95,7 @@ def load_text_backbone(spec, *, head="linear", dtype="float32"):
     spec = resolve_callable(spec)
     key: tuple
     if isinstance(spec, EmbeddedBackbone):
-        hashes = spec.description["sha256"], spec.description["head_sha256"], spec.preprocess["tokenizer_sha256"]
-        key = ("embedded text", head, dtype, *hashes)
-        return cached(key, lambda: build_embedded(spec, head, dtype))
+        return cached(("embedded", spec.content, head, dtype), lambda: build_embedded(spec, head, dtype))
     if isinstance(spec, nn.Module):
         raise TypeError("backbone is a module without its tokenizer; pass both, as in (model, tokenizer)")
     if isinstance(spec, tuple | list):
@@ -488,8 +486,8 @@ def build_embedded(spec, head, dtype):
         raise
     except Exception as error:  # whatever a broken configuration, tokenizer or weight provokes in transformers
         raise BackboneError(
-            f"the embedded backbone {spec.description['name']!r} cannot be rebuilt: {type(error).__name__}: {error}; "
-            f"take a whole copy of the saved model, or pass the backbone: skve.load(folder, backbone=...)"
+            f"the embedded backbone {spec.description['name']!r} could not be rebuilt: {type(error).__name__}: {error}. "
+            f"Take a whole copy of the saved model, or pass the backbone: skve.load(folder, backbone=...)."
         ) from error
 
 

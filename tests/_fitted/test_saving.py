@@ -663,6 +663,22 @@ def test__load__embedded_weights_of_another_hash__refused_and_not_cached(fitted,
     assert len(cache._cache) == 0
 
 
+def test__load__embedded_of_another_architecture_and_the_same_weights__each_its_own_answer(
+    fitted, images, tmp_path, empty_cache
+):
+    """`efficientnet_lite0` pads its convolutions otherwise than `tf_efficientnet_lite0`; their weights have one hash."""
+    fitted.save(tmp_path / "right", include_backbone=True)
+    fitted.save(tmp_path / "other", include_backbone=True)
+    edit(tmp_path / "other", lambda document: document["state"]["backbone"].update(architecture="efficientnet_lite0"))
+    right, other = (skve.load(tmp_path / name) for name in ("right", "other"))
+    wanted = fitted.predict_proba(images[0])
+    for order in ((other, right), (right, other)):
+        cache.clear_cache()
+        proba = {loaded: loaded.predict_proba(images[0]) for loaded in order}
+        np.testing.assert_array_equal(proba[right], wanted)
+        assert not np.allclose(proba[other], wanted)
+
+
 def test__load__classes_that_do_not_fit_the_heads__value_error(folder):
     edit(folder, lambda document: document["classes"].update(values=[0, 1]))
     with pytest.raises(ValueError, match="is damaged"):
