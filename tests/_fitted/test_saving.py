@@ -666,7 +666,7 @@ def test__load__embedded_weights_of_another_hash__refused_and_not_cached(fitted,
 def test__load__embedded_of_another_architecture_and_the_same_weights__each_its_own_answer(
     fitted, images, tmp_path, empty_cache
 ):
-    """`efficientnet_lite0` pads its convolutions otherwise than `tf_efficientnet_lite0`; their weights have one hash."""
+    """`efficientnet_lite0` pads otherwise than `tf_efficientnet_lite0`; their weights have one hash."""
     fitted.save(tmp_path / "right", include_backbone=True)
     fitted.save(tmp_path / "other", include_backbone=True)
     edit(tmp_path / "other", lambda document: document["state"]["backbone"].update(architecture="efficientnet_lite0"))
