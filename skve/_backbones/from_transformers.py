@@ -487,7 +487,8 @@ def build_embedded(spec, head, dtype):
     except Exception as error:  # whatever a broken configuration, tokenizer or weight provokes in transformers
         raise BackboneError(
             f"The embedded backbone {spec.description['name']!r} could not be rebuilt: "
-            f"{type(error).__name__}: {error}. Take a whole copy of the saved model, or pass the backbone: skve.load(folder, backbone=...)."
+            f"{type(error).__name__}: {error}. Take a whole copy of the saved model, or pass the backbone: "
+            f"skve.load(folder, backbone=...)."
         ) from error
 
 
