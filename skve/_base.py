@@ -387,9 +387,9 @@ class BaseSVEClassifier(
         >>> from sklearn.datasets import load_iris
         >>> from skve.testing import ToyClassifier
         >>> X, y = load_iris(return_X_y=True)
-        >>> clf = ToyClassifier(n_members=2, random_state=0)
+        >>> clf = ToyClassifier(n_members=2, max_epochs=5, random_state=0)
         >>> clf.fit(X, y, X_val=X, y_val=y).n_iter_
-        20
+        5
         """
         start = self._state if self.warm_start and hasattr(self, "_state") else None
         return self._fit_or_stay(X, y, sample_weight, X_val=X_val, y_val=y_val, start=start)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from skve._backbones import cache
+from skve._training import schedule
 from tests.toys import toy_images
 
 
@@ -21,6 +22,20 @@ def images():
 def validation():
     """18 other images of the same classes, and their labels."""
     return toy_images(per_class=6, seed=1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def default_length():
+    """Shorten the trainings to which a test gives no length; return the least steps and epochs of the package.
+
+    The suite trains a thousand models, most of which need not be good. A test whose claim depends on the length gives
+    `max_steps` or `max_epochs`.
+    """
+    least = schedule.LEAST_STEPS, schedule.LEAST_EPOCHS
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schedule, "LEAST_STEPS", 12)
+        patch.setattr(schedule, "LEAST_EPOCHS", 2)
+        yield least
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ EXPECTED_FAILURES = {
     "check_sample_weight_equivalence_on_dense_data": "a sample of weight 2 is drawn once, two samples may fall "
     "into two mini-batches: the results agree in expectation, not to 1e-7",
 }
-QUICK = {"n_members": 2, "max_epochs": 15, "head_lr": 5e-2, "device": "cpu", "random_state": 0}
+QUICK = {"n_members": 2, "max_epochs": 6, "head_lr": 1e-1, "device": "cpu", "random_state": 0}
 CLASSES = [SVEClassifier, SVETextClassifier, ToyClassifier]
 
 

@@ -72,8 +72,15 @@ CHECKED = {
     "bert, head": toy("bert", max_epochs=1, ensemble="head"),
     "llama, single, bfloat16": toy("llama", max_epochs=1, ensemble="single", backbone_dtype="bfloat16"),
 }
+# Checks of many fits, whose subject is the same for every backbone and ensemble.
+LONG_CHECKS = ("check_containers", "check_labels")
 CHECKS = [
-    pytest.param(clf, check, id=f"{name}-{check.args[0].__name__}")
+    pytest.param(
+        clf,
+        check,
+        id=f"{name}-{check.args[0].__name__}",
+        marks=[pytest.mark.slow] if name != "bert" and check.args[0].__name__ in LONG_CHECKS else [],
+    )
     for name, clf in CHECKED.items()
     for _, check in check_text_estimator(clf, generate_only=True)
 ]

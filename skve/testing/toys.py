@@ -103,7 +103,7 @@ class ToyClassifier(BaseSVEClassifier):
     >>> from sklearn.datasets import load_iris
     >>> from skve.testing import ToyClassifier
     >>> X, y = load_iris(return_X_y=True)
-    >>> bool(ToyClassifier(head_lr=0.1, random_state=0).fit(X, y).score(X, y) > 0.9)
+    >>> bool(ToyClassifier(head_lr=0.1, max_steps=80, random_state=0).fit(X, y).score(X, y) > 0.9)
     True
     """
 

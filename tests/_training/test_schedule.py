@@ -22,9 +22,9 @@ def test__learning_rate_factor__schedules__from_one_to_their_end(schedule, middl
     assert (np.diff([factor(step) for step in range(101)]) <= 0).all()
 
 
-def test__default_steps__few_and_many_samples__the_larger_of_steps_and_epochs(monkeypatch):
-    monkeypatch.setattr(schedule, "LEAST_STEPS", 160)
-    monkeypatch.setattr(schedule, "LEAST_EPOCHS", 6)
+def test__default_steps__few_and_many_samples__the_larger_of_steps_and_epochs(monkeypatch, default_length):
+    monkeypatch.setattr(schedule, "LEAST_STEPS", default_length[0])
+    monkeypatch.setattr(schedule, "LEAST_EPOCHS", default_length[1])
     assert default_steps(1) == default_steps(26) == 160
     assert default_steps(27) == 162
     assert default_steps(1, least_steps=40) == 40

@@ -31,9 +31,9 @@ def images():
         clf=SVEClassifier(n_members=3, layers="last:1", image_size=32, max_epochs=4, random_state=0),
         train=(data.images[::4], data.target[::4]),
         validation=(data.images[1::4], data.target[1::4]),
-        X=data.images_test,
-        y=data.target_test,
-        X_ood=data.images_ood[:200],
+        X=data.images_test[::2],
+        y=data.target_test[::2],
+        X_ood=data.images_ood[:100],
         disguise=np.invert,
     )
 
@@ -202,8 +202,8 @@ def test__diagnose__real_healthy_ensemble__no_finding(case):
 
 
 def test__diagnose__labels_of_real_ensemble_shuffled__uncertainty_does_not_rise_with_error(case):
-    found = [names(diagnose(case.clf, case.X, np.random.default_rng(seed).permutation(case.y))) for seed in range(5)]
-    assert found.count(["uncertainty does not rise with error"]) >= 3  # by chance an order may fit a few items
+    found = [names(diagnose(case.clf, case.X, np.random.default_rng(seed).permutation(case.y))) for seed in range(3)]
+    assert found.count(["uncertainty does not rise with error"]) >= 2  # by chance an order may fit a few items
 
 
 @pytest.mark.parametrize(

@@ -89,10 +89,15 @@ def shrink(study, data_dir):
     return [part for change in changes for part in ("--set", change)]
 
 
-END_TO_END = [path for path in STUDIES if path.stem.startswith(("main_", "paper_"))]
+QUICK = ("main_clinc", "main_flowers_cnn")
+END_TO_END = [
+    pytest.param(path, id=path.stem, marks=[] if path.stem in QUICK else [pytest.mark.slow])
+    for path in STUDIES
+    if path.stem.startswith(("main_", "paper_"))
+]
 
 
-@pytest.mark.parametrize("path", END_TO_END, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", END_TO_END)
 def test__run__study_on_a_handful_of_items__every_cell_with_its_measures(path, data_dir, tmp_path):
     out = tmp_path / "evidence.csv"
     assert start(path, data_dir, out, "--predictions", str(tmp_path / "kept"), *shrink(path, data_dir)) == 0

@@ -32,7 +32,10 @@ def rows_of(path):
         return list(csv.DictReader(stream))
 
 
-@pytest.mark.parametrize(("ensemble", "folds"), [("sve", 2), ("sve", None), ("bias", None), ("deep", "auto")])
+@pytest.mark.parametrize(
+    ("ensemble", "folds"),
+    [("sve", 2), ("deep", "auto"), *(pytest.param(name, None, marks=pytest.mark.slow) for name in ("sve", "bias"))],
+)
 def test__fit_stacked__each_setting_is_what_a_fit_of_its_own_gives(ensemble, folds, backbone):
     X, y = toy_images(per_class=6, n_classes=3, seed=0)
     common = {
