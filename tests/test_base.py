@@ -7,6 +7,8 @@ import sys
 import numpy as np
 import pytest
 from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from skve import SVEClassifier, SVETextClassifier
@@ -172,3 +174,67 @@ def test__predict__members_that_overflow__error_names_member_and_sample():
 def test__fitted_attributes__before_fit__attribute_error(name):
     with pytest.raises(AttributeError, match=f"^ToyClassifier has no attribute '{name}' before fit.$"):
         getattr(ToyClassifier(), name)
+
+
+@pytest.fixture(scope="module")
+def blobs():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(40, 4))
+    return X, (X[:, 0] > 0).astype(int)
+
+
+@pytest.fixture(scope="module")
+def fitted_on_blobs(blobs):
+    return ToyClassifier(n_members=3, max_epochs=2, random_state=0).fit(*blobs)
+
+
+def test__transform__features_of_the_backbone__those_of_the_plain_module(blobs):
+    import torch
+
+    from skve.testing import make_toy_backbone
+
+    module = make_toy_backbone(4)
+    clf = ToyClassifier(module, n_members=2, max_epochs=2, random_state=0).fit(*blobs)
+    plain = module(torch.from_numpy(np.arcsinh(blobs[0])).float()).detach().numpy()
+    np.testing.assert_allclose(clf.transform(blobs[0]), plain, atol=1e-6)
+
+
+def test__transform__members_features__their_probabilities_with_their_heads(blobs, fitted_on_blobs):
+    X, _ = blobs
+    features = fitted_on_blobs.set_params(features="members").transform(X).reshape(40, 3, 16)
+    head = fitted_on_blobs._state.arrays
+    logits = np.einsum("nmd,mcd->mnc", features, head["head.weight"]) + head["head.bias"][:, None]
+    proba = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(fitted_on_blobs.predict_proba_members(X), proba, atol=1e-5)
+    mean = fitted_on_blobs.set_params(features="mean").transform(X)
+    np.testing.assert_allclose(mean, features.mean(axis=1), atol=1e-6)
+    fitted_on_blobs.set_params(features="backbone")
+
+
+@pytest.mark.parametrize(("features", "n"), [("backbone", 16), ("mean", 16), ("members", 48)])
+def test__transform__pandas__names_of_the_features(blobs, fitted_on_blobs, features, n):
+    pytest.importorskip("pandas")
+    import sklearn
+
+    fitted_on_blobs.set_params(features=features)
+    with sklearn.config_context(transform_output="pandas"):
+        table = fitted_on_blobs.transform(blobs[0][:3])
+    assert (
+        list(table.columns)
+        == list(fitted_on_blobs.get_feature_names_out())
+        == [f"toyclassifier{i}" for i in range(n)]
+    )
+    fitted_on_blobs.set_params(features="backbone")
+
+
+def test__transform__step_of_a_pipeline__feeds_the_next_one(blobs):
+    X, y = blobs
+    pipeline = make_pipeline(ToyClassifier(n_members=2, max_epochs=1, random_state=0), LogisticRegression())
+    assert pipeline.fit(X, y).score(X, y) > 0.8
+    assert pipeline[:-1].get_feature_names_out().shape == (16,)
+
+
+def test__transform__unknown_features__value_error(blobs, fitted_on_blobs):
+    with pytest.raises(ValueError, match="features"):
+        fitted_on_blobs.set_params(features="pixels").transform(blobs[0])
+    fitted_on_blobs.set_params(features="backbone")

@@ -1,10 +1,14 @@
 """How exact decompositions are, and what their fingerprints notice."""
 
+import hashlib
+
 import pytest
 import torch
 from torch import nn
 
 from skve._backbones import decomposition
+from skve._ensembles import forms
+from tests._ensembles.test_base import CLOSE
 
 WEIGHTS = [
     ("linear", (7, 5)),
@@ -96,3 +100,57 @@ def test__fingerprint__zero_weight__finite():
     assert decomposition.fingerprint(decomposition.decompose(torch.zeros(4, 3), "linear")) == pytest.approx(
         0, abs=1e-6
     )
+
+
+def random_basis(weight, name="fc", kind="linear"):
+    return decomposition.random_basis(weight, kind, name, decomposition.decompose(weight, kind).Vt)
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (9, 6), (6, 6), (4, 3, 3, 3), (40, 3, 3, 3)])
+def test__random_basis__any_weight__orthonormal_in_the_row_space_and_seeded_by_name(shape):
+    weight, kind = torch.randn(shape), "linear" if len(shape) == 2 else "convolution"
+    matrix = decomposition.as_matrix(weight, kind)
+    r = min(matrix.shape)
+    factors = random_basis(weight, kind=kind)
+    torch.testing.assert_close(factors.Vt @ factors.Vt.T, torch.eye(r), **CLOSE)
+    torch.testing.assert_close(factors.U, matrix @ factors.Vt.T, **CLOSE)
+    torch.testing.assert_close(factors.U @ factors.Vt, matrix, **CLOSE)  # nothing of the row space is left out
+    folded = decomposition.as_matrix(forms.fold(weight, kind, factors, torch.randn(r)), kind)
+    assert torch.linalg.matrix_rank(torch.cat([matrix, folded]), rtol=1e-4) == r
+    assert not torch.allclose(factors.Vt.abs(), decomposition.decompose(weight, kind).Vt.abs(), atol=0.1)
+    assert torch.equal(random_basis(weight, kind=kind).Vt, factors.Vt)
+    assert not torch.allclose(random_basis(weight, "other", kind).Vt.abs(), factors.Vt.abs(), atol=0.1)
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (9, 6)])
+def test__random_basis__layer__as_in_a_dense_computation(shape):
+    weight, log_ratios = torch.randn(shape), 0.3 * torch.randn(6)
+    W = weight.double()
+    seed = int.from_bytes(hashlib.sha256(b"fc").digest()[:7])
+    normal = torch.randn((shape[1], 6), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    Q, triangle = torch.linalg.qr(torch.linalg.pinv(W) @ W @ normal)  # without a singular vector
+    Q = Q * triangle.diagonal().sign()
+    expected = (W + W @ Q @ torch.diag(log_ratios.double().expm1()) @ Q.T).float()
+    torch.testing.assert_close(forms.fold(weight, "linear", random_basis(weight), log_ratios), expected, **CLOSE)
+
+
+def test__random_basis__singular_vectors_of_another_library__same():
+    weight = torch.randn(6, 9)
+    Vt = decomposition.decompose(weight, "linear").Vt
+    turned = Vt.clone()
+    turned[::2] *= -1
+    turned[1:3] = torch.tensor([[0.6, 0.8], [-0.8, 0.6]]) @ turned[1:3]  # as if two singular values were equal
+    torch.testing.assert_close(
+        decomposition.random_basis(weight, "linear", "fc", turned).Vt, random_basis(weight).Vt, **CLOSE
+    )
+
+
+def test__random_basis__right_singular_vectors_in_its_place__singular_value_ensemble():
+    weight, log_ratios = torch.randn(6, 9), 0.3 * torch.randn(6)
+    factors = decomposition.decompose(weight, "linear")
+    V = factors.Vt.T
+    in_place = decomposition.Factors(weight @ V, torch.ones(6), factors.Vt)
+    expected = factors.U @ torch.diag(factors.sigma * log_ratios.exp()) @ factors.Vt
+    torch.testing.assert_close(forms.fold(weight, "linear", in_place, log_ratios), expected, **CLOSE)
+    x = torch.randn(5, 9)
+    torch.testing.assert_close(forms.one_sided(x, weight, in_place, log_ratios), x @ expected.T, **CLOSE)

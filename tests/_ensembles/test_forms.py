@@ -11,6 +11,7 @@ from skve import _ensembles
 from skve._backbones import decomposition, layer_selection, trace
 from skve._backbones import network as network_module
 from skve._ensembles import forms
+from tests._ensembles.test_base import CLOSE
 from tests.toys import TOYS, HuggingFaceStyle, ReadsWeight, make_backbone, toy_inputs
 
 EXACT = {"rtol": 0, "atol": 1e-10}
@@ -278,3 +279,42 @@ def test__fold__pointwise_convolution__strides_of_channels_last():
     folded = forms.fold(weight, "convolution", decomposition.decompose(weight, "convolution"), torch.zeros(4))
     assert torch.equal(folded, weight)
     assert folded.stride() == weight.stride() == (6, 1, 6, 6)
+
+
+CONVOLUTIONS = {
+    "strided": lambda: nn.Conv2d(3, 5, 3, stride=2),
+    "dilated": lambda: nn.Conv2d(3, 5, 3, dilation=2, padding=2),
+    "reflected": lambda: nn.Conv2d(3, 5, 3, padding=1, padding_mode="reflect"),
+    "wide kernel": lambda: nn.Conv2d(3, 4, (1, 5)),
+}
+
+
+@pytest.mark.parametrize("make", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+def test__scale_channels__convolution__as_scaled_inputs_and_outputs(make):
+    layer = make()
+    r, s = torch.rand(3) + 0.5, torch.rand(layer.out_channels) + 0.5
+    scaled = forms.scale_channels(layer.weight, "convolution", inputs=r, outputs=s)
+    x = toy_inputs()
+    plain = layer(x * r[:, None, None]) - layer.bias[:, None, None]
+    expected = plain * s[:, None, None] + layer.bias[:, None, None]
+    torch.testing.assert_close(torch.func.functional_call(layer, {"weight": scaled}, (x,)), expected, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: nn.Linear(7, 5), lambda: HuggingFaceStyle().c_proj], ids=["linear", "Conv1D"]
+)
+def test__scale_channels__linear__as_scaled_inputs_and_outputs(make):
+    layer = make()
+    kind = "linear" if isinstance(layer, nn.Linear) else "transposed"
+    d_out, d_in = decomposition.as_matrix(layer.weight, kind).shape
+    r, s, x = torch.rand(d_in) + 0.5, torch.rand(d_out) + 0.5, torch.randn(6, d_in)
+    scaled = forms.scale_channels(layer.weight, kind, inputs=r, outputs=s)
+    expected = (layer(x * r) - layer.bias) * s + layer.bias
+    torch.testing.assert_close(torch.func.functional_call(layer, {"weight": scaled}, (x,)), expected, **CLOSE)
+
+
+def test__scale_channels__channels_last_and_ones__same_layout_and_bits():
+    weight = torch.randn(6, 4, 3, 3).contiguous(memory_format=torch.channels_last)
+    scaled = forms.scale_channels(weight, "convolution", inputs=torch.ones(4), outputs=torch.ones(6))
+    assert scaled.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(scaled, weight)

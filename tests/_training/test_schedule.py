@@ -45,3 +45,18 @@ def test__plan_course__steps__an_epoch_a_round_within_limits(steps_per_epoch, ma
     course = plan_course(steps_per_epoch, max_steps=max_steps)
     assert (course.n_steps, course.steps_per_round, course.n_rounds) == (max_steps, steps_per_round, n_rounds)
     assert course.epochs(course.n_rounds) == pytest.approx(max_steps / steps_per_epoch)
+
+
+@pytest.mark.parametrize(("n_steps", "n_cycles"), [(10, 3), (7, 7), (100, 4), (5, 1)])
+def test__cycle_starts__any_numbers__cycles_as_equal_as_can_be(n_steps, n_cycles):
+    starts = schedule.cycle_starts(n_steps, n_cycles)
+    lengths = np.diff(starts)
+    assert (starts[0], starts[-1], len(starts)) == (0, n_steps, n_cycles + 1)
+    assert lengths.max() - lengths.min() <= 1
+
+
+def test__learning_rate_factor__cycles__each_runs_through_warm_up_and_schedule():
+    factor = schedule.learning_rate_factor("cosine", 0.2, 30, 3)
+    once = schedule.learning_rate_factor("cosine", 0.2, 10)
+    assert [factor(step) for step in range(30)] == pytest.approx([once(step) for step in range(10)] * 3)
+    assert factor(30) == pytest.approx(0)

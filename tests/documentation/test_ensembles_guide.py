@@ -1,4 +1,4 @@
-"""The guide and the docstrings tell of every ensemble and option, with the numbers that the code counts."""
+"""The guide and the docstrings name every ensemble and option, with the numbers that the code counts."""
 
 import pathlib
 import re
@@ -12,6 +12,7 @@ from sklearn.metrics import log_loss
 import skve
 from skve import _ensembles
 from skve._backbones import decomposition, from_timm, from_transformers, layer_selection
+from skve._ensembles.fine_tuning import FullFineTuning
 from skve.testing import ToyClassifier
 
 GUIDE = pathlib.Path(__file__).parents[2] / "docs" / "guide" / "ensembles.md"
@@ -106,3 +107,17 @@ def test__docstring__ensembles__all_named_with_their_options(estimator):
     for name, rule in _ensembles.RULES.items():
         assert f'`"{name}"`' in text, name
         assert all(f"`{option}`" in text for option in rule.takes), name
+
+
+@pytest.mark.parametrize("estimator", [skve.SVEClassifier, skve.SVETextClassifier])
+def test__docstring__member_lr__default_of_each_ensemble(estimator):
+    sentence = re.search(r"member_lr : float.*?None: (.*?)\.\n", estimator.__doc__, flags=re.DOTALL)[1]
+    parts = re.split(r"(\d+e-\d+)", sentence)  # "", rate, whose it is, rate, whose it is, ...
+    listed = {}
+    for rate, whose in zip(parts[1::2], parts[2::2], strict=True):
+        names = re.findall(r'`"([^"]+)"`', whose) + ["fine-tunes"] * ("fine-tunes" in whose)
+        listed |= dict.fromkeys(names or ["others"], float(rate))
+    for name, rule in _ensembles.RULES.items():
+        if not rule.is_solved:
+            kind = "fine-tunes" if issubclass(rule, FullFineTuning) else "others"
+            assert listed.get(name, listed.get(kind)) == estimator(ensemble=name)._defaults().member_lr, name
