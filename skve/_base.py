@@ -607,7 +607,7 @@ class BaseSVEClassifier(
         if frozen is not None:
             return Novelty.of_training(frozen.values.numpy()[chosen], earlier, n_classes=plan.n_classes)
         pipeline = self._make_pipeline(part.items.take(chosen), backbone, device, training=False)
-        passes, features = prediction.frozen_passes(backbone, len(chosen), plan.n_features)
+        passes, features = prediction.frozen_passes(backbone, pipeline, plan.n_features)
         prediction.predict(passes, pipeline, self.batch_size, device)
         return Novelty.of_training(features, earlier, n_classes=plan.n_classes)
 
@@ -789,20 +789,22 @@ class BaseSVEClassifier(
             backbone = self._load_backbone(state.spec, self.preprocess_).on(device)
             pipeline = self._make_pipeline(items, backbone, device, training=False)
             ensemble = state.ensemble_on(backbone, pipeline)
-            passes, arrays = [], []
-            for kind in kinds:
-                if kind == "proba":
-                    new, array = prediction.probability_passes(ensemble, len(items), members)
-                elif kind == "member_features":
-                    new, array = prediction.feature_passes(ensemble, len(items), state.n_features)
-                else:
-                    new, array = prediction.frozen_passes(backbone, len(items), state.n_features, state.shareable)
-                passes += new
-                arrays.append(array)
+            heads_only = ensemble.rule.is_solved
+            passes, arrays = [], {}
+            if "proba" in kinds and not heads_only:
+                passes, arrays["proba"] = prediction.probability_passes(ensemble, len(items), members)
+            if "member_features" in kinds and not heads_only:
+                passes, arrays["member_features"] = prediction.feature_passes(ensemble, len(items), state.n_features)
+            if "features" in kinds or heads_only:
+                frozen, features = prediction.frozen_passes(backbone, pipeline, state.n_features, state.shareable)
+                passes, arrays["features"] = passes + frozen, features
             prediction.predict(passes, pipeline, self.batch_size, device, verbose=self.verbose)
-        for array in arrays:
-            _check_finite(array)
-        return arrays
+            if heads_only:
+                arrays["proba"] = prediction.head_probabilities(ensemble, features, pipeline.impossible, members)
+                arrays["member_features"] = np.broadcast_to(features, (state.n_members, *features.shape))
+        for kind in kinds:
+            _check_finite(arrays[kind])
+        return [arrays[kind] for kind in kinds]
 
     def predict_proba(self, X: Samples) -> NDArray[np.float64]:
         """Predict class probabilities: the mean of the members' probabilities, calibrated with `calibrate`.

@@ -13,6 +13,7 @@ from torch import nn
 
 from skve._backbones import decomposition
 from skve._backbones.cache import cached
+from skve._backbones.kept_features import KeptFeatures
 from skve._runtime.locks import new_lock
 from skve.exceptions import BackboneError
 
@@ -33,6 +34,7 @@ class FrozenModule:
         self._factors: dict[tuple[str, str], decomposition.Factors] = {}
         self._fingerprints: dict[tuple[str, str], float] = {}
         self._copies: dict[torch.device, FrozenModule] = {}
+        self.kept_features = KeptFeatures()
         self._lock = new_lock()
 
     @property
@@ -74,8 +76,8 @@ class FrozenModule:
 
     @property
     def nbytes(self):
-        """Memory of the weights, the decompositions and the copies on other devices, in bytes."""
-        parts = [*_tensors(self.module), *self._factors.values(), *self._copies.values()]
+        """Memory of the weights, the decompositions, the kept features and the copies on other devices, in bytes."""
+        parts = [*_tensors(self.module), *self._factors.values(), *self._copies.values(), self.kept_features]
         return sum(part.nbytes for part in parts)
 
 
@@ -137,6 +139,11 @@ class Backbone:
     def on(self, device):
         """Return this backbone with its module on `device`, copied there at most once in a process."""
         return dataclasses.replace(self, frozen=self.frozen.on(device))
+
+    @property
+    def reading(self):
+        """What the features of an item depend on besides the module and the item, hashable."""
+        return (self.features, repr(sorted(self.preprocess.items())))
 
     def arrays(self):
         """Return the weights as NumPy arrays, bfloat16 widened to float32."""

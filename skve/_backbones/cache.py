@@ -42,14 +42,25 @@ def cache_limit() -> int:
     return int(float(found[1]) * 1024 ** ("KMGT".find(found[2].upper()) + 1 if found[2] else 0))
 
 
+def feature_limit() -> int:
+    """Return the bound of the features that are kept of one backbone, in bytes."""
+    return cache_limit() // 8
+
+
 def clear_cache() -> None:
-    """Release every backbone that this process keeps, with its decompositions and its copies on GPUs.
+    """Release every backbone that this process keeps, with its decompositions, features and copies on GPUs.
 
     skve keeps backbones, so that the fits of a grid search and all predictions share one copy of the weights and
-    their decompositions. Beyond 2 GiB, the least recently used are released; the environment variable
-    `SKVE_CACHE_LIMIT` sets another bound, in bytes or with a unit as in `"500M"` or `"8G"`. It is read whenever a
-    backbone is needed, and `"0"` keeps only the one used last. Fitted estimators stay valid: a released backbone
-    is loaded again when it is needed.
+    their decompositions. It also keeps the features that a frozen backbone computed of each item, for
+    `ensemble="head"` and `"laplace"`, for `novelty` and for `transform`: the folds and candidates of a search pass an
+    item through the backbone once. Items are recognised by their content, files by their path, size and times of
+    change; images in memory that have more than six times the pixels of the network's input are computed each time.
+
+    Beyond 2 GiB, the least recently used backbones are released; the environment variable `SKVE_CACHE_LIMIT` sets
+    another bound, in bytes or with a unit as in `"500M"` or `"8G"`. It is read whenever a backbone is needed, and
+    `"0"` keeps only the one used last. An eighth of the bound is for the features of each backbone (256 MiB, enough
+    for 130,000 texts with MiniLM, or for 48,000 images with EfficientNet-Lite0); with `"0"` none are kept. Fitted
+    estimators stay valid: what was released is loaded, or computed, again when it is needed.
 
     Examples
     --------

@@ -109,6 +109,12 @@ class Network:
         for layer in layers:
             self._forward(layer).shared = True
 
+    def is_shared(self, layer):
+        """Say whether `layer` is among the modules that are computed once for all members, or inside one."""
+        around = [layer.rsplit(".", depth)[0] for depth in range(layer.count(".") + 1)]
+        forwards = [self._forwards.get(self._modules[name]) for name in around]
+        return any(forward is not None and forward.shared for forward in forwards)
+
     def checkpoint(self, layers):
         """Compute the activations of the modules `layers` again in the backward pass instead of keeping them."""
         for layer in layers:

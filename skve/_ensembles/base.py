@@ -78,7 +78,7 @@ class MemberRule:
     has_ratios = False  # whether members own factors that start at exp(N(0, init_scale^2)) and become `ratios_`
     mixes_samples = False  # whether a training batch gives other gradients than its parts do in turn
     selects_layers = False  # whether `layers` says what members own
-    is_solved = False  # whether fit calls `solve` and takes no steps
+    is_solved = False  # whether members are heads on the frozen backbone, for which fit calls `solve`
 
     def __init__(self, backbone, sites, *, init_scale, train_bias, **options):
         self.backbone = backbone

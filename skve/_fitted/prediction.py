@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from sklearn.utils import gen_batches
 
 from skve._backbones.network import Network
 from skve._ensembles import BATCHES_PER_INSTALLATION
@@ -26,12 +27,18 @@ class Pass:
         `compute(inputs)` returns a tensor (n_samples, width) for a prepared batch.
     output : ndarray of shape (n_samples, width)
         Where the results go.
+    missing : ndarray of bool, shape (n_samples,), default=None
+        Samples without a result; None: all.
+    keep : callable, default=None
+        `keep(indices)` is called when the results of these samples are there.
     """
 
     network: Network
     install: Callable
     compute: Callable
     output: np.ndarray
+    missing: np.ndarray | None = None
+    keep: Callable | None = None
 
 
 def probability_passes(ensemble, n_samples, members=None):
@@ -63,27 +70,63 @@ def _member_passes(ensemble, members, outputs, compute):
     ]
 
 
-def frozen_passes(backbone, n_samples, n_features, shareable=()):
+def frozen_passes(backbone, pipeline, n_features, shareable=()):
     """Return the pass of the backbone as it is, and the array (n_samples, n_features) of its features.
 
-    `shareable` are the modules that members have in common with it, from the ensemble's trace.
+    Features that the process keeps are in the array already; there is no pass where that holds for all samples.
+    `shareable` are the modules that members have in common with the backbone, from the ensemble's trace.
     """
+    keys, kept, reading = pipeline.content_keys(), backbone.frozen.kept_features, backbone.reading
+    features, missing = kept.find(reading, keys, n_features)
+    if not missing.any():
+        return [], features
     network = Network(backbone)
     network.share(shareable)
-    features = np.empty((n_samples, n_features), np.float32)
-    return [Pass(network, lambda: None, lambda inputs: network.features(inputs).float(), features)], features
+
+    def keep(indices):
+        kept.keep(reading, [keys[index] for index in indices], features[indices])
+
+    return [
+        Pass(network, lambda: None, lambda inputs: network.features(inputs).float(), features, missing, keep)
+    ], features
+
+
+def head_probabilities(ensemble, features, impossible, members=None):
+    """Return the probabilities (n_members, n_samples, n_classes) of heads on features of the frozen backbone.
+
+    Parameters
+    ----------
+    ensemble : Ensemble
+        Members own nothing but their heads.
+    features : ndarray of shape (n_samples, n_features)
+    impossible : ndarray of bool, shape (n_samples, n_classes), or None
+        See `Pipeline`.
+    members : sequence of int, default=None
+        Those that predict; None: all.
+    """
+    members = range(len(ensemble.members)) if members is None else members
+    likelihood, device = ensemble.head.likelihood, ensemble.device
+    inputs = torch.from_numpy(features).to(device)
+    mask = None if impossible is None else torch.from_numpy(impossible).to(device)
+    with torch.no_grad():
+        logits = [ensemble.head.logits(inputs, ensemble.member(index), mask) for index in members]
+        return np.stack([likelihood.proba(each).cpu().numpy() for each in logits])
 
 
 def predict(passes, pipeline, batch_size, device, n_batches=BATCHES_PER_INSTALLATION, *, verbose=0):
     """Take all samples through each pass and fill the outputs.
 
-    Samples are read once for all passes, and weights are installed once for `n_batches` batches. If these do not
-    fit the memory, they and the following ones are halved. `verbose` shows a progress bar where there are more
-    batches than that.
+    Samples are read once for all passes, unless none misses them, and weights are installed once for `n_batches`
+    batches. If these do not fit the memory, they and the following ones are halved. `verbose` shows a progress bar
+    where there are more batches than that.
     """
     batches = list(pipeline.batches(batch_size, None))
-    if not np.array_equal(np.sort(np.concatenate(batches)), np.arange(len(pipeline))):
+    order = np.concatenate(batches)
+    if not np.array_equal(np.sort(order), np.arange(len(pipeline))):
         raise RuntimeError(f"The batches of a prediction must hold each of the {len(pipeline)} items once.")
+    if all(one.missing is not None for one in passes):
+        order = order[np.any([one.missing[order] for one in passes], axis=0)] if passes else order[:0]
+        batches = [order[rows] for rows in gen_batches(len(order), batch_size)] if len(order) else []
     with progress_bar(len(batches) * len(passes), shown=verbose and len(batches) > n_batches) as bar:
         _predict(passes, pipeline, batches, n_batches, device, bar)
 
@@ -121,10 +164,13 @@ def _predict_block(passes, pipeline, batches, reading, bar):
             for position, indices in enumerate(batches):
                 if len(raw) == position:  # the first pass computes while the next batches are read
                     raw.append(next(reading))
-                one.network.shared_outputs = shared[position]
-                result = one.compute(pipeline.prepare(raw[position], None))
-                shared[position] = one.network.shared_outputs
-                one.output[indices] = result.cpu().numpy()
+                if one.missing is None or one.missing[indices].any():
+                    one.network.shared_outputs = shared[position]
+                    result = one.compute(pipeline.prepare(raw[position], None))
+                    shared[position] = one.network.shared_outputs
+                    one.output[indices] = result.cpu().numpy()
+                    if one.keep is not None:
+                        one.keep(indices)
                 bar.update()
     for one in passes:
         one.network.new_batch()

@@ -9,6 +9,7 @@ from PIL import Image
 
 from skve._inputs.containers import as_sequence, columns_of, is_frame, plain_str
 from skve._inputs.image_decoding import ONE, decode_file, decode_opened, from_array, is_16_bits
+from skve._inputs.pipeline import content_key
 from skve._runtime.warnings import warn
 
 ACCEPTED = (
@@ -54,6 +55,28 @@ class ImageSequence:
     def where(self, index):
         """Return what messages call image `index`."""
         return f"X[{self.numbers[index]}]"
+
+    def content_key(self, index, n_pixels):
+        """Return a key for the content of image `index`, None if it cannot be read or has more than `n_pixels`.
+
+        A file, whatever its pixels, goes by its path, place on the disk, size and times of its last changes; others
+        go by what is in them.
+        """
+        item = self.items[index]
+        if isinstance(item, bytes):
+            return content_key(item)
+        if isinstance(item, ENCODED):
+            try:
+                found = os.stat(item)
+            except OSError:  # reading it says what is wrong
+                return None
+            times = found.st_mtime_ns, found.st_ctime_ns
+            return content_key(os.path.abspath(item), found.st_dev, found.st_ino, found.st_size, *times)
+        sides = item.size if isinstance(item, Image.Image) else np.shape(item)[:2]
+        if np.prod(sides) > n_pixels:
+            return None
+        image = self[index]
+        return content_key(image.size, image.tobytes())
 
     def is_encoded(self, index):
         """Say whether image `index` is a file, which takes long to decode."""

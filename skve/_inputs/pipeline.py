@@ -1,5 +1,6 @@
 """What a pipeline offers to training and prediction: the protocol, and what its implementations share."""
 
+import hashlib
 from collections.abc import Generator, Iterable
 from typing import Any, Protocol
 
@@ -14,8 +15,19 @@ class Pipeline(Protocol):
     def mean_size(self) -> float:
         """Rows that a layer multiplies for an average item: 1 for images, tokens for texts."""
 
+    @property
+    def impossible(self) -> np.ndarray | None:
+        """Which classes an item cannot have: bool (n_items, n_classes), or None where all are possible."""
+
     def __len__(self) -> int:
         """Return the number of items."""
+
+    def content_keys(self) -> list[bytes | None]:
+        """Return a key for the content of each item, by which features of a frozen backbone are found again.
+
+        Two items have the same key only if `load` returns the same for both. None stands for content that takes too
+        long to look at.
+        """
 
     def size(self, indices: np.ndarray) -> int:
         """Return the number of rows in the batch of these items, in the unit of `mean_size`, padding included."""
@@ -37,6 +49,16 @@ class Pipeline(Protocol):
 
     def check_labels(self, codes: np.ndarray, name: str) -> None:
         """Raise ValueError where an item of `name`, "X" or "X_val", cannot have its label; mostly all can."""
+
+
+def content_key(*parts):
+    """Return a key for bytes and plain values that together are the content of an item."""
+    digest = hashlib.sha256()
+    for part in parts:
+        part = part if isinstance(part, bytes) else repr(part).encode()
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.digest()
 
 
 def part_of(inputs, samples):

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from skve._inputs.pipeline import content_key
 from skve._inputs.tokenization import check_tokens_embedded, joined, listed_choices, pad_token, tokenise
 
 _BATCHES_SORTED_TOGETHER = 8  # in training: enough for batches of similar length, few enough for random ones
@@ -113,6 +114,15 @@ class TextPipeline:
 
     def __len__(self):
         return len(self.rows)
+
+    @property
+    def impossible(self):
+        """Which choices a text does not list, or None without multiple choice."""
+        return None if self._listed is None else ~self._listed[self.rows]
+
+    def content_keys(self):
+        """Return a key for the tokens of each text."""
+        return [content_key(*parts) for parts in self.tokens.contents(self.rows)]
 
     @property
     def mean_size(self):

@@ -42,6 +42,12 @@ class Tokens:
     def __post_init__(self):
         object.__setattr__(self, "_ends", np.cumsum(self.lengths))  # a cached_property has a lock of its own
 
+    def contents(self, rows):
+        """Yield the ids, and the types if there are any, of each of the texts `rows` as bytes."""
+        arrays = [self.ids] if self.types is None else [self.ids, self.types]
+        for end, length in zip(self._ends[rows], self.lengths[rows], strict=True):
+            yield [array[end - length : end].tobytes() for array in arrays]
+
     def padded(self, rows, pad):
         """Return texts `rows` as a batch: `input_ids`, `attention_mask` and perhaps `token_type_ids`, int64.
 

@@ -68,7 +68,7 @@ class Group:
         return len(self.targets)
 
     def part(self, samples):
-        """Return the group with a slice of its samples."""
+        """Return the group with some of its samples: a slice, or a tensor of indices."""
         return Group(self.members, part_of(self.inputs, samples), self.targets[samples], self.weights[..., samples])
 
 

@@ -112,15 +112,7 @@ class FrozenFeatures:
     def of(cls, batches, ensemble, verbose=0):
         """Take the samples of `batches` through the backbone once, as they are."""
         pipeline, backbone = batches.pipeline, ensemble.rule.backbone
-        n_samples, n_classes = len(pipeline), ensemble.head.likelihood.n_classes
-        impossible = np.zeros((n_samples, n_classes), bool)
-
-        def mask(inputs):
-            mask = inputs.get("impossible") if isinstance(inputs, dict) else None
-            return torch.zeros(1, n_classes, dtype=torch.bool) if mask is None else mask
-
-        passes, features = prediction.frozen_passes(backbone, n_samples, ensemble.head.n_features)
-        passes.append(prediction.Pass(passes[0].network, lambda: None, mask, impossible))
+        passes, features = prediction.frozen_passes(backbone, pipeline, ensemble.head.n_features)
         prediction.predict(passes, pipeline, batches.batch_size, ensemble.device, verbose=verbose)
         values = torch.from_numpy(features)
         bad = torch.nonzero(~values.isfinite())
@@ -129,7 +121,8 @@ class FrozenFeatures:
                 f"The backbone's features must be finite, but those of X[{int(bad[0, 0])}] are not: numbers overflow "
                 f"in it. Take a whole copy of its weights."
             )
-        return cls(values, batches.targets, torch.from_numpy(impossible) if impossible.any() else None)
+        impossible = pipeline.impossible
+        return cls(values, batches.targets, None if impossible is None else torch.from_numpy(impossible))
 
     def logits(self, heads, likelihood):
         """Return the logits (n_heads, n_samples, n_classes)."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from skve._backbones import layer_selection
 from skve._ensembles import FACTORS, is_trained
 
 MOST_SKIPPED = 20  # steps in a row: float16's loss scale falls from 2 ** 16 to 2 ** -4 meanwhile
@@ -44,6 +45,8 @@ class Step:
         self._skipped = [0] * len(members)  # steps since the last one that was taken
         self._still = set(ensemble.trained)  # members that never took a step
         self.must_repeat = False
+        # Samples without weight are left out where that costs nothing: a batch that all see is computed once.
+        self._skips = not ensemble.rule.mixes_samples and not _shares_layers(ensemble)
 
     def gradients(self, batch):
         """Give the trained members' parameters the gradients of a `Batch`; return the sum of the members' losses."""
@@ -77,13 +80,19 @@ class Step:
             part = group.part(samples)
             self.ensemble.network.new_batch()
             log_proba = self._log_proba(part) if self.ensemble.rule.options["diversity"] else None
+            skips = self._skips and log_proba is None and bool((part.weights == 0).any())
             for indices in self.parts.chunks(part.members):
-                losses = len(part) / len(group) * self._member_losses(part, indices, log_proba)
+                seen = part
+                if skips and len(indices) == 1:
+                    self.ensemble.network.new_batch()  # members that see other samples share nothing
+                    seen = _weighted(part, indices[0])
+                losses = self._member_losses(seen, indices, log_proba) / len(group)
                 self._scaled(losses, indices).sum().backward()
                 total += losses.sum().item()
         return total
 
     def _member_losses(self, group, indices, log_proba):
+        """Return the sum of the samples' weighted losses of each of some members."""
         weights = group.weights if group.weights.dim() == 1 else group.weights[list(indices)]
         logits = self.ensemble.chunk_logits(group.inputs, indices)
         likelihood = self.ensemble.head.likelihood
@@ -91,7 +100,7 @@ class Step:
         if log_proba is not None:
             share = self.ensemble.rule.options["diversity"]
             losses = (1 - share) * losses + share * likelihood.joint_losses(logits, group.targets, log_proba, indices)
-        return (losses * weights).mean(1)
+        return (losses * weights).sum(1)
 
     def _log_proba(self, group):
         """Return the logarithms of each member's probabilities, (n_members, n_samples, n_classes)."""
@@ -141,3 +150,19 @@ class Step:
 
         for key, norm in [] if self.must_repeat else of_ratios:
             self.gradient_norms.setdefault(key, []).append(norm)
+
+
+def _weighted(group, index):
+    """Return the samples of a group that have a weight for a member; the others change no gradient.
+
+    One sample stays in any case, so that the optimizer finds gradients, which are zero if it has no weight.
+    """
+    weights = group.weights if group.weights.dim() == 1 else group.weights[index]
+    rows = torch.nonzero(weights)[:, 0]
+    return group.part(rows if len(rows) else slice(0, 1))
+
+
+def _shares_layers(ensemble):
+    """Say whether members have layers in common, which are computed once for all of them and all samples."""
+    sites, _ = layer_selection.find_sites(ensemble.rule.backbone.module)
+    return any(ensemble.network.is_shared(site.layer) for site in sites)

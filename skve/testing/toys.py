@@ -152,7 +152,11 @@ class _RowPipeline:
     def __len__(self):
         return len(self.rows)
 
+    impossible = None
     mean_size = 1.0
+
+    def content_keys(self):
+        return [pipeline.content_key(row.tobytes()) for row in self.rows]
 
     def size(self, indices):
         return len(indices)

@@ -357,12 +357,14 @@ class CountsCalls(TinyMLP):
 
 
 @pytest.mark.parametrize("ensemble", ["head", "laplace"])
-def test__solved_heads__any_number_of_members__features_once(images, ensemble):
+def test__solved_heads__any_number_of_members__features_once(images, ensemble, empty_cache):
     CountsCalls.calls.clear()
     classifier = toy_classifier(CountsCalls(), ensemble=ensemble, n_members=6, max_epochs=3).fit(*images)
     assert len(CountsCalls.calls) == 1 + 2  # a trace, then two batches
     CountsCalls.calls.clear()
     classifier.predict(images[0])
+    assert not CountsCalls.calls
+    classifier.predict(255 - images[0])
     assert len(CountsCalls.calls) == 2
 
 

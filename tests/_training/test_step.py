@@ -1,10 +1,11 @@
-"""Steps under the loss scale of float16."""
+"""Steps: under the loss scale of float16, and without the samples that have no weight."""
 
 import numpy as np
 import pytest
 
+from skve._ensembles import Ensemble
 from skve._training import step as step_module
-from tests.toys import TinyCNN, arrays_of, same_arrays, toy_classifier
+from tests.toys import TinyCNN, TinyMLP, arrays_of, members_close, same_arrays, toy_classifier
 
 
 @pytest.mark.parametrize("ensemble", ["sve", "deep", "bias"])
@@ -82,3 +83,55 @@ def test__fit__float16_members__the_same_whatever_their_number(images, train_in_
     three = toy_classifier(precision="float16", n_members=3).fit(*images)
     for key, value in arrays_of(one).items():
         assert np.array_equal(arrays_of(three)[key][0], value[0])
+
+
+def members_and_counts(images, monkeypatch, skips, backbone=TinyCNN, **parameters):
+    """Fit with or without leaving samples out of the steps; return the classifier and how many each member saw."""
+    counts, original = {}, Ensemble.chunk_logits
+
+    def counting(self, inputs, indices):
+        for index in indices:
+            counts[index] = counts.get(index, 0) + len(inputs)
+        return original(self, inputs, indices)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Ensemble, "chunk_logits", counting)
+        if not skips:
+            patched.setattr(step_module, "_shares_layers", lambda ensemble: True)
+        classifier = toy_classifier(backbone(), calibrate=None, **parameters).fit(*images)
+    return classifier, counts
+
+
+@pytest.mark.parametrize("ensemble", ["sve", "bias", "deep"])
+def test__fit__samples_without_weight_for_a_member__not_computed_and_the_same_members(images, monkeypatch, ensemble):
+    settings = {"ensemble": ensemble, "ensemble_params": {"folds": 4}, "n_members": 4}
+    plain, all_samples = members_and_counts(images, monkeypatch, skips=False, **settings)
+    classifier, counts = members_and_counts(images, monkeypatch, skips=True, **settings)
+    assert set(all_samples.values()) == {48}  # two epochs of 24
+    assert set(counts.values()) == {36}
+    members_close(classifier, plain, atol=1e-5)
+
+
+def test__fit__batches_without_a_weight__steps_of_momentum_as_before(images, monkeypatch):
+    settings = {"n_members": 1, "max_epochs": 4, "batch_size": 1}
+    weights = np.repeat([1.0, 0.0], 12)
+    fits = []
+    for skips in (True, False):
+        X_y_weights = (*images, weights)
+        fits.append(members_and_counts(X_y_weights, monkeypatch, skips, TinyMLP, **settings))
+    (classifier, counts), (plain, all_samples) = fits
+    assert counts == all_samples == {0: 96}
+    members_close(classifier, plain, atol=1e-6)
+
+
+def test__fit__members_share_layers__all_samples_pass_together(images, monkeypatch):
+    settings = {"ensemble_params": {"folds": 2}, "max_epochs": 1, "layers": ["fc2"]}
+    _, counts = members_and_counts(images, monkeypatch, True, TinyMLP, **settings)
+    assert counts == {0: 24, 1: 24}
+
+
+def test__fit__diversity_and_samples_without_weight__all_pass(images, monkeypatch):
+    settings = {"ensemble_params": {"diversity": 0.5}, "max_epochs": 1}
+    weighted = (*images, np.arange(24) % 2)
+    _, counts = members_and_counts(weighted, monkeypatch, True, TinyMLP, **settings)
+    assert counts == {0: 48, 1: 48}
