@@ -106,7 +106,7 @@ def measures(pooled, epistemic, truth, classes):
     return row
 
 
-def keep_predictions(path, members, truth, classes):
+def keep_predictions(path, members, truth, classes, temperature=1.0):
     """Write members' probabilities, for tables that need more than one figure of a fit.
 
     Parameters
@@ -118,12 +118,14 @@ def keep_predictions(path, members, truth, classes):
     truth : dict of str to ndarray of shape (n_samples,)
         Labels of "valid" and "test".
     classes : ndarray of shape (n_classes,)
+    temperature : float, default=1.0
+        Of the pooled prediction, as the fit found it.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {f"members_{name}": proba for name, proba in members.items()}
     arrays |= {f"y_{name}": labels.astype(str) for name, labels in truth.items()}
-    np.savez_compressed(path, classes=classes.astype(str), **arrays)
+    np.savez_compressed(path, classes=classes.astype(str), temperature=temperature, **arrays)
 
 
 class Table:

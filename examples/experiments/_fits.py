@@ -19,14 +19,17 @@ from skve._backbones import from_timm, from_transformers, sources
 from skve._ensembles import HEAD, WEIGHTS, Likelihood
 from skve._ensembles.base import MASKS
 from skve._fitted.temperature import fit_temperature
+from skve.metrics import ood_auroc
 from skve.uncertainty import mutual_information
 
 COLUMNS = [
     *("study", "data", "method", "factors", "stage", "trial", "seed", "status", "ensemble", "n_members"),
     *("member_lr", "head_lr", "trials", "n_train", "n_valid", "n_test"),
     *("accuracy", "nll", "brier", "ece", "aurc", "nll_temperature", "ece_temperature", "temperature"),
+    *("nll_mean_member", "nll_first", "nll_first_two"),
     *("near_total", "near_epistemic", "near_fpr95", "far_total", "far_epistemic", "far_fpr95"),
-    *("extra_percent", "fit_seconds", "predict_seconds", "peak_mib"),
+    *("near_novelty", "far_novelty"),
+    *("extra_percent", "fit_seconds", "fit_cpu_seconds", "predict_seconds", "peak_mib"),
     *("threads", "jobs", "sitting", "defaults", "settings", "error"),
 ]
 DEFAULTS = "0.2"  # the version of skve whose defaults a new row has
@@ -92,9 +95,9 @@ def _fit(cells, options):
     if options["memory"]:
         before = memory("VmRSS")
         forget_peak()
-    start = time.perf_counter()
+    start, start_cpu = time.perf_counter(), time.process_time()
     clf.fit(parts.X_train, parts.y_train)
-    timed = {"fit_seconds": time.perf_counter() - start}
+    timed = {"fit_seconds": time.perf_counter() - start, "fit_cpu_seconds": time.process_time() - start_cpu}
     if before is not None:
         timed["peak_mib"] = memory("VmHWM") - before
     start = time.perf_counter()
@@ -105,17 +108,23 @@ def _fit(cells, options):
         members["valid"] = clf.predict_proba_members(parts.X_valid)
     if leader.stage == "test":
         members |= {name: clf.predict_proba_members(items) for name, items in parts.shifts.items()}
+    novelty = {}
+    if leader.stage == "test" and parts.shifts:
+        normal = clf.score_samples(parts.X_test)
+        for name, items in parts.shifts.items():
+            novelty[f"{name}_novelty"] = ood_auroc(-normal, -clf.score_samples(items))
     truth = {"test": parts.y_test, "valid": parts.y_valid}
     sizes = {"n_train": len(parts.y_train), "n_valid": len(parts.y_valid), "n_test": len(parts.y_test)}
     found = []
     for cell in cells:
         own = {name: proba[: cell.n_members] for name, proba in members.items()}
-        values = sizes | judge(own, truth, clf.classes_, calibrated=cell.judged_on == "test")
+        values = sizes | novelty
+        values |= judge(own, truth, clf.classes_, cell.judged_on == "test", clf.temperature_)
         values["extra_percent"] = extra_percent(clf, cell.n_members)
         if cell.n_members == leader.n_members:
             values |= timed
         if options["predictions"] is not None and cell.stage == "test":
-            keep_predictions(predictions_of(options["predictions"], cell), own, truth, clf.classes_)
+            keep_predictions(predictions_of(options["predictions"], cell), own, truth, clf.classes_, clf.temperature_)
         found.append(values)
     return found
 
@@ -157,8 +166,10 @@ def _random_text_model(name):
     return AutoModel.from_config(AutoConfig.from_pretrained(folder)), AutoTokenizer.from_pretrained(folder)
 
 
-def judge(members, truth, classes, calibrated):
-    """Return the measures of members' probabilities, with `calibrated` after temperature scaling too.
+def judge(members, truth, classes, calibrated, temperature=1.0):
+    """Return the measures of members' probabilities, with `calibrated` after a temperature of validation samples too.
+
+    Uncertainty is that of the members as they are, as skve has it; all else is of the pooled prediction.
 
     Parameters
     ----------
@@ -169,19 +180,31 @@ def judge(members, truth, classes, calibrated):
     classes : ndarray of shape (n_classes,)
     calibrated : bool
         Whether the validation samples are others than those that judge.
+    temperature : float, default=1.0
+        Of the pooled prediction, as the fit found it.
     """
+    temper = Likelihood(len(classes)).temper
+
+    def measured(proba):
+        found = measures({"test": proba}, {}, truth["test"], classes)
+        return {name: found[name] for name in ("accuracy", "nll", "ece", "aurc")}
+
     pooled = {name: proba.mean(axis=0) for name, proba in members.items()}
     judged = {name: proba for name, proba in pooled.items() if name != "valid"}
     several = len(members["test"]) > 1
     epistemic = {name: mutual_information(members[name]) for name in judged} if several else {}
     values = measures(judged, epistemic, truth["test"], classes)
-    values["brier"] = brier_score_loss(truth["test"], pooled["test"], labels=classes, scale_by_half=False)
+    tempered = {name: temper(pooled[name], temperature) for name in ("test", "valid")}
+    values |= measured(tempered["test"])
+    values["brier"] = brier_score_loss(truth["test"], tempered["test"], labels=classes, scale_by_half=False)
+    if several:
+        own = [measured(temper(proba, temperature))["nll"] for proba in members["test"]]
+        two = measured(temper(members["test"][:2].mean(axis=0), temperature))["nll"]
+        values |= {"nll_mean_member": np.mean(own), "nll_first": own[0], "nll_first_two": two}
     if calibrated:
-        temperature = temperature_of(pooled["valid"], truth["valid"], classes)
-        after = measures(
-            {"test": Likelihood(len(classes)).temper(pooled["test"], temperature)}, {}, truth["test"], classes
-        )
-        values |= {"temperature": temperature, "nll_temperature": after["nll"], "ece_temperature": after["ece"]}
+        more = temperature_of(tempered["valid"], truth["valid"], classes)
+        after = measured(temper(tempered["test"], more))
+        values |= {"temperature": more, "nll_temperature": after["nll"], "ece_temperature": after["ece"]}
     return values
 
 

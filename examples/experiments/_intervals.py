@@ -79,16 +79,16 @@ def read(file, calibrated=True):
     with np.load(file) as kept:
         members = {name.removeprefix("members_"): kept[name] for name in kept if name.startswith("members_")}
         truth, classes, y_valid = kept["y_test"], kept["classes"], kept["y_valid"]
-    proba = members["test"].mean(axis=0)
+        fitted = float(kept["temperature"]) if "temperature" in kept else 1.0  # files of skve 0.1 have none
+    temper = Likelihood(len(classes)).temper
+    proba = temper(members["test"].mean(axis=0), fitted)
     codes = np.searchsorted(classes, truth)
     confidence, correct = proba.max(axis=1), proba.argmax(axis=1) == codes
     likelihood = _likelihood(proba, codes)
     tempered = {}
     if calibrated:
-        temperature = temperature_of(members["valid"].mean(axis=0), y_valid, classes)
-        tempered["nll_temperature"] = -np.log(
-            _likelihood(Likelihood(proba.shape[1]).temper(proba, temperature), codes)
-        )
+        more = temperature_of(temper(members["valid"].mean(axis=0), fitted), y_valid, classes)
+        tempered["nll_temperature"] = -np.log(_likelihood(temper(proba, more), codes))
     uncertain = {name: entropy(group.mean(axis=0)) for name, group in members.items() if name != "valid"}
     return {
         "truth": truth,

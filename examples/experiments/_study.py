@@ -103,10 +103,12 @@ class Cell:
         """Return what the fit depends on: cells that agree in it are answered by the first members of one fit.
 
         Members do not depend on how many there are, but for snapshots, which share the epochs, and where a term of
-        the loss or the end of the training couples them.
+        the loss or the end of the training couples them, or each leaves out a fold.
         """
         own = dict(self.parameters)
-        coupled = own["ensemble"] == "snapshot" or own.get("ensemble_params", {}).get("diversity")
+        options = own.get("ensemble_params", {})
+        folds = options.get("folds", "auto" if self.data["loader"] in TEXT_LOADERS else None)
+        coupled = own["ensemble"] == "snapshot" or options.get("diversity") or folds is not None
         if not coupled and not own.get("early_stopping"):
             own.pop("n_members", None)
         return json.dumps([self.stage, self.seed, self.data, own, self.judged_on], sort_keys=True)

@@ -69,16 +69,21 @@ def main(arguments=None):
         "sitting": f"{time.strftime('%Y-%m-%dT%H:%M:%S')}-{os.getpid()}",
     }
     tuning = study.cells("tune") if study.n_trials > 1 else []
-    left = _run(study, tuning, record, options, arguments.limit)
+    left = _run(study, _of(tuning, arguments.methods), record, options, arguments.limit)
     if left is not None and left <= 0:
         return _report(tuning, record)
     cells = study.cells("test", choose(study, tuning, record))
-    _run(study, cells, record, options, left)
+    _run(study, _of(cells, arguments.methods), record, options, left)
     if arguments.predictions is not None:
         path = pathlib.Path(arguments.csv)
         done = [cell for cell in cells if record.finished(cell)]
         write_intervals(path.with_name(f"{path.stem}_intervals.csv"), study, done, arguments.predictions)
     return _report(tuning + cells, record)
+
+
+def _of(cells, methods):
+    """Return the cells of some methods, of all where none is named."""
+    return [cell for cell in cells if not methods or cell.method in methods]
 
 
 def choose(study, tuning, record):
@@ -139,6 +144,7 @@ def _parse(arguments):
     )
     parser.add_argument("--memory", action="store_true", help="fit in fresh processes and note their peak memory")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change the study")
+    parser.add_argument("--methods", nargs="+", default=[], help="fit these of the study only; default: all")
     parser.add_argument("--limit", type=int, help="fits of this run at most")
     parsed = parser.parse_args(arguments)
     cores = os.cpu_count() or 1
@@ -154,6 +160,9 @@ def _parse(arguments):
             load(data, parsed.data_dir, study.tuning["seed"], judged_on)
     except ValueError as error:
         parser.error(str(error))
+    unknown = [name for name in parsed.methods if name not in study.methods]
+    if unknown:
+        parser.error(f"--methods must be among {list(study.methods)}, got {unknown[0]!r}")
     return parsed, study
 
 

@@ -157,6 +157,32 @@ def test__differences__two_methods__as_the_paired_bootstrap_of_the_package(tmp_p
     assert "nll_temperature" not in _intervals.read(tmp_path / "toys_a_0.npz", calibrated=False)
 
 
+def test__judge__temperature_of_the_fit__its_prediction_is_judged_and_members_are_uncertain_as_they_are(tmp_path):
+    rng = np.random.default_rng(0)
+    truth = rng.integers(3, size=60)
+    logits = {"test": rng.normal(size=(4, 60, 3)) + np.eye(3)[truth], "far": rng.normal(size=(4, 30, 3))}
+    members = {k: np.exp(v) / np.exp(v).sum(-1, keepdims=True) for k, v in logits.items()}
+    members["valid"], labels = members["test"], {"test": truth, "valid": truth}
+    plain, tempered = (_fits.judge(members, labels, np.arange(3), True, t) for t in (1.0, 2.0))
+    assert {plain[k] == tempered[k] for k in ("far_total", "far_epistemic", "accuracy")} == {True}
+    powers = np.sqrt(members["test"].mean(axis=0))
+    expected = -np.log((powers / powers.sum(1, keepdims=True))[np.arange(60), truth])
+    assert tempered["nll"] == pytest.approx(expected.mean())
+    each = [_fits.judge({**members, "test": m[None]}, labels, np.arange(3), False)["nll"] for m in members["test"]]
+    assert plain["nll_mean_member"] == pytest.approx(np.mean(each))
+    assert plain["nll_first"] == pytest.approx(each[0])
+    assert plain["nll"] < plain["nll_first_two"] < plain["nll_mean_member"]
+    keep_predictions(tmp_path / "kept.npz", members, labels, np.arange(3), temperature=2.0)
+    kept = _intervals.read(tmp_path / "kept.npz")
+    np.testing.assert_allclose(kept["nll"], expected)
+    assert kept["nll_temperature"].mean() == pytest.approx(tempered["nll_temperature"])
+
+
+def test__committed_rows__have_the_columns_that_runs_add_to():
+    for name in ("evidence.csv", "evidence_0.2.csv"):
+        Table(EXAMPLES.parent / "docs" / "data" / name, ()).check(_fits.COLUMNS)
+
+
 def test__differences__other_test_items__value_error(tmp_path):
     rng = np.random.default_rng(0)
     truth = rng.integers(3, size=20)

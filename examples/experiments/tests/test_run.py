@@ -40,6 +40,8 @@ def count_fits(monkeypatch):
 def test__studies__all_that_are_promised__there():
     datasets = ("flowers_cnn", "flowers_vit", "clinc", "sst2")
     promised = {f"{kind}_{data}" for kind in ("main", "basis") for data in datasets}
+    promised |= {"basis_signs_10", "basis_sst2_10"}
+    promised |= {f"labels_{data}" for data in ("signs", "cifar10", "sst2", "emotion")}
     promised |= {
         "pretrained",
         "members",
@@ -216,6 +218,20 @@ def test__run__last_line_half_written__cut_off_and_run_again(small, data_dir, tm
     assert all(None not in row and row["status"] == "ok" for row in rows)
 
 
+def test__run__methods_chosen__only_they_are_fitted_and_intervals_have_all_that_is_finished(
+    small, data_dir, tmp_path
+):
+    out, kept = tmp_path / "e.csv", ("--predictions", str(tmp_path / "kept"))
+    one = ("--set", "tuning.trials=1", "--set", "test.seeds=[0]", *kept)
+    assert start(small, data_dir, out, *one, "--methods", "head") == 0
+    assert [row["method"] for row in rows_of(out)] == ["head"]
+    assert start(small, data_dir, out, *one, "--methods", "deep") == 0
+    assert {(row["method"], row["against"]) for row in rows_of(tmp_path / "e_intervals.csv")} == {("head", "deep")}
+    for row in rows_of(out):
+        assert float(row["fit_cpu_seconds"]) > 0
+        assert 0 <= float(row["near_novelty"]) <= 1
+
+
 def test__run__changed_setting__only_rows_with_the_present_settings_count(small, data_dir, tmp_path, monkeypatch):
     out = tmp_path / "e.csv"
     one = ("--set", "tuning.trials=1")
@@ -375,12 +391,14 @@ def test__run__wrong_study_or_sizes_that_data_lack__one_error_before_any_fit(
     [
         ("methods.deep.ensemble_params={order = 'own'}", 1),
         ("methods.deep.ensemble_params={diversity = 0.1}", 2),
+        ("methods.deep.ensemble_params={folds = 2}", 2),
+        ("data.loader='jsonl'", 2),  # texts have folds by default
         ("methods.deep.ensemble='snapshot'", 2),
         ("common.early_stopping=true", 2),
     ],
 )
 def test__cell_fit__members_that_are_coupled__have_fits_of_their_own(small, change, n_fits):
-    study = Study(small, [change, "factors.n_members=[2, 3]", "test.seeds=[0]", "common.max_epochs=3"])
+    study = Study(small, ["common={max_epochs=3}", "factors.n_members=[2, 3]", "test.seeds=[0]", change])
     assert len({cell.fit for cell in study.cells("test") if cell.method == "deep"}) == n_fits
 
 
