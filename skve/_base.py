@@ -181,8 +181,8 @@ class BaseSVEClassifier(
         Labels, sorted.
     history_ : dict
         Lists with one entry per epoch or round, see `max_steps`: `"epoch"` (passes over the training data so far),
-        `"loss"` (mean over members), `"valid_nll"` (NaN without validation data). `"ratio_spread"` and
-        `"gradient_norm"` hold such a list for each layer in `ratios_`.
+        `"step"` (training steps so far), `"loss"` (mean over members), `"valid_nll"` (NaN without validation data).
+        `"ratio_spread"` and `"gradient_norm"` hold such a list for each layer in `ratios_`.
     n_iter_ : int
         Number of epochs, or of rounds, trained.
     oof_proba_ : ndarray of shape (n_samples, n_classes), float32

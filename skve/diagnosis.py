@@ -1,13 +1,20 @@
-"""The known failures of a singular value ensemble: found by their evidence, told with a remedy."""
+"""The known failures of an ensemble: each is found by its evidence and reported with a remedy."""
 
+import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import log_softmax
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_predict, train_test_split
 
 from skve import metrics, uncertainty
+from skve._inputs.labels import encode_labels
 from skve.metrics._inputs import check_known
 from skve.uncertainty._wrappers import unwrap
 
@@ -17,10 +24,20 @@ _NO_GRADIENT = 1e-6  # largest gradient norm, as a share of the median layer's [
 _HARDLY_MOVED = 1.2  # root mean square of the log ratios, in units of init_scale [28]
 _RAN_AWAY = 1.0  # root mean square of a layer's log ratios [0.34]
 _LARGE_INIT = 0.05  # init_scale [0.01]
+_FEW_STEPS = 20  # of training [160]
+_STILL_FALLING = 0.08  # share of the training loss's fall in the last quarter of the learning [0.01]
 _SHORTFALL = 0.05  # accuracy that members may lack against the ensemble or the reference [0.03]
-_CHANCE = 0.6  # AUROC of telling errors [0.88] or foreign samples [0.81]
+_TEMPERATURE = 1.2  # temperature that fits validation data best
+_CHANCE = 0.6  # AUROC of detecting errors [0.88] or foreign samples [0.81]
+_INVERTED = 0.45  # AUROC of detecting foreign samples by the epistemic part
 _ECE_EXCESS = 0.01  # ECE above the reference's
+_NLL_EXCESS = 0.05  # NLL above the reference's
+_ACCURACY_LACK = 0.02  # accuracy below the reference's
+_WORTH = 0.005  # NLL that several members must gain over the mean member to be worth their passes
 _FEW = 10  # errors (and right answers) below which nothing is said about ranking them
+
+_STRENGTHS = np.logspace(-3, 4, 8)  # candidates for C of the logistic regression
+_N_FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -57,11 +74,16 @@ class Diagnosis:
         Names of the failures that were looked for.
     skipped : dict of {str: str}
         Names of those that were not, and what was lacking.
+    measured : dict of {str: str}
+        Figures that are reported for healthy models, too: what the ensemble gains over its mean member, the
+        temperature that fits `X` best, the comparison with logistic regression or the reference, and how well
+        foreign samples are detected.
     """
 
     findings: list[Finding]
     checked: list[str]
     skipped: dict[str, str]
+    measured: dict[str, str] = field(default_factory=dict)
 
     def __len__(self):
         return len(self.findings)
@@ -75,6 +97,8 @@ class Diagnosis:
     def __str__(self):
         head = f"{len(self.findings)} of {len(self.checked)} known failures found."
         lines = [head, *(str(finding) for finding in self.findings)]
+        found = " ".join(finding.evidence for finding in self.findings)
+        lines += [f"measured: {name}: {text}" for name, text in self.measured.items() if text not in found]
         lines += [f"not looked for: {name} ({why})" for name, why in self.skipped.items()]
         return "\n".join(lines)
 
@@ -82,13 +106,20 @@ class Diagnosis:
 
 
 def diagnose(
-    est: Any, X: Any = None, y: ArrayLike | None = None, *, X_ood: Any = None, reference: Any = None
+    est: Any,
+    X: Any = None,
+    y: ArrayLike | None = None,
+    *,
+    X_train: Any = None,
+    y_train: ArrayLike | None = None,
+    X_ood: Any = None,
+    reference: Any = None,
 ) -> Diagnosis:
     """Look for the known failures of an ensemble, and say what to do about each.
 
     Without data, training and singular values are looked at; with samples, the members' diversity; with
-    classes, accuracy and whether the uncertainty rises with error; with foreign samples or a reference model,
-    more.
+    classes, accuracy, calibration and whether the uncertainty rises with error; with foreign samples, whether they
+    are detected.
 
     Parameters
     ----------
@@ -99,10 +130,17 @@ def diagnose(
         Samples the ensemble was not trained on; a few hundred or more.
     y : array-like of shape (n_samples,), default=None
         Their classes.
+    X_train : array-like or list of length n_train, default=None
+        The samples the ensemble was trained on, which it does not keep. A logistic regression on features of the
+        frozen backbone learns from them, for comparison. Without them it is cross-validated on `X`, where it
+        learns from at most as many samples as the ensemble did.
+    y_train : array-like of shape (n_train,), default=None
+        Their classes.
     X_ood : array-like or list of length n_out, default=None
         Foreign samples.
     reference : fitted classifier, default=None
-        A model to compare with on ``X`` and ``y``, for instance a single fine-tuned one.
+        A model to compare with on ``X`` and ``y``, in place of the logistic regression; for instance a single
+        fine-tuned one.
 
     Returns
     -------
@@ -110,22 +148,31 @@ def diagnose(
         Holds a ``Finding`` (``name``, ``evidence``, ``remedy``) for each of these that is the case:
 
         - ``"layer without gradient"``: a layer never received a gradient.
-        - ``"ratios hardly moved"``: the singular values, or the factors of channels, stayed where they were drawn.
         - ``"ratios ran away"``: those of a layer changed by a factor, not by a share.
+        - ``"ratios hardly moved"``: the singular values, or the factors of channels, stayed where they were drawn.
         - ``"init_scale too large"``: above 0.05, and the members are not accurate.
+        - ``"training stopped too early"``: it took fewer than 20 steps, or the training loss was still falling: in
+          the last quarter of the learning (the sum of learning rates over the steps) by more than 8 % of its fall
+          since the first entry of ``history_``; where there is validation data, its NLL was lowest at the end, too.
         - ``"members collapsed"``: the members say the same, so there is no epistemic uncertainty.
+        - ``"overconfident"``: the temperature that fits ``X`` best is above 1.2, and above 1 by more than chance
+          (bootstrap, 95 %).
+        - ``"worse than logistic regression"``, or ``"worse than the reference"``: the NLL is higher, or the accuracy
+          lower, by 0.05 and 0.02 or more, and by more than chance (paired, 95 %).
         - ``"calibration worse than the reference"``: the ECE is larger by 0.01 or more, and by more than
           chance (paired bootstrap, 95 %).
-        - ``"uncertainty does not rise with error"``: the total uncertainty does not tell errors (AUROC below
+        - ``"uncertainty does not rise with error"``: the total uncertainty does not detect errors (AUROC below
           0.6).
-        - ``"OOD score near one half"``: neither total nor epistemic uncertainty tells ``X_ood`` from ``X``
+        - ``"OOD score near one half"``: neither the uncertainties nor novelty distinguish ``X_ood`` from ``X``
           (AUROC below 0.6).
+        - ``"epistemic uncertainty inverted"``: the epistemic uncertainty of ``X_ood`` is *lower* than that of ``X``
+          (AUROC below 0.45, and below 0.5 by more than chance).
 
     Raises
     ------
     ValueError
-        If ``y``, ``X_ood`` or ``reference`` is given without the data that it needs, or ``est`` holds several
-        fitted models.
+        If ``y``, ``X_train``, ``X_ood`` or ``reference`` is given without the data that it needs, or ``est`` holds
+        several fitted models.
     TypeError
         If ``est`` is no ensemble.
     sklearn.exceptions.NotFittedError
@@ -134,6 +181,13 @@ def diagnose(
     Notes
     -----
     The limits are rules of thumb. A finding is a reason to look, no proof; no finding is no warranty.
+
+    The regularisation of the logistic regression is chosen by cross-validation. It takes seconds for hundreds of
+    samples, and one pass of the frozen backbone. A model that was saved by skve 0.1 does not know how many samples
+    it was trained on, so that the comparison requires ``X_train``.
+
+    The temperature is that of Guo et al., "On Calibration of Modern Neural Networks", ICML 2017. The interval of the
+    epistemic uncertainty's AUROC is that of the Mann-Whitney statistic of two equal distributions.
 
     Examples
     --------
@@ -145,25 +199,32 @@ def diagnose(
     >>> print(diagnose(Collapsed(), ["a", "b"]).findings[0])
     members collapsed
       evidence: the members' mutual information is 0 of the total uncertainty on X (limit 0.001)
-      remedy:   raise member_lr or max_epochs, and see that init_scale is not 0
+      remedy:   raise member_lr or max_steps, and see that init_scale is not 0
     """
-    if y is not None and X is None:
-        raise ValueError("y is given without X: pass the samples too.")
-    if X_ood is not None and X is None:
-        raise ValueError("X_ood is given without X: pass samples of the training kind to compare with.")
-    if reference is not None and y is None:
-        raise ValueError("reference is given without y: pass X and y to compare on.")
-    model, model_X, _ = unwrap(est, X, "predict_proba_members")
-    case = _Case(est, model, X, y, X_ood, reference)
+    for name, given, needed, value in (
+        ("y", y, "X", X),
+        ("X_ood", X_ood, "X", X),
+        ("reference", reference, "y", y),
+        ("X_train", X_train, "y_train", y_train),
+        ("y_train", y_train, "X_train", X_train),
+        ("X_train", X_train, "y", y),
+    ):
+        if given is not None and value is None:
+            raise ValueError(f"{needed} must be given where {name} is, got None.")
+    model, inputs, calibrated = unwrap(est, X, "predict_proba_members")
+    case = _Case(est, model, X, inputs, y, X_train, y_train, X_ood, reference)
     if X is not None:
-        case.members = np.asarray(model.predict_proba_members(model_X))
+        case.members = np.asarray(model.predict_proba_members(inputs))
         if case.members.shape[1] == 0:
-            raise ValueError("X has no samples: at least one is wanted.")
+            raise ValueError("X must have at least one sample, got none.")
         if y is not None:
             case.y = check_known(y, model.classes_, case.members.shape[1], classes_name="est.classes_")
-            case.proba = np.asarray(est.predict_proba(X))
+            # The prediction of an ensemble inside a pipeline or a search is that of its members.
+            pooled = hasattr(model, "_pool") and not calibrated
+            case.proba = model._pool(case.members) if pooled else np.asarray(est.predict_proba(X))
             case.right = case.is_right(case.proba)
             case.member_accuracy = float(np.mean([case.is_right(proba).mean() for proba in case.members]))
+            _measure_gain(case)
     findings, checked, skipped = [], [], {}
     for name, check in _CHECKS.items():
         result = check(case)
@@ -173,7 +234,7 @@ def diagnose(
         checked.append(name)
         if result is not None:
             findings.append(Finding(name, *result))
-    return Diagnosis(findings, checked, skipped)
+    return Diagnosis(findings, checked, skipped, case.measured)
 
 
 @dataclass
@@ -183,14 +244,18 @@ class _Case:
     est: Any
     model: Any
     X: Any
+    inputs: Any
     y: Any
+    X_train: Any
+    y_train: Any
     X_ood: Any
     reference: Any
-    members: np.ndarray | None = None
-    proba: np.ndarray | None = None
-    right: np.ndarray | None = None
+    members: Any = None  # arrays, where there are samples
+    proba: Any = None
+    right: Any = None
     member_accuracy: float = float("nan")
     logs: dict = field(default_factory=dict)
+    measured: dict = field(default_factory=dict)
 
     def __post_init__(self):
         from skve._ensembles import RULES  # torch, which metrics and plots do without
@@ -198,18 +263,85 @@ class _Case:
         ratios = getattr(self.model, "ratios_", None) or {}
         with np.errstate(invalid="ignore", divide="ignore"):  # a ratio that ran away may be 0 or NaN
             self.logs = {layer: np.log(np.asarray(values, float)) for layer, values in ratios.items()}
-        params: dict = self.model.get_params() if hasattr(self.model, "get_params") else {}
-        self.rule = RULES.get(params.get("ensemble", "sve"), RULES["sve"])
-        self.init_scale = params.get("init_scale") if self.rule.has_ratios else None
-        self.gradient_norm = (getattr(self.model, "history_", None) or {}).get("gradient_norm") or {}
+        self.params: dict = self.model.get_params() if hasattr(self.model, "get_params") else {}
+        self.rule = RULES.get(self.params.get("ensemble", "sve"), RULES["sve"])
+        self.init_scale = self.params.get("init_scale") if self.rule.has_ratios else None
+        self.history = getattr(self.model, "history_", None) or {}
+        self.gradient_norm = self.history.get("gradient_norm") or {}
+        self.state = getattr(self.model, "_state", None)
 
     def is_right(self, proba):
         return self.model.classes_[proba.argmax(axis=1)] == self.y
+
+    @cached_property
+    def codes(self):
+        return encode_labels(self.y, self.model.classes_)
+
+    @cached_property
+    def features(self):
+        """Of the frozen backbone for `X` (n_samples, n_features)."""
+        return self.frozen_features(self.inputs)
+
+    def frozen_features(self, inputs):
+        frozen = copy.copy(self.model).set_params(features="backbone")  # whatever `transform` returns for the user
+        return np.asarray(frozen.transform(inputs))
+
+    @cached_property
+    def novelty(self):
+        """What is known of the training samples' features, or None."""
+        return getattr(self.state, "novelty", None)
+
+    @cached_property
+    def members_ood(self):
+        return np.asarray(self.model.predict_proba_members(self.inputs_ood))
+
+    @cached_property
+    def inputs_ood(self):
+        return unwrap(self.est, self.X_ood, "predict_proba_members")[1]
+
+    @cached_property
+    def ood_auroc(self):
+        """AUROC of detecting `X_ood`, by measure."""
+        auroc = {
+            name: metrics.ood_auroc(measure(self.members), measure(self.members_ood))
+            for name, measure in (
+                ("total uncertainty", uncertainty.predictive_entropy),
+                ("epistemic uncertainty", uncertainty.mutual_information),
+            )
+        }
+        if self.novelty is not None:
+            known, foreign = self.features, self.frozen_features(self.inputs_ood)
+            auroc["novelty"] = metrics.ood_auroc(*map(self.novelty.distances_of, (known, foreign)))
+        return auroc
+
+    @cached_property
+    def temperature(self):
+        return _best_temperature(self.proba, self.codes)
+
+    def losses(self, proba):
+        """Negative log-likelihood of each sample of `X`."""
+        return -np.log(np.maximum(proba[np.arange(len(self.codes)), self.codes], 1e-12))
 
 
 @dataclass(frozen=True)
 class _Lacking:
     what: str
+
+
+def _measure_gain(case):
+    if len(case.members) == 1:
+        return
+    losses = case.losses(case.members.mean(axis=0))
+    gain, low, high = _interval(np.mean([case.losses(proba) for proba in case.members], axis=0) - losses)
+    text = (
+        f"the NLL of the members' mean, {losses.mean():.3f}, is {gain:.3f} ({low:.3f} to {high:.3f}) below that of "
+        f"the mean member"
+    )
+    if low < _WORTH:
+        text += f"; that may not be worth {len(case.members)} passes: use fewer members, or n_members=1"
+        if "folds" in case.rule.takes:
+            text += ", or let members learn from different samples by folds in ensemble_params"
+    case.measured["gain of the ensemble"] = text
 
 
 def _layer_without_gradient(case):
@@ -237,7 +369,7 @@ def _ratios_hardly_moved(case):
     return (
         f"the log ratios are {moved:.2g} (root mean square), and were drawn with "
         f"init_scale={case.init_scale:g} (limit {_HARDLY_MOVED:g} times that)",
-        "raise member_lr (1e-2 to 5e-2 is usual) or max_epochs",
+        "raise member_lr (1e-2 to 5e-2 is usual) or max_steps",
     )
 
 
@@ -279,6 +411,50 @@ def _init_scale_too_large(case):
     )
 
 
+def _stopped_too_early(case):
+    losses = np.asarray(case.history.get("loss", []), float)
+    if case.rule.is_solved or not len(losses):
+        return _Lacking("no training in steps in history_")
+    if case.state is not None and case.state.n_epochs > len(losses):
+        return _Lacking("history_ is that of the last call only")
+    # The default is by far the better length, as a number of steps or not.
+    remedy = "leave max_steps and max_epochs at None, which takes 160 steps or more, or raise them"
+    n_steps = case.history.get("step", [_FEW_STEPS])[-1]
+    if n_steps < _FEW_STEPS:
+        return f"the training took {n_steps} steps (limit {_FEW_STEPS})", remedy
+    if len(losses) == 1 or case.params.get("ensemble") == "snapshot":
+        return _Lacking("no course of the loss at one rate in history_")
+    validation = np.asarray(case.history.get("valid_nll", [np.nan]), float)
+    if np.isfinite(validation).all() and validation[-1] > validation.min():
+        return None  # longer would not be better
+    late, total = _late_fall(case, losses)
+    if late < max(_STILL_FALLING * total, 1e-3):
+        return None
+    return (
+        f"the training loss was still falling: in the last quarter of the learning by {late:.3f} nats, which is "
+        f"{late / total:.0%} of its fall in all (limit {_STILL_FALLING:.0%})",
+        remedy,
+    )
+
+
+def _late_fall(case, losses):
+    """By how much the loss fell in the last quarter of the learning, and in all, from the mean losses of rounds.
+
+    Learning is measured by the sum of learning rates, since a schedule that ends at zero flattens any curve.
+    """
+    from skve._training.schedule import learning_rate_factor
+
+    factor = learning_rate_factor(case.params.get("schedule", "cosine"), case.params.get("warmup", 0.1), 1000)
+    learned = np.cumsum([0, *map(factor, range(1000))])
+    ends = np.concatenate([[0], case.history["epoch"]]) / case.history["epoch"][-1]
+    at = np.interp((ends[1:] + ends[:-1]) / 2, np.linspace(0, 1, 1001), learned)
+    if len(losses) == 2:  # two points make no curve; heads start with equal probabilities
+        at = np.concatenate([[0], at])
+        losses = np.concatenate([[max(losses[0], np.log(len(case.model.classes_)))], losses])
+    quarter = np.interp(0.25 * at[0] + 0.75 * at[-1], at, losses)
+    return quarter - losses[-1], losses[0] - losses[-1]
+
+
 def _members_collapsed(case):
     if case.members is not None:
         if len(case.members) == 1:
@@ -301,6 +477,150 @@ def _members_collapsed(case):
     )
 
 
+def _overconfident(case):
+    if case.y is None:
+        return _Lacking("no X and y")
+    best, low, high = case.temperature
+    confidence, accuracy = case.proba.max(axis=1).mean(), case.right.mean()
+    text = (
+        f"the temperature that fits X best is {best:.2f} ({low:.2f} to {high:.2f}), the mean confidence "
+        f"{confidence:.3f}, the accuracy {accuracy:.3f}"
+    )
+    case.measured["calibration"] = text
+    if best < _TEMPERATURE or low <= 1:
+        return None
+    return f"{text} (95 % interval, limit {_TEMPERATURE:g})", _calibrate(case)
+
+
+def _calibrate(case):
+    prefit = "CalibratedClassifierCV(FrozenEstimator(est), method='temperature') on validation data"
+    if case.params.get("calibrate") is None or getattr(case.model, "temperature_", 1.0) != 1.0:
+        return f"calibrate with scikit-learn's {prefit}"
+    without_loss = "; folds in ensemble_params lose no sample to it" if "folds" in case.rule.takes else ""
+    return f"fit again with calibrate='temperature'{without_loss}, or wrap in {prefit}"
+
+
+def _best_temperature(proba, codes):
+    """Return the temperature of the least NLL, and the ends of its bootstrap interval (95 %)."""
+    temperatures = np.geomspace(1 / 8, 8, 97)
+    log_proba = np.log(np.maximum(proba, 1e-12))
+    samples = np.arange(len(codes))
+    losses = np.stack([-log_softmax(log_proba / each, axis=1)[samples, codes] for each in temperatures], axis=1)
+    counts = np.random.default_rng(0).multinomial(len(codes), np.full(len(codes), 1 / len(codes)), size=400)
+    drawn = temperatures[(counts @ losses).argmin(axis=1)]
+    return temperatures[losses.mean(axis=0).argmin()], *np.quantile(drawn, [0.025, 0.975])
+
+
+def _worse_than_regression(case):
+    if case.reference is not None:
+        return _Lacking("a reference is given")
+    if case.y is None:
+        return _Lacking("no X and y")
+    if not hasattr(case.model, "transform"):
+        return _Lacking("est has no transform")
+    if case.X_train is None:
+        result = _regression_on_x(case)
+        source = "cross-validated on X"
+    else:
+        result = _regression_on_training_data(case)
+        source = "on X_train"
+    if isinstance(result, _Lacking):
+        return result
+    underconfident = case.temperature[2] < 1
+    return _worse(
+        case,
+        f"logistic regression on the frozen features, {source}",
+        result,
+        f"{'lower head_weight_decay, or ' + _calibrate(case) + '; ' if underconfident else ''}train longer or with a "
+        f"larger head_lr, if the training loss is high; ensemble='head' is this regression as an ensemble, fitted in "
+        f"seconds; the guide to ensembles blends the two",
+    )
+
+
+def _regression_on_training_data(case):
+    model, inputs, _ = unwrap(case.est, case.X_train, "predict_proba_members")
+    features = case.frozen_features(inputs)
+    y = check_known(case.y_train, model.classes_, len(features), name="y_train", classes_name="est.classes_")
+    codes = encode_labels(y, model.classes_)
+    n_folds = min(_N_FOLDS, np.unique(codes, return_counts=True)[1].min())
+    if n_folds < 2:
+        return _Lacking("fewer than two samples of a class in X_train")
+    strengths, scale = {"C": _STRENGTHS}, features.std()
+    search = GridSearchCV(_regression(), strengths, scoring="neg_log_loss", cv=int(n_folds))
+    with warnings.catch_warnings(action="ignore"):  # of convergence, and of classes that a part lacks
+        search.fit(features / scale, codes)
+        proba = search.predict_proba(case.features / scale)
+    return _in_columns(proba, search.classes_, len(model.classes_))
+
+
+def _regression_on_x(case):
+    """Probabilities of each sample by a regression that learned from other samples of `X`.
+
+    From at most as many as are known of the training data: more would not be the ensemble's fault.
+    """
+    if case.novelty is None:
+        return _Lacking("no X_train, and est does not know its size")
+    largest = len(case.novelty.distances)
+    present, counts = np.unique(case.codes, return_counts=True)
+    n_folds = min(_N_FOLDS, counts.min())
+    if n_folds < 2:
+        return _Lacking("no X_train, and fewer than two samples of a class in X")
+    parts = []
+    for train, test in StratifiedKFold(int(n_folds), shuffle=True, random_state=0).split(case.codes, case.codes):
+        if len(present) <= largest <= len(train) - len(present):
+            train, _ = train_test_split(train, train_size=largest, stratify=case.codes[train], random_state=0)
+        parts.append((train, test))
+    features = case.features / case.features.std()
+    with warnings.catch_warnings(action="ignore"):  # of convergence, and of classes that a part lacks
+        candidates = [
+            cross_val_predict(_regression(C=c), features, case.codes, cv=parts, method="predict_proba")
+            for c in _STRENGTHS
+        ]
+    candidates = [_in_columns(proba, present, len(case.model.classes_)) for proba in candidates]
+    return min(candidates, key=lambda proba: case.losses(proba).mean())
+
+
+def _regression(**params):
+    return LogisticRegression(max_iter=300, tol=1e-3, **params)  # roughly is enough for a comparison
+
+
+def _in_columns(proba, codes, n_classes):
+    """Spread columns of some classes over those of all; the others have probability 0."""
+    result = np.zeros((len(proba), n_classes))
+    result[:, codes] = proba
+    return result
+
+
+def _worse_than_reference(case):
+    if case.reference is None:
+        return _Lacking("no reference")
+    theirs = _in_order_of(case.est.classes_, case.reference, case.X)
+    remedy = "use the reference, or raise learning rates and max_steps if the training loss is high"
+    return _worse(case, "the reference", theirs, remedy)
+
+
+def _worse(case, rival, theirs, remedy):
+    own_losses, their_losses = case.losses(case.proba), case.losses(theirs)
+    nll, nll_low, nll_high = _interval(own_losses - their_losses)
+    right = case.is_right(theirs)
+    loss, loss_low, loss_high = _interval(right.astype(float) - case.right)
+    text = (
+        f"NLL {own_losses.mean():.3f} against {their_losses.mean():.3f} of {rival}, difference {nll:.3f} "
+        f"({nll_low:.3f} to {nll_high:.3f}); accuracy {case.right.mean():.3f} against {right.mean():.3f}, difference "
+        f"{-loss:.3f} ({-loss_high:.3f} to {-loss_low:.3f})"
+    )
+    case.measured["comparison"] = text
+    if (nll_low > 0 and nll >= _NLL_EXCESS) or (loss_low > 0 and loss >= _ACCURACY_LACK):
+        return f"{text}; 95 % intervals, limits {_NLL_EXCESS:g} and {-_ACCURACY_LACK:g}", remedy
+    return None
+
+
+def _interval(values):
+    """Mean of one value per sample, and the ends of its interval (95 %)."""
+    mean, half = np.mean(values), 1.96 * np.std(values) / np.sqrt(len(values))
+    return mean, mean - half, mean + half
+
+
 def _calibration_worse(case):
     if case.reference is None:
         return _Lacking("no reference")
@@ -319,8 +639,7 @@ def _calibration_worse(case):
     return (
         f"the ECE is larger than the reference's by {result.estimate:.3f} "
         f"(95 % interval {result.low:.3f} to {result.high:.3f})",
-        "calibrate the temperature on validation data, raise learning rates or max_epochs if the training loss "
-        "is still high, or use more members",
+        f"{_calibrate(case)}; use more members",
     )
 
 
@@ -334,31 +653,42 @@ def _uncertainty_does_not_rise(case):
     if auroc >= _CHANCE:
         return None
     return (
-        f"the total uncertainty tells errors from right answers with an AUROC of {auroc:.3f} "
+        f"the total uncertainty distinguishes errors from right answers with an AUROC of {auroc:.3f} "
         f"(limit {_CHANCE:g}; 0.5 is chance)",
-        "see that y belongs to X and labels are right; train longer, or with a smaller head_lr if the "
-        "training loss is near 0",
+        "see that y belongs to X and labels are right; train with a smaller head_lr if the training loss is near 0, "
+        "else longer",
     )
 
 
 def _ood_near_half(case):
     if case.X_ood is None:
         return _Lacking("no X_ood")
-    _, model_X_ood, _ = unwrap(case.est, case.X_ood, "predict_proba_members")
-    foreign = np.asarray(case.model.predict_proba_members(model_X_ood))
-    auroc = {
-        name: metrics.ood_auroc(measure(case.members), measure(foreign))
-        for name, measure in (
-            ("total", uncertainty.predictive_entropy),
-            ("epistemic", uncertainty.mutual_information),
-        )
-    }
+    auroc = case.ood_auroc
+    case.measured["foreign samples"] = "AUROC " + ", ".join(f"{value:.3f} by {name}" for name, value in auroc.items())
     if max(auroc.values()) >= _CHANCE:
         return None
+    detected = ", ".join(f"{value:.3f} by the {name}" for name, value in auroc.items())
     return (
-        f"foreign samples are told with an AUROC of {auroc['total']:.3f} by the total and "
-        f"{auroc['epistemic']:.3f} by the epistemic uncertainty (limit {_CHANCE:g}; 0.5 is chance)",
-        "use more members, or train longer; if X_ood is much like X, no uncertainty can tell it",
+        f"foreign samples are detected with an AUROC of {detected} (limit {_CHANCE:g}; 0.5 is chance)",
+        "see that X_ood is foreign: if it is much like X, nothing can distinguish them; else try another backbone",
+    )
+
+
+def _epistemic_inverted(case):
+    if case.X_ood is None:
+        return _Lacking("no X_ood")
+    if len(case.members) == 1:
+        return _Lacking("one member only")
+    n_in, n_out = case.members.shape[1], case.members_ood.shape[1]
+    auroc = case.ood_auroc["epistemic uncertainty"]
+    # Standard deviation of the Mann-Whitney statistic of two equal distributions.
+    limit = min(_INVERTED, 0.5 - 1.96 * np.sqrt((n_in + n_out + 1) / (12 * n_in * n_out)))
+    if auroc >= limit:
+        return None
+    return (
+        f"the epistemic uncertainty of foreign samples is lower than that of X, with an AUROC of {auroc:.3f} (limit "
+        f"{limit:.3f})",
+        "detect foreign samples by u.novelty, of SelectiveClassifier by max_novelty=0.95",
     )
 
 
@@ -368,10 +698,15 @@ _CHECKS: dict[str, Callable] = {
     "ratios ran away": _ratios_ran_away,
     "ratios hardly moved": _ratios_hardly_moved,
     "init_scale too large": _init_scale_too_large,
+    "training stopped too early": _stopped_too_early,
     "members collapsed": _members_collapsed,
+    "overconfident": _overconfident,
+    "worse than logistic regression": _worse_than_regression,
+    "worse than the reference": _worse_than_reference,
     "calibration worse than the reference": _calibration_worse,
     "uncertainty does not rise with error": _uncertainty_does_not_rise,
     "OOD score near one half": _ood_near_half,
+    "epistemic uncertainty inverted": _epistemic_inverted,
 }
 
 

@@ -17,7 +17,7 @@ FACTORS = (RATIOS, SCALES)  # kept as logarithms; their exponentials are `ratios
 Member = Mapping[str, torch.Tensor]
 Options = dict[str, tuple[object, list]]  # name -> default, constraints as in scikit-learn
 
-SAME_START = "raise member_lr or max_epochs: members start from the same weights, with heads of their own"
+SAME_START = "raise member_lr or max_steps: members start from the same weights, with heads of their own"
 # How members come to differ, besides their random start; for every rule that trains several members.
 DIFFERENCES: Options = {
     "order": (None, [StrOptions({"shared", "own"}), None]),
@@ -74,7 +74,7 @@ class MemberRule:
     # By kind of inputs, "image" and "text".
     defaults: dict[str, Defaults] = {"image": Defaults(1e-2, 1e-2), "text": Defaults(1e-2, 1e-2)}
     # What sets members apart that have become alike, for `diagnose`.
-    set_apart = "raise member_lr or max_epochs, and see that init_scale is not 0"
+    set_apart = "raise member_lr or max_steps, and see that init_scale is not 0"
     has_ratios = False  # whether members own factors that start at exp(N(0, init_scale^2)) and become `ratios_`
     mixes_samples = False  # whether a training batch gives other gradients than its parts do in turn
     selects_layers = False  # whether `layers` says what members own

@@ -10,7 +10,7 @@ class Snapshots(FullFineTuning):
     cycle ends, a member shares the tensors of the network that trains, the last member.
     """
 
-    set_apart = "raise member_lr or max_epochs: short and slow cycles end close to one another"
+    set_apart = "raise member_lr or max_steps: short and slow cycles end close to one another"
     takes = {}
 
     def trained(self, n_members):

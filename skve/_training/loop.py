@@ -326,7 +326,7 @@ class _History(Callback):
 
     def __init__(self, course):
         self.course = course
-        self.rows: dict[str, list] = {"epoch": [], "loss": [], "valid_nll": []}
+        self.rows: dict[str, list] = {"epoch": [], "step": [], "loss": [], "valid_nll": []}
         self.layers: dict[str, dict[str, list]] = {"ratio_spread": {}, "gradient_norm": {}}
         self.complete = (0, None)  # rounds and the members' state, in one piece: Ctrl-C may come at any time
 
@@ -335,7 +335,9 @@ class _History(Callback):
 
     def on_epoch_end(self, net, **kwargs):
         record = net.history[-1]
-        self.rows["epoch"].append(self.course.epochs(int(record["epoch"])))
+        n_rounds = int(record["epoch"])
+        self.rows["epoch"].append(self.course.epochs(n_rounds))
+        self.rows["step"].append(self.course.steps(n_rounds))
         self.rows["loss"].append(float(record["train_loss"]))
         self.rows["valid_nll"].append(float(record.get("valid_loss", math.nan)))
         for key, norms in net.step.gradient_norms.items():

@@ -30,9 +30,13 @@ class Course:
     def n_rounds(self):
         return -(-self.n_steps // self.steps_per_round)
 
+    def steps(self, n_rounds):
+        """Return the steps of the first rounds."""
+        return min(n_rounds * self.steps_per_round, self.n_steps)
+
     def epochs(self, n_rounds):
         """Return the passes over the training data in the first rounds: an int where they are whole."""
-        n_steps = min(n_rounds * self.steps_per_round, self.n_steps)
+        n_steps = self.steps(n_rounds)
         whole, rest = divmod(n_steps, self.steps_per_epoch)
         return n_steps / self.steps_per_epoch if rest else whole
 

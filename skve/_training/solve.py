@@ -79,6 +79,7 @@ def solve(ensemble, train, train_batches, valid_batches, settings, *, weights, s
     losses = likelihood.losses(train.logits(heads, likelihood), train.targets, settings.label_smoothing)
     history = {
         "epoch": [1],
+        "step": [0],
         "loss": [float((of_members * losses).mean())],
         "valid_nll": [math.nan],
         "ratio_spread": {},
