@@ -1,5 +1,6 @@
 """Selective prediction: answer where the model is sure enough, abstain elsewhere."""
 
+import os
 from collections.abc import Callable
 from numbers import Real
 from typing import Any, Self
@@ -10,12 +11,13 @@ from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clo
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import ShuffleSplit, StratifiedShuffleSplit
 from sklearn.utils import _safe_indexing, get_tags
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions, validate_parameter_constraints
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
 from skve._inputs.labels import check_labels
 from skve._inputs.weights import check_weights
+from skve.exceptions import SavedModelError
 from skve.metrics._inputs import check_comparable
 from skve.uncertainty._scores import MEASURES, predict_with_scores, uncertainty_scores
 from skve.uncertainty.result import predict_uncertainty
@@ -225,13 +227,17 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
             if not held_out:  # there all labels may be new, and count as errors
                 y_val = check_comparable(y_val, estimator.classes_, _num_samples(X_val), name=y_name)
             threshold, coverage, accuracy = self._choose(estimator, X_val, y_val, weight_val)
-        self.estimator_ = estimator
         # What the thresholds are of, whatever the parameters become.
         self._measure, self._max_novelty = self.uncertainty, self.max_novelty
-        self.classes_ = estimator.classes_
         self.threshold_ = threshold
         self.validation_coverage_ = coverage
         self.validation_accuracy_ = accuracy
+        return self._wrap(estimator)
+
+    def _wrap(self, estimator):
+        """Take a fitted estimator, and what is known of its inputs."""
+        self.estimator_ = estimator
+        self.classes_ = estimator.classes_
         for name in ("n_features_in_", "feature_names_in_"):
             if hasattr(estimator, name):
                 setattr(self, name, getattr(estimator, name))
@@ -381,6 +387,88 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         answered = self.answers(X)
         return _mean(answered, check_weights(sample_weight, len(answered)))
 
+    def save(self, folder: str | os.PathLike[str], *, include_backbone: bool = False) -> None:
+        """Save the thresholds and the ensemble as a folder of safetensors and JSON files, without pickles.
+
+        Parameters
+        ----------
+        folder : str or path
+            Created if it does not exist. An older model in it is replaced.
+        include_backbone : bool, default=False
+            Whether to embed the backbone's weights, so that loading requires neither a network nor the original.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            If the classifier is not fitted.
+        ValueError
+            If the wrapped estimator is none of skve's, bare or in a FrozenEstimator; if ``uncertainty`` is a
+            callable or ``abstention`` no plain value; and as :meth:`skve.SVEClassifier.save`.
+        OSError
+            If the disk is full or cannot be written to.
+
+        Examples
+        --------
+        >>> import skve, tempfile
+        >>> from skve.datasets import load_fashion
+        >>> data = load_fashion()
+        >>> clf = skve.SVEClassifier(image_size=32, ensemble="head", random_state=0)
+        >>> clf = clf.fit(data.images[:40], data.target[:40])
+        >>> selective = skve.SelectiveClassifier(clf, coverage=0.5, prefit=True, abstention="?")
+        >>> selective = selective.fit(data.images[40:60], data.target[40:60])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     selective.save(folder)
+        ...     same = skve.load(folder)
+        >>> same.threshold_ == selective.threshold_
+        True
+        """
+        from skve._base import BaseSVEClassifier
+        from skve._fitted import saving
+
+        check_is_fitted(self)
+        is_frozen = isinstance(self.estimator_, FrozenEstimator)
+        ensemble = self.estimator_.estimator if is_frozen else self.estimator_
+        if not isinstance(ensemble, BaseSVEClassifier):
+            raise SavedModelError(
+                f"estimator must be a classifier of skve's to be saved, got a {type(ensemble).__name__}. Save others "
+                f"as scikit-learn's user guide says, for instance with skops."
+            )
+        if callable(self._measure):
+            raise SavedModelError(
+                f"uncertainty must be one of {list(MEASURES)} to be saved, got {self._measure!r}, a function."
+            )
+        parameters = self.get_params(deep=False)
+        del parameters["estimator"]
+        if not isinstance(self.random_state, int | np.integer):
+            parameters["random_state"] = None  # the state of a generator is no setting
+        if callable(self.uncertainty):  # changed since the fit
+            parameters["uncertainty"] = self._measure
+        try:
+            saving.plain(self.abstention)
+        except TypeError as error:
+            raise SavedModelError(f"abstention must be a plain value to be saved, got {error}.") from error
+        fitted = {name: getattr(self, name) for name in _SAVED}
+        saving.save(
+            ensemble,
+            folder,
+            include_backbone=include_backbone,
+            selective={"parameters": parameters, "fitted": fitted, "is_frozen": is_frozen},
+        )
+
+    @classmethod
+    def _of_saved(cls, saved, ensemble):
+        """Return the fitted classifier of what `save` wrote; ValueError, KeyError or TypeError if it did not."""
+        parameters, fitted = saved["parameters"], saved["fitted"]
+        result = cls(FrozenEstimator(ensemble) if saved["is_frozen"] else ensemble, **parameters)
+        result._validate_params()
+        for name, constraints in _SAVED.items():
+            validate_parameter_constraints({name: constraints}, {name: fitted[name]}, cls.__name__)
+            setattr(result, name, fitted[name])
+        if np.isnan(result.threshold_):
+            raise ValueError("threshold_ must be a number, got NaN.")
+        check_abstention(result.abstention, ensemble.classes_)
+        return result._wrap(result.estimator)
+
     @property
     def _may_abstain(self):
         return self.coverage < 1 or self.accuracy is not None or self.max_novelty is not None
@@ -439,6 +527,17 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         tags.target_tags = inner.target_tags
         tags.classifier_tags = inner.classifier_tags
         return tags
+
+
+# What a fit learns besides the ensemble, and the values that a saved one may have.
+_SHARE = Interval(Real, 0, 1, closed="both")
+_SAVED: dict[str, list] = {
+    "threshold_": [Real],
+    "validation_coverage_": [_SHARE],
+    "validation_accuracy_": [_SHARE, "nan"],
+    "_measure": [StrOptions(set(MEASURES))],
+    "_max_novelty": [None, Interval(Real, 0, 1, closed="neither")],
+}
 
 
 def _predict(estimator, X, measure, max_novelty):

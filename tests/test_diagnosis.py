@@ -388,7 +388,8 @@ def test__diagnose__fitted_toy_with_everything__one_pass_of_the_members_over_eac
 def toy(**params):
     """An ensemble of a strength that suits a toy backbone: heads that use it, members that differ."""
     given = {"n_members": 2, "member_lr": 3e-3, "head_lr": 0.1, "head_weight_decay": 0.05, "random_state": 0}
-    return ToyClassifier(**given | params)
+    length = {} if "max_epochs" in params else {"max_steps": 160}
+    return ToyClassifier(**given | length | params)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """SelectiveClassifier: scikit-learn's checks, and its promise at a coverage below one."""
 
+import json
 import warnings
 
 import numpy as np
@@ -8,6 +9,7 @@ from sklearn import config_context
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_digits, make_classification
+from sklearn.exceptions import NotFittedError
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
@@ -18,7 +20,10 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from skve import SelectiveClassifier, predict_uncertainty
+from skve import SelectiveClassifier, SVEClassifier, load, predict_uncertainty
+from skve._fitted.saving import document_hash
+from skve.exceptions import SavedModelError
+from skve.testing import make_toy_image_backbone
 from tests.uncertainty.test_uncertainty import MeanOfMembers
 
 WEIGHT_CHECKS = (
@@ -479,3 +484,132 @@ def test__labels_that_are_no_class__count_as_errors(ensemble):
     assert selective.score(X, new) == np.mean(clf.predict(X) == new)
     with pytest.raises(ValueError, match="y"):
         selective.score(X, np.arange(len(y)))
+
+
+# ------------------------------------------------------------------------------------------------- saving
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    """An ensemble of images, 40 images that it was not trained on, and their classes."""
+    rng = np.random.default_rng(0)
+    y = np.where(np.arange(80) % 2, "bright", "dark")
+    X = (rng.integers(0, 120, size=(80, 8, 8, 3)) + np.where(np.arange(80) % 2, 90, 0)[:, None, None, None]).astype(
+        "u1"
+    )
+    clf = SVEClassifier(make_toy_image_backbone(), ensemble="head", n_members=2, image_size=8, random_state=0)
+    return clf.fit(X[:40], y[:40]), X[40:], y[40:]
+
+
+@pytest.fixture
+def saved(photographs, tmp_path):
+    """A function that fits a SelectiveClassifier around the ensemble, saves it, and returns it and what is loaded."""
+    clf, X, y = photographs
+
+    def save_and_load(wrap=lambda clf: clf, **params):
+        selective = SelectiveClassifier(wrap(clf), **params).fit(X, y)
+        selective.save(tmp_path / "model")
+        return selective, load(tmp_path / "model", backbone=make_toy_image_backbone())
+
+    return save_and_load
+
+
+@pytest.mark.parametrize(
+    ("wrap", "params"),
+    [
+        (lambda clf: clf, {"coverage": 0.5, "prefit": True, "abstention": "?"}),
+        (lambda clf: clf, {"accuracy": 0.6, "max_novelty": 0.95, "prefit": True}),
+        (FrozenEstimator, {"coverage": 0.7, "uncertainty": "epistemic", "abstention": "ask"}),
+        (lambda clf: clf, {"prefit": True}),
+        (lambda clf: clf, {"coverage": 0.8, "random_state": 0, "abstention": np.nan, "validation_fraction": 0.5}),
+    ],
+)
+def test__save__load__same_answers_and_parameters(wrap, params, saved, photographs):
+    _, X, _ = photographs
+    selective, loaded = saved(wrap, **params)
+    assert type(loaded) is SelectiveClassifier
+    np.testing.assert_array_equal(loaded.answers(X), selective.answers(X))
+    assert [str(label) for label in loaded.predict(X)] == [str(label) for label in selective.predict(X)]
+    np.testing.assert_array_equal(loaded.predict_proba(X), selective.predict_proba(X))
+    for name in ("threshold_", "validation_coverage_", "validation_accuracy_"):
+        np.testing.assert_equal(getattr(loaded, name), getattr(selective, name))
+    assert {name: str(value) for name, value in loaded.get_params(deep=False).items() if name != "estimator"} == {
+        name: str(value) for name, value in selective.get_params(deep=False).items() if name != "estimator"
+    }
+    assert isinstance(loaded.estimator, FrozenEstimator) == isinstance(selective.estimator, FrozenEstimator)
+
+
+def test__save__twice__one_model_in_the_folder_and_an_ensemble_in_its_place(saved, photographs, tmp_path):
+    saved(coverage=0.5, prefit=True)
+    saved(coverage=0.6, prefit=True)
+    assert sorted(path.name.partition("-")[0] for path in (tmp_path / "model").iterdir()) == [
+        "members",
+        "skve.json",
+        "training",
+    ]
+    photographs[0].save(tmp_path / "model")
+    assert type(load(tmp_path / "model", backbone=make_toy_image_backbone())) is type(photographs[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.set_params(abstention=object()), "abstention must be a plain value to be saved, got a object"),
+        (lambda s: setattr(s, "_measure", len), "uncertainty must be one of .* to be saved, got <built-in"),
+        (
+            lambda s: setattr(s, "estimator_", GaussianNB().fit([[0.0], [1.0]], [0, 1])),
+            "estimator must be a classifier of skve's to be saved, got a GaussianNB",
+        ),
+    ],
+)
+def test__save__what_has_no_safe_form__saved_model_error_and_nothing_written(change, message, photographs, tmp_path):
+    clf, X, y = photographs
+    selective = SelectiveClassifier(clf, coverage=0.5, prefit=True).fit(X, y)
+    change(selective)
+    with pytest.raises(SavedModelError, match=message):
+        selective.save(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test__save__not_fitted__not_fitted_error(photographs, tmp_path):
+    with pytest.raises(NotFittedError):
+        SelectiveClassifier(photographs[0], prefit=True).save(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("fitted", "threshold_", "high"),
+        ("fitted", "threshold_", float("nan")),
+        ("fitted", "_measure", "os.system"),
+        ("fitted", "_max_novelty", 3),
+        ("fitted", "validation_coverage_", -1),
+        ("fitted", "threshold_", None),
+        ("parameters", "coverage", 7),
+        ("parameters", "abstention", "dark"),
+        ("parameters", "estimator", "x"),
+        ("parameters", "unknown", 1),
+    ],
+)
+def test__load__altered_thresholds__saved_model_error(part, name, value, saved, tmp_path):
+    saved(coverage=0.5, prefit=True)
+    path = tmp_path / "model" / "skve.json"
+    document = json.loads(path.read_text())
+    document["selective"][part][name] = value
+    document["sha256"] = document_hash(document)
+    path.write_text(json.dumps(document))
+    with pytest.raises(SavedModelError, match="is damaged"):
+        load(path.parent, backbone=make_toy_image_backbone())
+
+
+def test__load__thresholds_missing__saved_model_error(saved, tmp_path):
+    saved(coverage=0.5, prefit=True)
+    path = tmp_path / "model" / "skve.json"
+    for missing in ("selective", "fitted"):
+        document = json.loads(path.read_text())
+        del (document if missing == "selective" else document["selective"])[missing]
+        document["sha256"] = document_hash(document)
+        path.write_text(json.dumps(document))
+        with pytest.raises(SavedModelError):
+            load(path.parent)
+        saved(coverage=0.5, prefit=True)

@@ -25,11 +25,13 @@ from skve.exceptions import BackboneError, SavedModelError, SkveError
 
 if TYPE_CHECKING:
     from skve._base import BaseSVEClassifier
+    from skve.selective import SelectiveClassifier
 
 FORMAT_VERSION = 1
 DOCUMENT = "skve.json"
 STAGING = ".skve.saving"  # a folder in the model's folder, where a save prepares its files
 LOCK = ".skve.lock"  # only where a folder itself cannot be locked
+_SELECTIVE = "SelectiveClassifier"
 PAIRS = "pairs"  # marks a dict in the parameters, as a list of its items
 _TENSORS = re.compile(r"(members|training|backbone|tokenizer)-[0-9a-f]{16}\.safetensors")
 _LARGEST_DOCUMENT = 32 * 1024**2  # bytes
@@ -39,8 +41,8 @@ _GIVE = "pass it to skve.load(folder, backbone=module), for texts as backbone=(m
 # -------------------------------------------------------------------------------------------------- save
 
 
-def save(estimator, folder, *, include_backbone):
-    """Write a fitted estimator; see `BaseSVEClassifier.save`.
+def save(estimator, folder, *, include_backbone, selective=None):
+    """Write a fitted estimator; see `BaseSVEClassifier.save`. `selective` is what a SelectiveClassifier adds to it.
 
     Files of tensors are named after their content, and `skve.json`, which refers to them, is replaced last and
     at once: whenever the writing stops, the folder holds a whole model, the old one or the new. Savers into one
@@ -53,7 +55,7 @@ def save(estimator, folder, *, include_backbone):
     folder = pathlib.Path(folder)
     if folder.exists() and not folder.is_dir():
         raise SavedModelError(f"folder must be a folder, which a model is saved as, got {str(folder)!r}, a file.")
-    tensors, document = _content(estimator, include_backbone)
+    tensors, document = _content(estimator, include_backbone, selective)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
@@ -67,7 +69,7 @@ def save(estimator, folder, *, include_backbone):
         ) from error
 
 
-def _content(estimator, include_backbone):
+def _content(estimator, include_backbone, selective):
     """Return what is to be written, before anything is: files of tensors by their stem, and the document."""
     from safetensors.numpy import save as to_bytes
 
@@ -110,6 +112,8 @@ def _content(estimator, include_backbone):
             if field.name not in ("arrays", "training", "spec")
         },
     }
+    if selective is not None:  # another class, so that no version takes it for the ensemble alone
+        document |= {"class": _SELECTIVE, "selective": {**selective, "class": document["class"]}}
     try:
         document = plain(document)
     except TypeError as error:
@@ -299,7 +303,7 @@ def _files_of(document):
 # -------------------------------------------------------------------------------------------------- load
 
 
-def load(folder: str | os.PathLike[str], *, backbone: Any = None) -> BaseSVEClassifier:
+def load(folder: str | os.PathLike[str], *, backbone: Any = None) -> BaseSVEClassifier | SelectiveClassifier:
     """Load an estimator that `save` wrote. Nothing in the folder is executed.
 
     Parameters
@@ -313,7 +317,7 @@ def load(folder: str | os.PathLike[str], *, backbone: Any = None) -> BaseSVEClas
 
     Returns
     -------
-    estimator : SVEClassifier or SVETextClassifier
+    estimator : SVEClassifier, SVETextClassifier or SelectiveClassifier
         Fitted.
 
     Raises
@@ -370,7 +374,19 @@ def load(folder: str | os.PathLike[str], *, backbone: Any = None) -> BaseSVEClas
     except ValueError:
         warn(f"device={estimator.device!r} of the fit is not on this machine: 'auto' is used")
         estimator.set_params(device="auto")
-    return estimator
+    return _wrapped(path, document, estimator)
+
+
+def _wrapped(path, document, estimator):
+    """Return an estimator, or the SelectiveClassifier that was saved with it."""
+    if document["class"] != _SELECTIVE:
+        return estimator
+    from skve.selective import SelectiveClassifier
+
+    try:
+        return SelectiveClassifier._of_saved(document["selective"], estimator)
+    except (ValueError, KeyError, TypeError) as error:
+        raise SavedModelError(f"{path} is damaged: {type(error).__name__}: {error}. Save the model again.") from error
 
 
 def _restore(path, document, files):
@@ -411,12 +427,13 @@ def _new_estimator(path, document):
 
     own = {name: getattr(skve, name) for name in skve.ESTIMATORS}
     classes = {**_subclasses(own.values()), **own}
-    if document["class"] not in classes:
+    name = document["selective"]["class"] if document["class"] == _SELECTIVE else document["class"]
+    if name not in classes:
         raise SavedModelError(
-            f"{path}: the class must be one of {sorted(own)} or an imported subclass, got {document['class']!r}. "
+            f"{path}: the class must be one of {sorted(own)} or an imported subclass, got {name!r}. "
             f"Upgrade skve, or import the module that defines the class."
         )
-    return classes[document["class"]](
+    return classes[name](
         **{
             name: dict(value[PAIRS]) if isinstance(value, dict) else value
             for name, value in document["parameters"].items()
