@@ -20,7 +20,7 @@ def main():
     clf.fit(data.images, data.target)
     report("clothes", clf, data.images_test, data.target_test, data.images_ood[:200], "digits")
 
-    # MAPIE wants X with a shape: for texts an array, for PIL images or files an array of objects or a Series.
+    # MAPIE requires X with a shape: for texts an array, for PIL images or files an array of objects or a Series.
     data = load_intents()
     texts, foreign = (np.array(X, dtype=object) for X in (data.texts_test, data.texts_ood[:200]))
     X_train, _, y_train, _ = train_test_split(

@@ -877,6 +877,46 @@ class BaseSVEClassifier(
         fitted = self._snapshot()
         return fitted.classes_[fitted.predict_proba(X).argmax(axis=1)]
 
+    def score(self, X: Samples, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """Return the accuracy on given samples.
+
+        Parameters
+        ----------
+        X : array-like of length n_samples
+            Inputs of one of the kinds that the class lists.
+        y : array-like of shape (n_samples,)
+            True labels, in any container that `fit` takes. Labels that are not in `classes_` count as errors.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Sample weights.
+
+        Returns
+        -------
+        accuracy : float
+            Between 0 and 1.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            If the estimator is not fitted.
+        ValueError, TypeError
+            If no label is in `classes_`, lengths differ, weights are negative, not finite or all zero; and as
+            `predict`.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from skve.testing import ToyClassifier
+        >>> X, y = load_iris(return_X_y=True)
+        >>> clf = ToyClassifier(n_members=2, random_state=0).fit(X, y)
+        >>> bool(0 <= clf.score(X, y) <= 1)
+        True
+        """
+        from skve.metrics._inputs import check_comparable
+
+        predicted = self.predict(X)
+        right = predicted == check_comparable(y, self.classes_, len(predicted))
+        return float(np.average(right, weights=check_weights(sample_weight, len(predicted))))
+
     def predict_uncertainty(self, X: Samples) -> Uncertainty:
         """Predict the uncertainty of each sample, in nats, and split it by source.
 

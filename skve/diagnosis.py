@@ -363,7 +363,7 @@ def _ratios_hardly_moved(case):
     if not case.logs or not case.init_scale:
         return _Lacking("no ratios_ or no init_scale")
     moved = _rms(np.concatenate([values.ravel() for values in case.logs.values()]))
-    # Ratios drawn too far from 1 are a failure of their own, and cannot be told from ratios that moved.
+    # Ratios drawn too far from 1 are a failure of their own, and cannot be distinguished from ratios that moved.
     if case.init_scale > _LARGE_INIT or not moved < _HARDLY_MOVED * case.init_scale:
         return None
     return (

@@ -37,7 +37,7 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
     """Classifier that abstains from the samples it is least sure of.
 
     Answers where the uncertainty is at most a threshold, which ``fit`` chooses on validation data so
-    that a wanted share of the samples is answered, or a wanted accuracy is reached on the answers.
+    that a given share of the samples is answered, or a given accuracy is reached on the answers.
 
     Parameters
     ----------
@@ -198,10 +198,11 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         self._validate_params()
         if self.accuracy is not None and self.coverage < 1:
             raise ValueError(
-                f"Ask for a coverage or an accuracy, got coverage={self.coverage} and accuracy={self.accuracy}."
+                f"coverage must be 1.0 where accuracy is given, got coverage={self.coverage} and "
+                f"accuracy={self.accuracy}. Ask for one of the two."
             )
         if (X_val is None) != (y_val is None):
-            raise ValueError("X_val and y_val go together, got only one of them.")
+            raise ValueError("X_val and y_val must be given together, got one of them.")
         if y is None:
             raise ValueError("SelectiveClassifier requires y to be passed, but the target y is None.")
         if hasattr(self.abstention, "__len__") and not isinstance(self.abstention, str | bytes):
@@ -605,8 +606,8 @@ def choose_threshold(scores, correct, weight, *, coverage, accuracy):
         if len(reached) == 0:
             best = int(np.nanargmax(accuracies))
             raise ValueError(
-                f"accuracy={accuracy} is not reached on the validation data at any coverage: "
-                f"the best is {accuracies[best]:.4g}, at a coverage of {coverages[best]:.4g}."
+                f"accuracy must be reached on the validation data at some coverage, got {accuracy}, where the best "
+                f"is {accuracies[best]:.4g}, at a coverage of {coverages[best]:.4g}. Ask for less."
             )
         chosen = reached[-1]
     threshold = thresholds[chosen] if chosen < len(thresholds) - 1 else np.inf
@@ -614,9 +615,9 @@ def choose_threshold(scores, correct, weight, *, coverage, accuracy):
 
 
 def check_abstention(abstention, classes):
-    """Check that an abstention can be told from the classes, so that none counts as an answer."""
+    """Check that an abstention differs from the classes, so that none counts as an answer."""
     if any(_is_same(abstention, label) for label in classes.tolist()):
-        raise ValueError(f"abstention may not be a class, got {abstention!r}.")
+        raise ValueError(f"abstention must not be a class, got {abstention!r}.")
 
 
 def put_abstention(predicted, answered, abstention):

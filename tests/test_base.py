@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from sklearn.base import clone
+from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -238,3 +239,29 @@ def test__transform__unknown_features__value_error(blobs, fitted_on_blobs):
     with pytest.raises(ValueError, match="features"):
         fitted_on_blobs.set_params(features="pixels").transform(blobs[0])
     fitted_on_blobs.set_params(features="backbone")
+
+
+@pytest.mark.parametrize(
+    "container",
+    [
+        lambda y: y.astype(object),
+        list,
+        lambda y: [int(label) for label in y],
+        lambda y: pytest.importorskip("pandas").Series(y, dtype="Int64"),
+        lambda y: pytest.importorskip("pandas").Categorical(y),
+    ],
+)
+def test__score__labels_in_any_container__accuracy(container):
+    X, y = load_iris(return_X_y=True)
+    clf = ToyClassifier(ensemble="head", n_members=1, random_state=0).fit(X, y)
+    assert clf.score(X, container(y)) == np.mean(clf.predict(X) == y) > 0.8
+    weight = np.arange(len(y))
+    assert clf.score(X, container(y), weight) == pytest.approx(np.average(clf.predict(X) == y, weights=weight))
+
+
+def test__score__labels_that_are_no_class__errors_and_a_value_error_if_all_are():
+    X, y = load_iris(return_X_y=True)
+    clf = ToyClassifier(ensemble="head", n_members=1, random_state=0).fit(X, y)
+    assert clf.score(X, np.where(np.arange(150) < 75, 7, y)) == np.mean((clf.predict(X) == y)[75:]) / 2
+    with pytest.raises(ValueError, match="y must hold labels that are among classes_"):
+        clf.score(X, y.astype(str))

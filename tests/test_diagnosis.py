@@ -319,7 +319,7 @@ def test__diagnose__reference_of_other_classes__value_error(data):
 
 
 def test__diagnose__plain_classifier__type_error(data, reference):
-    with pytest.raises(TypeError, match="LogisticRegression has no predict_proba_members"):
+    with pytest.raises(TypeError, match="got a LogisticRegression, which has no predict_proba_members"):
         diagnose(reference, data[0])
 
 

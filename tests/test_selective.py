@@ -159,7 +159,9 @@ def test__accuracy__unreachable__value_error_with_the_best(digits):
     X_train, y_train = digits[0], np.random.default_rng(0).permutation(digits[2])
     model = LogisticRegression(max_iter=20, C=1e-6).fit(X_train, y_train)
     clf = SelectiveClassifier(FrozenEstimator(model), accuracy=1.0, uncertainty=lambda e, X: X[:, 0] * 0)
-    with pytest.raises(ValueError, match=r"accuracy=1\.0 is not reached .* the best is 0\.\d+, at a coverage of 1"):
+    with pytest.raises(
+        ValueError, match=r"accuracy must be reached .* got 1\.0, where the best is 0\.\d+, at a coverage of 1"
+    ):
         clf.fit(X_val, y_val)
 
 
@@ -190,7 +192,7 @@ def test__predict__any_abstention__kept_as_it_is(labels, abstention, kind, digit
 
 
 def test__fit__abstention_is_a_class__value_error(digits):
-    with pytest.raises(ValueError, match="abstention may not be a class, got 3"):
+    with pytest.raises(ValueError, match="abstention must not be a class, got 3"):
         SelectiveClassifier(GaussianNB(), coverage=0.8, abstention=3).fit(digits[0], digits[2])
 
 
@@ -210,7 +212,7 @@ def test__uncertainty__epistemic_of_an_ensemble__threshold_on_it():
 
 
 def test__uncertainty__epistemic_of_a_plain_classifier__type_error(digits):
-    with pytest.raises(TypeError, match="GaussianNB has no predict_uncertainty"):
+    with pytest.raises(TypeError, match="got a GaussianNB, which has no predict_uncertainty"):
         SelectiveClassifier(GaussianNB(), coverage=0.7, uncertainty="epistemic").fit(digits[0], digits[2])
 
 
@@ -286,7 +288,7 @@ def test__selective__failed_fit__leaves_the_fitted_state(digits):
         ({"uncertainty": "entropy"}, "'uncertainty' parameter"),
         ({"validation_fraction": 1.0}, "'validation_fraction' parameter"),
         ({"estimator": LinearSVC()}, "'estimator' parameter"),
-        ({"coverage": 0.8, "accuracy": 0.9}, "Ask for a coverage or an accuracy"),
+        ({"coverage": 0.8, "accuracy": 0.9}, "coverage must be 1.0 where accuracy is given"),
     ],
 )
 def test__fit__bad_parameter__value_error_names_it(params, message, digits):
@@ -295,7 +297,7 @@ def test__fit__bad_parameter__value_error_names_it(params, message, digits):
 
 
 def test__fit__half_of_validation_data__value_error(digits):
-    with pytest.raises(ValueError, match="X_val and y_val go together"):
+    with pytest.raises(ValueError, match="X_val and y_val must be given together"):
         SelectiveClassifier(GaussianNB(), coverage=0.8).fit(digits[0], digits[2], X_val=digits[1])
 
 

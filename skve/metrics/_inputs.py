@@ -97,10 +97,10 @@ def check_scores(scores: Any, *, name: str) -> NDArray[np.float64]:
             f"{name} must be real numbers of shape (n_samples,), got shape {scores.shape} and dtype {scores.dtype}."
         )
     if len(scores) == 0:
-        raise ValueError(f"{name} has no samples: at least one is wanted.")
+        raise ValueError(f"{name} must have at least one sample, got none.")
     scores = scores.astype(np.float64, copy=False)
     if not np.isfinite(scores).all():
-        raise ValueError(f"{name} contains NaN or infinity.")
+        raise ValueError(f"{name} must be finite, got NaN or infinity.")
     return scores
 
 

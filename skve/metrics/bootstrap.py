@@ -133,7 +133,7 @@ def paired_bootstrap(
     """Percentile bootstrap interval of ``metric(a) - metric(b)`` for two models on the same test samples.
 
     Both models meet the same resamples, so that what makes a sample hard for both cancels. An interval
-    without 0 tells the models apart.
+    without 0 distinguishes the models.
 
     Parameters
     ----------
@@ -181,7 +181,7 @@ def paired_bootstrap(
     """
     a, b = _as_runs(y_proba_a, "y_proba_a"), _as_runs(y_proba_b, "y_proba_b")
     if len(a) != len(b):
-        raise ValueError(f"y_proba_a has {len(a)} runs and y_proba_b has {len(b)}: pairs are wanted.")
+        raise ValueError(f"y_proba_b must have {len(a)} runs like y_proba_a, got {len(b)}.")
     return _bootstrap(metric, y_true, [a, b], [1.0, -1.0], n_resamples, confidence_level, random_state, metric_params)
 
 
@@ -202,10 +202,10 @@ def _bootstrap(metric, y_true, models, signs, n_resamples, confidence_level, ran
         raise ValueError(f"confidence_level must be in (0, 1), got {confidence_level!r}.")
     n_runs, n_samples = len(models[0]), len(y_true)
     if n_runs == 0 or n_samples == 0:
-        raise ValueError("The predictions hold no runs or no samples: at least one of each is wanted.")
+        raise ValueError(f"The predictions must have at least one run and one sample, got {n_runs} and {n_samples}.")
     for runs in models:
         if runs.shape[1] != n_samples:
-            raise ValueError(f"y_true has {n_samples} samples and the predictions have {runs.shape[1]}.")
+            raise ValueError(f"The predictions must have {n_samples} samples like y_true, got {runs.shape[1]}.")
     if isinstance(metric, partial):  # what it binds is treated like what is passed on
         params = {**metric.keywords, **params}
     labels = inspect.signature(metric).parameters.get("labels")

@@ -215,7 +215,7 @@ def linear_cka(features_a: ArrayLike, features_b: ArrayLike) -> float:
     """
     a, b = _centred(features_a, "features_a"), _centred(features_b, "features_b")
     if len(a) != len(b):
-        raise ValueError(f"features_a has {len(a)} samples and features_b has {len(b)}.")
+        raise ValueError(f"features_b must have {len(a)} samples like features_a, got {len(b)}.")
     scale = _overlap(a, a) * _overlap(b, b)
     return float(_overlap(a, b) / np.sqrt(scale)) if scale > 0 else float("nan")
 
@@ -296,7 +296,7 @@ def _centred(features, name):
     if features.ndim != 2 or features.size == 0:
         raise ValueError(f"{name} must have shape (n_samples, n_features), got {features.shape}.")
     if not np.isfinite(features).all():
-        raise ValueError(f"{name} contains NaN or infinity.")
+        raise ValueError(f"{name} must be finite, got NaN or infinity.")
     features = features - features[0]  # so that what is constant becomes zero, without rounding errors
     return features - features.mean(axis=0)
 

@@ -1,4 +1,4 @@
-"""Out-of-distribution detection: does the uncertainty tell foreign samples from familiar ones?"""
+"""Out-of-distribution detection: does the uncertainty distinguish foreign samples from familiar ones?"""
 
 import numpy as np
 from numpy.typing import ArrayLike

@@ -92,11 +92,11 @@ class ProbaScorer(_Scorer):
 
 
 class OODScorer(_Scorer):
-    """Score how well a classifier's uncertainty tells foreign samples; built by :func:`make_ood_scorer`.
+    """Score how well a classifier's uncertainty detects foreign samples; built by :func:`make_ood_scorer`.
 
     Parameters
     ----------
-    X_ood : array-like or list of length n_out
+    X_ood : array-like or list of length n_out, or Uncertainty
     metric : str, default="auroc"
     uncertainty : str or callable, default="total"
     """
@@ -113,8 +113,8 @@ class OODScorer(_Scorer):
         ----------
         estimator : fitted classifier
             Has what the measure of uncertainty needs.
-        X : array-like or list of length n_in
-            Samples of the training kind.
+        X : array-like or list of length n_in, or Uncertainty
+            Samples of the training kind; or ``skve.predict_uncertainty(estimator, X)``, where it is known already.
         y : ignored
             Not used.
         sample_weight : array-like of shape (n_in,), default=None
@@ -173,13 +173,13 @@ def get_scorer(name: str, **params: Any) -> Callable[..., float]:
                 f"name must be one of {get_scorer_names()} or a scorer of scikit-learn, got {name!r}."
             ) from error
         if params:
-            raise ValueError(f"{name!r} is scikit-learn's scorer and takes no parameters, got {list(params)}.")
+            raise ValueError(f"params must be empty for {name!r}, a scorer of scikit-learn's, got {list(params)}.")
         return scorer
     metric, defaults, sign = _SCORERS[name]
     known = set(inspect.signature(metric).parameters) - {"y_true", "y_proba", "labels", "sample_weight"}
     known.discard("uncertainty")  # one value per sample: not known before the samples are
     if not set(params) <= known:
-        raise ValueError(f"{name!r} has the parameters {sorted(known)}, got {sorted(set(params) - known)}.")
+        raise ValueError(f"params of {name!r} must be among {sorted(known)}, got {sorted(set(params) - known)}.")
     return ProbaScorer(metric, params={**defaults, **params}, sign=sign)
 
 
@@ -202,12 +202,13 @@ def get_scorer_names() -> list[str]:
 def make_ood_scorer(
     X_ood: Any, *, metric: str = "auroc", uncertainty: str | Callable[[Any, Any], ArrayLike] = "total"
 ) -> Callable[..., float]:
-    """Make a scorer of how well a classifier's uncertainty tells given foreign samples from its own.
+    """Make a scorer of how well a classifier's uncertainty distinguishes given foreign samples from its own.
 
     Parameters
     ----------
-    X_ood : array-like or list of length n_out
-        Foreign samples, of the kind that the classifier takes.
+    X_ood : array-like or list of length n_out, or Uncertainty
+        Foreign samples, of the kind that the classifier takes; or ``skve.predict_uncertainty(estimator, X_ood)`` of
+        the one classifier that is scored, where it is known already.
     metric : {"auroc", "aupr", "fpr_at_tpr"}, default="auroc"
         The metric; "fpr_at_tpr" is negated, so that higher is better.
     uncertainty : str or callable, default="total"
@@ -218,7 +219,7 @@ def make_ood_scorer(
     Returns
     -------
     callable
-        ``scorer(estimator, X, y=None, sample_weight=None)``.
+        ``scorer(estimator, X, y=None, sample_weight=None)``; ``X`` may be an ``Uncertainty``, too.
 
     Raises
     ------

@@ -313,7 +313,7 @@ def _ranked(
     else:
         uncertainty = check_scores(uncertainty, name="uncertainty")
         if len(uncertainty) != len(columns):
-            raise ValueError(f"uncertainty has {len(uncertainty)} samples and y_true has {len(columns)}.")
+            raise ValueError(f"uncertainty must have {len(columns)} samples like y_true, got {len(uncertainty)}.")
     if weight is not None:  # a sample of no weight has no share in any coverage
         kept = weight > 0
         uncertainty, correct, weight = uncertainty[kept], correct[kept], weight[kept]

@@ -36,7 +36,10 @@ def split_axes(caller, ax, n_rows, n_columns, **ratios):
 
     spec = ax.get_subplotspec()
     if spec is None:
-        raise ValueError(f"{caller} draws several panels, and ax must come from plt.subplots or add_subplot.")
+        raise ValueError(
+            f"ax must come from plt.subplots or add_subplot for the panels of {caller}, got one without a place in a "
+            f"grid."
+        )
     ax.set_axis_off()
     grid = spec.subgridspec(n_rows, n_columns, **ratios)
     return np.array([[ax.figure.add_subplot(grid[i, j]) for j in range(n_columns)] for i in range(n_rows)])

@@ -81,7 +81,15 @@ class ReliabilityDisplay:
 
     @classmethod
     def from_estimator(
-        cls, estimator: Any, X: Any, y: ArrayLike, *, name: str | None = None, ax: Any = None, **options: Any
+        cls,
+        estimator: Any,
+        X: Any,
+        y: ArrayLike,
+        *,
+        y_proba: ArrayLike | None = None,
+        name: str | None = None,
+        ax: Any = None,
+        **options: Any,
     ) -> Self:
         """Draw the diagram of a fitted classifier.
 
@@ -93,8 +101,10 @@ class ReliabilityDisplay:
             Samples it was not trained on.
         y : array-like of shape (n_samples,)
             True classes.
+        y_proba : array-like of shape (n_samples, n_classes), default=None
+            ``estimator.predict_proba(X)``, where it is known already.
         name : str, default=None
-            Name for the legend; by default the class of the estimator.
+            Name for the title; by default the class of the estimator.
         ax : matplotlib Axes, default=None
             Where to draw; by default a new figure.
         **options
@@ -105,7 +115,8 @@ class ReliabilityDisplay:
         ReliabilityDisplay
         """
         options = {"labels": estimator.classes_} | options
-        return cls.from_predictions(y, estimator.predict_proba(X), name=name_of(estimator, name), ax=ax, **options)
+        proba = estimator.predict_proba(X) if y_proba is None else y_proba
+        return cls.from_predictions(y, proba, name=name_of(estimator, name), ax=ax, **options)
 
     @classmethod
     def from_predictions(

@@ -82,6 +82,7 @@ class MembersDisplay:
         X: Any,
         y: Sequence[Any] | NDArray[Any] | None = None,
         *,
+        member_proba: ArrayLike | None = None,
         n_top: int = 3,
         name: str | None = None,
         ax: Any = None,
@@ -97,6 +98,8 @@ class MembersDisplay:
             Samples, images or texts, to predict and to show; a handful.
         y : array-like of shape (n_samples,), default=None
             True classes.
+        member_proba : array-like of shape (n_members, n_samples, n_classes), default=None
+            ``estimator.predict_proba_members(X)``, where it is known already.
         n_top : int, default=3
             Number of classes per sample.
         name : str, default=None
@@ -111,7 +114,7 @@ class MembersDisplay:
         import_pyplot(cls.__name__)
         model, model_X, _ = unwrap(estimator, X, "predict_proba_members")
         return cls.from_members(
-            model.predict_proba_members(model_X),
+            model.predict_proba_members(model_X) if member_proba is None else member_proba,
             samples=X,
             y_true=y,
             classes=model.classes_,
@@ -166,15 +169,15 @@ class MembersDisplay:
         member_proba = check_member_proba(member_proba)
         _, n_samples, n_classes = member_proba.shape
         if n_samples == 0:
-            raise ValueError("member_proba has no samples: at least one is wanted.")
+            raise ValueError(f"member_proba must have at least one sample, got shape {member_proba.shape}.")
         classes = np.arange(n_classes) if classes is None else np.asarray(classes)
-        for values, wanted, what in (
+        for values, n_entries, what in (
             (classes, n_classes, "classes"),
             (samples, n_samples, "samples"),
             (y_true, n_samples, "y_true"),
         ):
-            if values is not None and len(values) != wanted:
-                raise ValueError(f"{what} must have {wanted} entries like member_proba, got {len(values)}.")
+            if values is not None and len(values) != n_entries:
+                raise ValueError(f"{what} must have {n_entries} entries like member_proba, got {len(values)}.")
         y_true = None if y_true is None else np.asarray(y_true)
         display = cls(member_proba, classes, samples=samples, y_true=y_true, n_top=n_top, name=name)
         return display.plot(ax)

@@ -28,7 +28,7 @@ _AXIS = {
 class UncertaintyDisplay:
     """Histograms of the uncertainty about familiar and foreign samples.
 
-    The less they overlap, the better foreign samples can be told. Use :meth:`from_estimator` or
+    The less they overlap, the better foreign samples are detected. Use :meth:`from_estimator` or
     :meth:`from_predictions` to make one.
 
     Parameters
@@ -38,7 +38,7 @@ class UncertaintyDisplay:
     scores_out : ndarray of shape (n_out,)
         Uncertainty about foreign samples.
     auroc : float
-        AUROC of telling them apart.
+        AUROC of distinguishing them.
     name : str, default=None
         Name of the model, for the title.
     xlabel : str, default="Uncertainty"
@@ -95,10 +95,10 @@ class UncertaintyDisplay:
         ----------
         estimator : fitted classifier
             Has what the measure of uncertainty needs.
-        X : array-like or list of length n_in
-            Samples of the training kind.
-        X_ood : array-like or list of length n_out
-            Foreign samples.
+        X : array-like or list of length n_in, or Uncertainty
+            Samples of the training kind; or ``skve.predict_uncertainty(estimator, X)``, where it is known already.
+        X_ood : array-like or list of length n_out, or Uncertainty
+            Foreign samples; or the same of them.
         uncertainty : str or callable, default="total"
             A measure as of :class:`skve.SelectiveClassifier`, or ``uncertainty(estimator, X)``.
         name : str, default=None

@@ -81,7 +81,8 @@ class RiskCoverageDisplay:
         X: Any,
         y: ArrayLike,
         *,
-        uncertainty: str | Callable[[Any, Any], ArrayLike] = "total",
+        y_proba: ArrayLike | None = None,
+        uncertainty: str | Callable[[Any, Any], ArrayLike] | ArrayLike | Uncertainty = "total",
         sample_weight: ArrayLike | None = None,
         name: str | None = None,
         ax: Any = None,
@@ -97,9 +98,12 @@ class RiskCoverageDisplay:
             Samples it was not trained on.
         y : array-like of shape (n_samples,)
             True classes.
-        uncertainty : str or callable, default="total"
+        y_proba : array-like of shape (n_samples, n_classes), default=None
+            ``estimator.predict_proba(X)``, where it is known already.
+        uncertainty : str, callable, array-like of shape (n_samples,) or Uncertainty, default="total"
             What the samples are ranked by: a measure as of :class:`skve.SelectiveClassifier`, or
-            ``uncertainty(estimator, X)``.
+            ``uncertainty(estimator, X)``; or what is known already: scores, or an ``Uncertainty``, of which the
+            total is taken.
         sample_weight : array-like of shape (n_samples,), default=None
             Sample weights.
         name : str, default=None
@@ -114,12 +118,15 @@ class RiskCoverageDisplay:
         RiskCoverageDisplay
         """
         import_pyplot(cls.__name__)
-        check_measure(uncertainty)
-        proba = estimator.predict_proba(X)
+        is_measure = isinstance(uncertainty, str) or callable(uncertainty)
+        if is_measure:
+            check_measure(uncertainty)
+        proba = estimator.predict_proba(X) if y_proba is None else y_proba
+        scores: Any = uncertainty_scores(estimator, X, uncertainty, proba=proba) if is_measure else uncertainty
         return cls.from_predictions(
             y,
             proba,
-            uncertainty=uncertainty_scores(estimator, X, uncertainty, proba=proba),
+            uncertainty=scores,
             labels=estimator.classes_,
             sample_weight=sample_weight,
             name=name_of(estimator, name),
@@ -133,7 +140,7 @@ class RiskCoverageDisplay:
         y_true: ArrayLike,
         y_proba: ArrayLike,
         *,
-        uncertainty: ArrayLike | None = None,
+        uncertainty: ArrayLike | Uncertainty | None = None,
         labels: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
         name: str | None = None,

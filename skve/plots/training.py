@@ -11,6 +11,7 @@ from skve.uncertainty._wrappers import unwrap
 
 # A map whose lightness rises evenly: the order of the layers survives greyscale.
 _COLORMAP = "cividis"
+_ENTRIES = {"epoch", "loss", "valid_nll", "ratio_spread"}  # of a history
 
 
 class TrainingDisplay:
@@ -104,17 +105,19 @@ class TrainingDisplay:
             If matplotlib is not installed.
         """
         import_pyplot(cls.__name__)
-        missing = {"epoch", "loss", "valid_nll", "ratio_spread"} - set(history)
+        missing = _ENTRIES - set(history)
         if missing:
-            raise ValueError(f"history lacks {sorted(missing)}.")
+            raise ValueError(
+                f"history must have the entries {sorted(_ENTRIES)}, got none of the name {sorted(missing)}."
+            )
         n_epochs = len(history["epoch"])
         if n_epochs == 0:
-            raise ValueError("history has no epochs.")
+            raise ValueError("history must have at least one epoch, got none.")
         lists = {"loss": history["loss"], "valid_nll": history["valid_nll"], **history["ratio_spread"]}
         for key, values in lists.items():
             if len(values) != n_epochs:
                 raise ValueError(
-                    f"history has {n_epochs} epochs, but {len(values)} values of {key!r}: as many are wanted."
+                    f"history must have {n_epochs} values of {key!r}, as many as epochs, got {len(values)}."
                 )
         return cls(history, name=name).plot(ax)
 
@@ -264,7 +267,7 @@ class LayersDisplay:
         """
         import_pyplot(cls.__name__)
         if not ratios:
-            raise ValueError("ratios has no layers: at least one is wanted.")
+            raise ValueError("ratios must have at least one layer, got none.")
         arrays = {layer: np.asarray(values) for layer, values in ratios.items()}
         n_members = next(iter(arrays.values())).shape[:1]
         for layer, values in arrays.items():
@@ -274,7 +277,7 @@ class LayersDisplay:
                     f"layer, got {values.shape} in {layer!r}."
                 )
             if not (values > 0).all():
-                raise ValueError(f"ratios must be positive, but one in {layer!r} is not.")
+                raise ValueError(f"ratios must be positive, got {values.min():g} in {layer!r}.")
         return cls(arrays, name=name).plot(ax)
 
     def plot(self, ax: Any = None, *, name: str | None = None) -> Self:

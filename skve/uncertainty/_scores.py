@@ -35,7 +35,8 @@ def uncertainty_scores(estimator, X, measure, *, proba=None, uncertainty=None):
     ----------
     estimator : fitted classifier
         Has ``predict_proba``; measures of members need :func:`skve.predict_uncertainty` to find an ensemble.
-    X : array-like or list of length n_samples
+    X : array-like or list of length n_samples, or Uncertainty
+        An ``Uncertainty`` is what is known of the samples already: nothing is predicted then.
     measure : str or callable
         One of ``MEASURES``, or ``measure(estimator, X)`` returns an array of shape (n_samples,).
     proba : ndarray of shape (n_samples, n_classes), default=None
@@ -47,6 +48,8 @@ def uncertainty_scores(estimator, X, measure, *, proba=None, uncertainty=None):
     -------
     ndarray of shape (n_samples,)
     """
+    if isinstance(X, measures.Uncertainty):
+        uncertainty = X
     if callable(measure):
         scores = measure(estimator, X)
     elif uncertainty is not None:
@@ -59,13 +62,13 @@ def uncertainty_scores(estimator, X, measure, *, proba=None, uncertainty=None):
     if scores.ndim != 1:
         raise ValueError(f"uncertainty must be of shape (n_samples,), got {scores.shape} from {measure!r}.")
     if np.isnan(scores).any():
-        remedy = " Models saved by skve 0.1 have no novelty: fit again." if measure == "novelty" else ""
+        remedy = " Models saved by skve 0.1 have no novelty. Fit again." if measure == "novelty" else ""
         raise ValueError(f"uncertainty must be a number for each sample, got NaN from {measure!r}.{remedy}")
     return scores
 
 
 def predict_with_scores(estimator, X, measure):
-    """Predicted classes and uncertainties, in one pass over the samples where one tells both.
+    """Predicted classes and uncertainties, in one pass over the samples where one gives both.
 
     Parameters
     ----------

@@ -71,7 +71,7 @@ def check_member_proba(member_proba: Any, *, name: str = "member_proba") -> NDAr
     """
     member_proba = _as_floats(member_proba, name, ("n_members", "n_samples", "n_classes"))
     if member_proba.shape[0] == 0:
-        raise ValueError(f"{name} has no members: got shape {member_proba.shape}.")
+        raise ValueError(f"{name} must have at least one member, got shape {member_proba.shape}.")
     for member, proba in enumerate(member_proba):
         _check_rows(proba, f"{name}[{member}]")
     return member_proba
@@ -85,7 +85,7 @@ def _as_floats(values, name, axes):
     if array.ndim != len(axes):
         raise ValueError(f"{name} must have shape ({', '.join(axes)}), got an array of shape {array.shape}.")
     if array.shape[-1] == 0:
-        raise ValueError(f"{name} has no classes: got an array of shape {array.shape}.")
+        raise ValueError(f"{name} must have at least one class, got an array of shape {array.shape}.")
     if array.dtype.kind in "iub":
         array = array.astype(np.float64)
     if array.dtype.kind != "f":

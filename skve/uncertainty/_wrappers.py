@@ -14,7 +14,7 @@ def unwrap(estimator, X, method):
     X : array-like or list of length n_samples, or None
         What ``estimator`` takes.
     method : str
-        The method or attribute that is wanted, for instance ``"predict_uncertainty"``.
+        The method or attribute to find, for instance ``"predict_uncertainty"``.
 
     Returns
     -------
@@ -60,8 +60,8 @@ def unwrap(estimator, X, method):
             return estimator, X, calibrated
         elif hasattr(estimator, "final_estimator_"):
             raise TypeError(
-                f"{type(estimator).__name__} predicts by a final estimator on top of its models, and {method} "
-                "is asked of one model. Ask that."
+                f"estimator must predict by one model that has {method}, got a {type(estimator).__name__}, which "
+                f"predicts by a final estimator on top of several. Pass one of these."
             )
         elif hasattr(estimator, "estimators_"):
             estimator = _only_one(estimator, estimator.estimators_, method)
@@ -70,8 +70,9 @@ def unwrap(estimator, X, method):
         else:
             _check_fitted(estimator)
             raise TypeError(
-                f"{type(estimator).__name__} has no {method}: an ensemble such as skve.SVEClassifier is "
-                "wanted, or a fitted Pipeline, search, FrozenEstimator or CalibratedClassifierCV around one."
+                f"estimator must be an ensemble such as skve.SVEClassifier, or a fitted Pipeline, search, "
+                f"FrozenEstimator or CalibratedClassifierCV around one, got a {type(estimator).__name__}, which has "
+                f"no {method}."
             )
 
 
@@ -85,7 +86,7 @@ def _check_fitted(estimator):
 def _only_one(estimator, models, method):
     if len(models) != 1:
         raise ValueError(
-            f"{type(estimator).__name__} holds {len(models)} fitted models, and {method} is asked of one. "
-            "Ask one of them; or calibrate a FrozenEstimator, which keeps a single model."
+            f"estimator must hold one fitted model that has {method}, got a {type(estimator).__name__} with "
+            f"{len(models)}. Pass one of them; or calibrate a FrozenEstimator, which keeps a single model."
         )
     return models[0]

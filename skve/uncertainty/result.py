@@ -221,7 +221,9 @@ class Uncertainty:
         try:
             import pandas as pd
         except ImportError as error:
-            raise ImportError("Uncertainty.to_frame requires pandas: pip install pandas.") from error
+            raise ImportError(
+                "Uncertainty.to_frame requires pandas, which is not installed. Install it: pip install pandas."
+            ) from error
         for name, values in (("index", index), ("X", X)):
             if values is not None and len(values) != len(self):
                 raise ValueError(f"{name} must have {len(self)} entries, one per sample, got {len(values)}.")

@@ -91,9 +91,9 @@ def test__paired__runs__mean_of_differences_with_wider_interval():
     [
         ({"n_resamples": 0}, "n_resamples must be a positive integer"),
         ({"confidence_level": 95}, "confidence_level must be in"),
-        ({"y_true": [0, 1]}, "y_true has 2 samples and the predictions have 3"),
-        ({"y_true": [], "y_proba": np.empty((0, 2))}, "no runs or no samples"),
-        ({"y_proba": np.empty((0, 3, 2))}, "no runs or no samples"),
+        ({"y_true": [0, 1]}, "predictions must have 2 samples like y_true, got 3"),
+        ({"y_true": [], "y_proba": np.empty((0, 2))}, "at least one run and one sample"),
+        ({"y_proba": np.empty((0, 3, 2))}, "at least one run and one sample"),
         ({"y_proba": np.ones((1, 1, 3, 2))}, "y_proba must have shape"),
         ({"y_true": [0, 0, 0]}, "labels must name"),
     ],
@@ -110,7 +110,7 @@ def test__bootstrap__bad_input__value_error_says_what(change, message):
 
 def test__paired__different_numbers_of_runs__value_error():
     y_true, y_proba = random_case(n_samples=10)
-    with pytest.raises(ValueError, match="y_proba_a has 2 runs and y_proba_b has 1"):
+    with pytest.raises(ValueError, match="y_proba_b must have 2 runs like y_proba_a, got 1"):
         metrics.paired_bootstrap(metrics.aurc, y_true, np.stack([y_proba] * 2), y_proba)
 
 

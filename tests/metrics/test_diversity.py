@@ -124,8 +124,8 @@ def test__diversity__bad_labels_and_lengths__value_error(metric, members, y_true
     ("a", "b", "message"),
     [
         (np.ones(3), np.ones((3, 2)), "features_a must have shape"),
-        (np.ones((3, 2)), np.ones((4, 2)), "features_a has 3 samples and features_b has 4"),
-        (np.ones((3, 2)), np.full((3, 2), np.nan), "features_b contains NaN"),
+        (np.ones((3, 2)), np.ones((4, 2)), "features_b must have 3 samples like features_a, got 4"),
+        (np.ones((3, 2)), np.full((3, 2), np.nan), "features_b must be finite, got NaN"),
     ],
 )
 def test__linear_cka__bad_input__value_error(a, b, message):

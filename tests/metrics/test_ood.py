@@ -65,10 +65,10 @@ def test__ood__integer_weights__same_as_repetition(metric, scores):
 @pytest.mark.parametrize(
     ("scores_in", "scores_out", "options", "message"),
     [
-        ([], [1.0], {}, "scores_in has no samples"),
-        ([1.0], [], {}, "scores_out has no samples"),
-        ([np.nan], [1.0], {}, "scores_in contains NaN"),
-        ([1.0], [np.inf], {}, "scores_out contains NaN or infinity"),
+        ([], [1.0], {}, "scores_in must have at least one sample"),
+        ([1.0], [], {}, "scores_out must have at least one sample"),
+        ([np.nan], [1.0], {}, "scores_in must be finite, got NaN"),
+        ([1.0], [np.inf], {}, "scores_out must be finite, got NaN or infinity"),
         ([[1.0]], [1.0], {}, "scores_in must be real numbers of shape"),
         ([1.0], ["a"], {}, "scores_out must be real numbers"),
         ([1.0], [1.0], {"sample_weight_in": [1, 1]}, "sample_weight_in must have shape"),

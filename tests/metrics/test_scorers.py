@@ -108,9 +108,9 @@ def test__get_scorer__unknown__value_error_lists_names():
 
 
 def test__get_scorer__unknown_parameter__value_error_lists_them():
-    with pytest.raises(ValueError, match=r"has the parameters \['debias', 'kind'"):
+    with pytest.raises(ValueError, match=r"must be among \['debias', 'kind'"):
         metrics.get_scorer("neg_expected_calibration_error", bins=3)
-    with pytest.raises(ValueError, match="takes no parameters"):
+    with pytest.raises(ValueError, match="params must be empty"):
         metrics.get_scorer("accuracy", coverage=0.3)
 
 

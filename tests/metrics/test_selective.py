@@ -124,8 +124,8 @@ def test__aurc__torch_uncertainty__same_curve_and_area():
 @pytest.mark.parametrize(
     ("uncertainty", "message"),
     [
-        ([1.0, 2.0], "uncertainty has 2 samples and y_true has 3"),
-        ([1.0, np.nan, 2.0], "uncertainty contains NaN"),
+        ([1.0, 2.0], "uncertainty must have 3 samples like y_true, got 2"),
+        ([1.0, np.nan, 2.0], "uncertainty must be finite, got NaN"),
         ([[1.0, 2.0, 3.0]], "uncertainty must be real numbers of shape"),
         (["a", "b", "c"], "uncertainty must be real numbers"),
     ],

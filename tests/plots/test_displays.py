@@ -8,6 +8,7 @@ matplotlib pass. After a wanted change, look at the pictures and store them anew
 import builtins
 import io
 import os
+import typing
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from sklearn.pipeline import make_pipeline  # noqa: E402
 from sklearn.preprocessing import StandardScaler  # noqa: E402
 
 from skve import metrics, plots  # noqa: E402
+from skve.uncertainty import Uncertainty  # noqa: E402
 from tests.plots.cases import CASES, COLUMN_HEIGHT  # noqa: E402
 from tests.uncertainty.test_uncertainty import MeanOfMembers  # noqa: E402
 
@@ -221,7 +223,7 @@ def test__members__from_pipeline__members_of_the_transformed_samples():
     X, y = load_iris(return_X_y=True)
     X, y = X[:100], y[:100]
     pipeline = make_pipeline(StandardScaler(), MeanOfMembers()).fit(X, y)
-    display = plots.MembersDisplay.from_estimator(pipeline, X[48:52], y=y[48:52])
+    display = plots.MembersDisplay.from_estimator(pipeline, X[48:52], y[48:52])
     expected = pipeline[-1].predict_proba_members(pipeline[0].transform(X[48:52]))
     np.testing.assert_array_equal(display.member_proba, expected)
     assert display.axes_.shape == (4, 1)  # rows of numbers are not shown
@@ -231,6 +233,92 @@ def test__members__true_class__bold():
     display = plots.MembersDisplay.from_members([[[0.9, 0.1]]], classes=["a", "b"], y_true=["b"])
     weights = {tick.get_text(): tick.get_fontweight() for tick in display.axes_[0, 0].get_yticklabels()}
     assert weights == {"a": "normal", "b": "bold"}
+
+
+def test__members__true_class_outside_the_most_probable__a_row_of_its_own():
+    proba = np.full((2, 1, 10), 0.02)
+    proba[..., :3] = 0.3, 0.29, 0.27
+    display = plots.MembersDisplay.from_members(proba, y_true=[7])
+    assert [tick.get_text() for tick in display.axes_[0, 0].get_yticklabels()] == ["0", "1", "2", "7"]
+    assert display.axes_[0, 0].get_yticklabels()[-1].get_fontweight() == "bold"
+    assert [bar.get_width() for bar in display.axes_[0, 0].patches][-1] == pytest.approx(0.02)
+
+
+def test__members__legend__one_entry_for_the_mean_and_each_member():
+    display = plots.MembersDisplay.from_members(np.full((3, 2, 2), 0.5))
+    assert [text.get_text() for text in display.legend_.get_texts()] == ["member 1", "member 2", "member 3", "mean"]
+
+
+# Ready predictions
+
+
+class Predicted(MeanOfMembers):
+    """Counts what it predicts, and is as foreign as the first feature is large."""
+
+    calls: typing.ClassVar[list] = []
+
+    def predict_proba_members(self, X):
+        self.calls.append(len(X))
+        return super().predict_proba_members(X)
+
+    def predict_uncertainty(self, X):
+        return Uncertainty.from_members(self.predict_proba_members(X), novelty=X[:, 0], classes=self.classes_)
+
+
+@pytest.fixture
+def predicted():
+    """A fitted ensemble, its samples and classes, and what it has predicted; then it counts."""
+    X, y = (part[:100] for part in load_iris(return_X_y=True))
+    model = Predicted().fit(X, y)
+    ready = model.predict_proba(X), model.predict_proba_members(X), model.predict_uncertainty(X)
+    Predicted.calls.clear()
+    return model, X, y, *ready
+
+
+READY = {
+    "reliability": lambda model, X, y, proba, members, u: plots.ReliabilityDisplay.from_estimator(
+        model, X, y, y_proba=proba
+    ),
+    "risk, total": lambda model, X, y, proba, members, u: plots.RiskCoverageDisplay.from_estimator(
+        model, X, y, y_proba=proba
+    ),
+    "risk, Uncertainty": lambda model, X, y, proba, members, u: plots.RiskCoverageDisplay.from_estimator(
+        model, X, y, y_proba=proba, uncertainty=u
+    ),
+    "risk, scores": lambda model, X, y, proba, members, u: plots.RiskCoverageDisplay.from_estimator(
+        model, X, y, y_proba=proba, uncertainty=u.epistemic
+    ),
+    "uncertainty": lambda model, X, y, proba, members, u: plots.UncertaintyDisplay.from_estimator(
+        model, u[:50], u[50:], uncertainty="epistemic"
+    ),
+    "members": lambda model, X, y, proba, members, u: plots.MembersDisplay.from_estimator(
+        model, X[:3], y[:3], member_proba=members[:, :3]
+    ),
+    "scorer": lambda model, X, y, proba, members, u: metrics.make_ood_scorer(u[50:], uncertainty="novelty")(
+        model, u[:50]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READY)
+def test__ready_predictions__nothing_predicted_anew(name, predicted):
+    READY[name](*predicted)
+    assert Predicted.calls == []
+
+
+def test__ready_predictions__same_picture_as_predicted_anew(predicted):
+    model, X, y, proba, members, u = predicted
+    ready = plots.RiskCoverageDisplay.from_estimator(model, X, y, y_proba=proba, uncertainty=u.epistemic)
+    anew = plots.RiskCoverageDisplay.from_estimator(model, X, y, uncertainty="epistemic")
+    np.testing.assert_array_equal(ready.risk, anew.risk)
+    ready = plots.UncertaintyDisplay.from_estimator(model, u[:50], u[50:], uncertainty="novelty")
+    anew = plots.UncertaintyDisplay.from_estimator(model, X[:50], X[50:], uncertainty="novelty")
+    np.testing.assert_array_equal(ready.scores_out, anew.scores_out)
+    assert ready.auroc == metrics.make_ood_scorer(X[50:], uncertainty="novelty")(model, X[:50])
+    ready = plots.ReliabilityDisplay.from_estimator(model, X, y, y_proba=proba)
+    assert ready.ece == plots.ReliabilityDisplay.from_estimator(model, X, y).ece
+    ready = plots.MembersDisplay.from_estimator(model, X[:3], y[:3], member_proba=members[:, :3])
+    np.testing.assert_array_equal(ready.member_proba, model.predict_proba_members(X[:3]))
 
 
 @pytest.mark.parametrize("kind", ["array", "float", "channels first", "grey", "pil", "path", "str path"])
@@ -258,7 +346,7 @@ def test__members__images_of_any_kind__shown(kind, tmp_path):
         ({"samples": ["a"]}, "samples must have 2 entries"),
         ({"classes": ["a"]}, "classes must have 2 entries"),
         ({"y_true": [1, 1, 1]}, "y_true must have 2 entries"),
-        ({"member_proba": np.empty((3, 0, 2))}, "no samples"),
+        ({"member_proba": np.empty((3, 0, 2))}, "must have at least one sample"),
         ({"member_proba": np.ones((3, 2, 2))}, "sums to 2"),
         ({"n_top": 0}, "n_top must be a positive integer, got 0"),
         ({"n_top": -1}, "n_top must be a positive integer, got -1"),
@@ -370,15 +458,15 @@ def test__training__one_epoch__drawn():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"epoch": []}, "no epochs"),
-        ({"loss": [1.0]}, "2 epochs, but 1 values of 'loss'"),
-        ({"ratio_spread": {"a": [0.1]}}, "2 epochs, but 1 values of 'a'"),
+        ({"epoch": []}, "at least one epoch, got none"),
+        ({"loss": [1.0]}, "2 values of 'loss', as many as epochs, got 1"),
+        ({"ratio_spread": {"a": [0.1]}}, "2 values of 'a', as many as epochs, got 1"),
     ],
 )
 def test__training__bad_history__value_error(change, message):
     with pytest.raises(ValueError, match=message):
         plots.TrainingDisplay.from_history(HISTORY | change)
-    with pytest.raises(ValueError, match=r"history lacks \['epoch', 'loss'"):
+    with pytest.raises(ValueError, match=r"got none of the name \['epoch', 'loss'"):
         plots.TrainingDisplay.from_history({})
 
 
@@ -391,10 +479,10 @@ def test__layers__from_estimator__rms_of_log_ratios():
 @pytest.mark.parametrize(
     ("ratios", "message"),
     [
-        ({}, "no layers"),
+        ({}, "at least one layer, got none"),
         ({"a": np.ones(3)}, "ratios must hold arrays of shape"),
         ({"a": np.ones((2, 3)), "b": np.ones((3, 3))}, "in 'b'"),
-        ({"a": np.zeros((2, 3))}, "ratios must be positive, but one in 'a' is not"),
+        ({"a": np.zeros((2, 3))}, "ratios must be positive, got 0 in 'a'"),
     ],
 )
 def test__layers__bad_ratios__value_error(ratios, message):
@@ -421,7 +509,7 @@ def test__from_estimator__not_fitted__not_fitted_error(display, wrap):
 
 def test__panels__axes_without_a_place_in_a_grid__value_error():
     ax = plt.figure().add_axes((0.1, 0.1, 0.8, 0.8))
-    with pytest.raises(ValueError, match="ax must come from"):
+    with pytest.raises(ValueError, match=r"ax must come from .* for the panels of TrainingDisplay"):
         plots.TrainingDisplay.from_history(HISTORY, ax=ax)
 
 

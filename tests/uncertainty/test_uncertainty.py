@@ -320,8 +320,8 @@ def test__uncertainty__assignment__frozen():
         ([[[0.5, 0.5]], [[np.nan, 1.0]]], r"member_proba\[1\].*row 0 contains nan"),
         ([[[0.5, 0.5], [-0.5, 1.5]]], r"row 1 contains -0\.5"),
         ([[[np.inf, 0.5]]], "sums to inf"),
-        (np.empty((0, 4, 3)), "no members"),
-        (np.empty((2, 4, 0)), "no classes"),
+        (np.empty((0, 4, 3)), "at least one member"),
+        (np.empty((2, 4, 0)), "at least one class"),
         ([[["a", "b"]]], "real numbers"),
         ([[[1.0, 0.0]], [[1.0]]], "member_proba must be an array"),
     ],
@@ -395,13 +395,15 @@ def test__predict_uncertainty__several_inner_models__value_error(binary_data):
         CalibratedClassifierCV(MeanOfMembers(), cv=3, ensemble=True).fit(X, y),
         BaggingClassifier(MeanOfMembers(), n_estimators=3).fit(X, y),
     ):
-        with pytest.raises(ValueError, match="holds 3 fitted models"):
+        with pytest.raises(ValueError, match=r"must hold one fitted model .* with 3"):
             predict_uncertainty(estimator, X)
 
 
 def test__predict_uncertainty__plain_classifier__type_error_says_what_is_wanted(binary_data):
     X, y = binary_data
-    with pytest.raises(TypeError, match=r"LogisticRegression has no predict_uncertainty.*SVEClassifier"):
+    with pytest.raises(
+        TypeError, match=r"SVEClassifier.* got a LogisticRegression, which has no predict_uncertainty"
+    ):
         predict_uncertainty(LogisticRegression().fit(X, y), X)
 
 
@@ -414,5 +416,5 @@ def test__predict_uncertainty__not_fitted__not_fitted_error(wrap, binary_data):
 def test__predict_uncertainty__stack_of_one__type_error(binary_data):
     X, y = binary_data
     stack = StackingClassifier([("one", MeanOfMembers())], cv=2).fit(X, y)
-    with pytest.raises(TypeError, match="StackingClassifier predicts by a final estimator"):
+    with pytest.raises(TypeError, match="StackingClassifier, which predicts by a final estimator"):
         predict_uncertainty(stack, X)
