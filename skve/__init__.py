@@ -14,6 +14,7 @@ _PUBLIC = {
     "diagnose": "skve.diagnosis",
     "load": "skve._fitted.saving",
     "predict_uncertainty": "skve.uncertainty",
+    "report": "skve.reporting",
 }
 _SUBMODULES = {"datasets", "metrics", "plots", "testing", "uncertainty"}
 
@@ -28,6 +29,7 @@ __all__ = [
     "diagnose",
     "load",
     "predict_uncertainty",
+    "report",
 ]
 
 

@@ -949,10 +949,14 @@ class BaseSVEClassifier(
         >>> clf.predict_uncertainty(X[:5]).total.shape
         (5,)
         """
+        return self._predict_all(X)[2]
+
+    def _predict_all(self, X):
+        """Return what one pass gives: probabilities of members and their pool, `Uncertainty`, features or None."""
         from skve.uncertainty import Uncertainty
 
         fitted = self._snapshot()
-        novelty, shares = fitted._state.novelty, None
+        novelty, shares, features = fitted._state.novelty, None, None
         with self._out_of_memory_explained("predict"):
             items = fitted._check_inputs(X, reset=False)
             if novelty is None:  # saved before there was such a thing
@@ -961,7 +965,8 @@ class BaseSVEClassifier(
                 members, features = fitted._predict(items, "proba", "features")
                 shares = novelty.shares(novelty.distances_of(features))
         pooled = fitted._pool(members)
-        return Uncertainty.from_members(members, proba=pooled, novelty=shares, classes=fitted.classes_)
+        measures = Uncertainty.from_members(members, proba=pooled, novelty=shares, classes=fitted.classes_)
+        return members, pooled, measures, features
 
     def score_samples(self, X: Samples) -> NDArray[np.float64]:
         """Return the negative distance of each sample from the training data: the higher, the more normal.

@@ -44,6 +44,7 @@ def load_fashion(*, return_X_y: bool = False, as_frame: bool = False) -> Bunch |
         images_ood : ndarray of shape (500, 8, 8), uint8
             Handwritten digits of scikit-learn: out-of-distribution images.
         target_names : ndarray of shape (10,), str
+            The class names.
         feature_names : list of str
             Names of the pixels, as "pixel_0_27".
         frame : DataFrame
@@ -104,6 +105,7 @@ def load_intents(*, return_X_y: bool = False, as_frame: bool = False) -> Bunch |
         texts_ood : list of str, length 500
             Out-of-scope questions.
         target_names : ndarray of shape (25,), str
+            The intents' names.
         feature_names : list of str
             "text".
         frame : DataFrame

@@ -87,7 +87,7 @@ class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         The classes, without the abstention.
     n_features_in_ : int
         As of ``estimator_``, where it has it.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         As of ``estimator_``, where it has it.
 
     Notes

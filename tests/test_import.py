@@ -30,7 +30,7 @@ PUBLIC = [
 ]
 
 ROOT = Path(__file__).resolve().parents[1]
-NOT_WITH_THE_LOWEST = {"peers", "gemma", "dev"}  # extras for development alone
+NOT_WITH_THE_LOWEST = {"peers", "gemma", "docs", "dev"}  # extras for development alone
 
 
 def run(code):

@@ -138,7 +138,7 @@ def expected_calibration_error(
 ) -> float:
     r"""Expected calibration error (ECE): mean gap between confidence and accuracy, bin by bin.
 
-    .. math:: \mathrm{ECE} = \Big( \sum_b \frac{n_b}{n} |\mathrm{acc}_b - \mathrm{conf}_b|^p \Big)^{1/p}
+    .. math:: \mathrm{ECE} = \bigl( \sum_b \frac{n_b}{n} |\mathrm{acc}_b - \mathrm{conf}_b|^p \bigr)^{1/p}
 
     with p = 1 or 2; the maximum norm is the largest gap (MCE).
 
@@ -289,7 +289,7 @@ def smooth_calibration_error(
 ) -> float:
     r"""Smooth calibration error (smECE) of the predicted class: no bins, a kernel instead.
 
-    .. math:: \mathrm{smECE}_\sigma = \int_0^1 \Big| \frac{1}{n} \sum_i K_\sigma(t, f_i) (y_i - f_i) \Big| dt
+    .. math:: \mathrm{smECE}_\sigma = \int_0^1 \bigl| \frac{1}{n} \sum_i K_\sigma(t, f_i) (y_i - f_i) \bigr| dt
 
     with the Gaussian kernel reflected at 0 and 1. The bandwidth is the one for which
     ``smECE(bandwidth) == bandwidth``, so nothing is left to choose.

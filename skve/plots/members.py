@@ -1,7 +1,5 @@
 """What each member says about given samples."""
 
-import os
-import textwrap
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -9,11 +7,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from skve.metrics._inputs import check_count
+from skve.plots._samples import draw_sample, shortened, shown_samples
 from skve.plots._style import COLORS, MARKERS, font_size, import_pyplot, name_of, new_axes, split_axes, tidy
 from skve.uncertainty._validation import check_member_proba
 from skve.uncertainty._wrappers import unwrap
-
-_BETWEEN = "  |  "  # the texts of a pair
 
 
 class MembersDisplay:
@@ -200,7 +197,7 @@ class MembersDisplay:
         n_samples = self.member_proba.shape[1]
         n_top = min(check_count(self.n_top, name="n_top"), len(self.classes))
         ax = new_axes(caller, ax, (5.4, 0.6 + n_samples * (0.35 + 0.25 * n_top)))
-        shown = [] if self.samples is None else [_showable(sample) for sample in _rows(self.samples)]
+        shown = [] if self.samples is None else shown_samples(self.samples)
         with_samples = any(sample is not None for sample in shown)
         if with_samples:
             is_text = all(isinstance(sample, str) for sample in shown)
@@ -215,7 +212,7 @@ class MembersDisplay:
         if with_samples:
             ax.figure.draw_without_rendering()  # texts are wrapped to the width that the layout leaves
             for panel, sample in zip(axes[:, 0], shown, strict=True):
-                _show(panel, sample)
+                draw_sample(panel, sample)
         marks, labels = axes[0, -1].get_legend_handles_labels()
         place = "lower right" if ax.figure.get_layout_engine() is None else "outside lower right"
         self.legend_ = ax.figure.legend(
@@ -251,7 +248,7 @@ class MembersDisplay:
             )
         ax.set(xlim=(0, 1), ylim=(len(top) - 0.45, -0.55))
         tidy(ax, xlabel="Probability" if last else None, grid=False)
-        names = [_short(str(self.classes[column]), 18 if size > 14 else 13) for column in top]
+        names = [shortened(str(self.classes[column]), 18 if size > 14 else 13) for column in top]
         ax.set_yticks(places, names, parse_math=False)
         ax.tick_params(left=False, labelbottom=last)
         ax.set_xticks([0, 0.5, 1])
@@ -259,49 +256,3 @@ class MembersDisplay:
             for tick, column in zip(ax.get_yticklabels(), top, strict=True):
                 if self.classes[column] == self.y_true[row]:
                     tick.set_fontweight("bold")
-
-
-def _rows(samples):
-    """What can be iterated sample by sample; a table would give its columns."""
-    return samples.to_numpy() if hasattr(samples, "to_numpy") else samples
-
-
-def _showable(sample):
-    """A text or an image as an array; None for what is neither."""
-    if isinstance(sample, tuple) or (isinstance(sample, np.ndarray) and sample.ndim == 1):  # columns of a table
-        if len(sample) == 1:
-            return _showable(sample[0])
-        if all(isinstance(part, str) for part in sample):
-            return _BETWEEN.join(sample)
-    if isinstance(sample, os.PathLike) or (isinstance(sample, str) and os.path.isfile(sample)):
-        from PIL import Image
-
-        with Image.open(sample) as opened:
-            return np.asarray(opened.convert("RGB"))
-    if isinstance(sample, str):
-        return sample
-    image = np.asarray(sample)
-    if image.ndim == 3 and image.shape[0] in (1, 3) and image.shape[2] not in (1, 3, 4):
-        image = image.transpose(1, 2, 0)  # channels first
-    return image if image.dtype.kind in "fiub" and image.ndim in (2, 3) else None
-
-
-def _show(ax, sample):
-    ax.set_axis_off()
-    if isinstance(sample, str):
-        size = font_size(ax) - 1
-        width, height = np.array(ax.get_window_extent().size) * 72 / ax.figure.dpi / size
-        # A letter is about half as wide as its font is high, a line 1.25 times as high.
-        width = max(8, int(width / 0.54))
-        lines = [line for part in sample.splitlines() for line in textwrap.wrap(part, width)]
-        fitting = max(1, int(height / 1.25))
-        if len(lines) > fitting:
-            lines = [*lines[: fitting - 1], lines[fitting - 1] + " …"]
-        # Dollar signs are dollars here, no formulae.
-        ax.text(0, 0.5, "\n".join(lines), fontsize=size, va="center", transform=ax.transAxes, parse_math=False)
-    elif sample is not None:
-        ax.imshow(sample.squeeze(), cmap="gray", interpolation="nearest")
-
-
-def _short(text, length):
-    return text if len(text) <= length else text[: length - 1].rstrip() + "…"

@@ -5,6 +5,7 @@ from sklearn.datasets import load_digits
 from sklearn.naive_bayes import GaussianNB
 
 from skve import plots
+from skve.uncertainty import Uncertainty
 
 
 def _digits():
@@ -92,6 +93,35 @@ def members_texts(ax=None):
     )
 
 
+def contact_sheet(ax=None):
+    data = load_digits()
+    u, truth = _uncertainty(8)
+    return plots.ContactSheetDisplay.from_predictions(
+        u, data.images[:8], y_true=truth, n_items=6, title="Least certain", ax=ax
+    )
+
+
+def contact_sheet_texts(ax=None):
+    u, truth = _uncertainty(5)
+    texts = [
+        "How long does it take to move money from one account to another?",
+        "freeze my card",
+        "a",
+        "b" * 30,
+        "c d",
+    ]
+    return plots.ContactSheetDisplay.from_predictions(u, texts, y_true=truth, n_items=4, ax=ax)
+
+
+def _uncertainty(n_samples):
+    rng = np.random.default_rng(0)
+    members, novelty = rng.dirichlet(np.full(3, 0.6), size=(4, n_samples)), rng.uniform(size=n_samples)
+    u = Uncertainty.from_members(members, classes=["one", "two", "three"], novelty=novelty)
+    truth = u.prediction.copy()
+    truth[::3] = "two"
+    return u, truth
+
+
 def training(ax=None):
     return plots.TrainingDisplay.from_history(_history(), name="SVEClassifier", ax=ax)
 
@@ -113,6 +143,8 @@ CASES = {
         uncertainty,
         members_images,
         members_texts,
+        contact_sheet,
+        contact_sheet_texts,
         training,
         layers,
         layers_many,

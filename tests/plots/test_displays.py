@@ -25,6 +25,7 @@ from sklearn.naive_bayes import GaussianNB  # noqa: E402
 from sklearn.pipeline import make_pipeline  # noqa: E402
 from sklearn.preprocessing import StandardScaler  # noqa: E402
 
+import skve  # noqa: E402
 from skve import metrics, plots  # noqa: E402
 from skve.uncertainty import Uncertainty  # noqa: E402
 from tests.plots.cases import CASES, COLUMN_HEIGHT  # noqa: E402
@@ -431,6 +432,46 @@ class Trained:
 
 
 HISTORY = {"epoch": [1, 2], "loss": [1.0, 0.5], "valid_nll": [1.1, 0.9], "ratio_spread": {"a": [0.1, 0.2]}}
+
+
+def test__contact_sheet__from_estimator__most_uncertain_first(iris):
+    X, y = iris[0][:100], iris[1][:100]
+    model = MeanOfMembers().fit(X, y)
+    display = plots.ContactSheetDisplay.from_estimator(model, X, y, n_items=5)
+    total = skve.predict_uncertainty(model, X).total
+    assert display.uncertainty.total.tolist() == sorted(total, reverse=True)[:5]
+    assert display.samples == [None] * 5  # rows of numbers are not shown
+
+
+def test__contact_sheet__files__names_and_wrong_answers_in_the_captions(tmp_path):
+    paths = []
+    for name in ("first.png", "second.png"):
+        paths.append(str(tmp_path / name))
+        Image.new("RGB", (4, 4)).save(paths[-1])
+    u = Uncertainty.from_members([[[0.9, 0.1], [0.2, 0.8]]], classes=["a$", "b"], novelty=[0.25, 0.5])
+    display = plots.ContactSheetDisplay.from_predictions(u, paths, y_true=["a$", "a$"], indices=[1, 0])
+    assert display.names == ["second.png", "first.png"]
+    captions = [panel.get_title(loc="left") for panel in display.axes_.flat]
+    assert captions[0] == "b\nnot a$\nconfidence 0.80\ntotal 0.50 nats\nnovelty 0.50\nsecond.png"
+    assert captions[1] == "a$\n \nconfidence 0.90\ntotal 0.33 nats\nnovelty 0.25\nfirst.png"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"samples": ["a"]}, "samples must have 2 entries like uncertainty, got 1"),
+        ({"y_true": ["a"]}, "y_true must have 2 entries like uncertainty, got 1"),
+        ({"indices": []}, "indices must choose at least one item"),
+        ({"n_items": 0}, "n_items must be a positive integer, got 0"),
+        ({"sort_by": "novelty"}, "sort_by must be a measure that is known, got 'novelty'"),
+        ({"sort_by": "nothing"}, "must be a callable or one of"),
+        ({"uncertainty": Uncertainty.from_members([[[0.5, 0.5]] * 2])}, "must know the predicted classes"),
+    ],
+)
+def test__contact_sheet__bad_input__value_error(options, message):
+    u = Uncertainty.from_members([[[0.5, 0.5]] * 2], classes=["a", "b"])
+    with pytest.raises(ValueError, match=message):
+        plots.ContactSheetDisplay.from_predictions(**{"uncertainty": u, "samples": ["a", "b"]} | options)
 
 
 def test__training__from_pipeline__history_of_the_estimator():
