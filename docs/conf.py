@@ -112,8 +112,8 @@ def _write_inventory(name, path):
     with (HERE / "inventories.csv").open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["project"] == name]
     lines = "".join(f"{row['name']} {row['role']} 1 {row['page']} -\n" for row in rows)
-    head = f"# Sphinx inventory version 2\n# Project: {name}\n# Version: \n# The remainder is compressed using zlib.\n"
-    path.write_bytes(head.encode() + zlib.compress(lines.encode()))
+    head = ["Sphinx inventory version 2", f"Project: {name}", "Version: ", "The remainder is compressed using zlib."]
+    path.write_bytes("".join(f"# {line}\n" for line in head).encode() + zlib.compress(lines.encode()))
 
 
 def _choose_inventories(app, config):

@@ -95,31 +95,12 @@ def members_texts(ax=None):
 
 def contact_sheet(ax=None):
     data = load_digits()
-    u, truth = _uncertainty(8)
-    return plots.ContactSheetDisplay.from_predictions(
-        u, data.images[:8], y_true=truth, n_items=6, title="Least certain", ax=ax
-    )
-
-
-def contact_sheet_texts(ax=None):
-    u, truth = _uncertainty(5)
-    texts = [
-        "How long does it take to move money from one account to another?",
-        "freeze my card",
-        "a",
-        "b" * 30,
-        "c d",
-    ]
-    return plots.ContactSheetDisplay.from_predictions(u, texts, y_true=truth, n_items=4, ax=ax)
-
-
-def _uncertainty(n_samples):
     rng = np.random.default_rng(0)
-    members, novelty = rng.dirichlet(np.full(3, 0.6), size=(4, n_samples)), rng.uniform(size=n_samples)
-    u = Uncertainty.from_members(members, classes=["one", "two", "three"], novelty=novelty)
-    truth = u.prediction.copy()
-    truth[::3] = "two"
-    return u, truth
+    members, novelty = rng.dirichlet(np.full(10, 0.4), size=(4, 8)), rng.uniform(size=8)
+    u = Uncertainty.from_members(members, classes=range(10), novelty=novelty)
+    return plots.ContactSheetDisplay.from_predictions(
+        u, data.images[:8], y_true=data.target[:8], n_items=6, title="Least certain", ax=ax
+    )
 
 
 def training(ax=None):
@@ -144,7 +125,6 @@ CASES = {
         members_images,
         members_texts,
         contact_sheet,
-        contact_sheet_texts,
         training,
         layers,
         layers_many,

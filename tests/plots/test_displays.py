@@ -456,6 +456,17 @@ def test__contact_sheet__files__names_and_wrong_answers_in_the_captions(tmp_path
     assert captions[1] == "a$\n \nconfidence 0.90\ntotal 0.33 nats\nnovelty 0.25\nfirst.png"
 
 
+def test__contact_sheet__texts__one_below_another_and_cut_to_their_place(recwarn):
+    u = Uncertainty.from_members([[[0.9, 0.1], [0.2, 0.8]]], classes=["good", "bad"])
+    display = plots.ContactSheetDisplay.from_predictions(u, ["costs $5 or $6", "long " * 300], indices=[0, 1])
+    display.figure_.canvas.draw()
+    first, second = (panel.texts[0].get_text() for panel in display.axes_[:, 0])
+    assert first == "costs $5 or $6"
+    assert second.startswith("long long")
+    assert second.endswith("…")
+    assert len(recwarn) == 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
