@@ -10,6 +10,7 @@ from pathlib import Path
 from docutils import nodes
 from docutils.utils.math import latex2mathml
 from sklearn.base import BaseEstimator
+from sphinx_gallery.sorting import ExplicitOrder
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -50,13 +51,25 @@ myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 4
 
 # Gallery
+EXAMPLES = [
+    f"plot_{name}.py"
+    for name in (
+        "first_look",
+        "members",
+        "report",
+        "risk_coverage",
+        "uncertainty",
+        "reliability",
+        "training",
+        "layers",
+    )
+]
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
     "filename_pattern": r"/plot_",
-    "ignore_pattern": r"^(?!.*/plot_).*\.py$",
-    "within_subsection_order": "FileNameSortKey",
-    "reference_url": {"skve": None},
+    "ignore_pattern": r"^(?!plot_)",
+    "within_subsection_order": ExplicitOrder(EXAMPLES),
     "backreferences_dir": "api/backreferences",
     "doc_module": ("skve",),
     "download_all_examples": False,

@@ -1,7 +1,7 @@
 """
-===================================================================
-How far did each layer move? The singular values of a text ensemble
-===================================================================
+===============================================
+8. Looking inside: how far did each layer move?
+===============================================
 
 An ensemble of a sentence encoder learns 25 intents, and adapts the linear layers of its last two blocks. On the
 left, each cell is one layer of one member: the root mean square change of its singular values, where 0 % is

@@ -1,7 +1,7 @@
 """
-========================================================================
-What does each member say? Sure, ambiguous, contested and foreign images
-========================================================================
+==========================================
+2. First steps: what does each member say?
+==========================================
 
 Each row shows an image and, for its three most probable classes, the probability that each of four members gives
 (marks) and their mean (bars). The true class is in bold type, if it is among the three. From above: the test image

@@ -1,7 +1,7 @@
 """
-==============================================================
-May I believe the probabilities? One fine-tune and an ensemble
-==============================================================
+=============================================
+6. Comparing: are the probabilities reliable?
+=============================================
 
 Two models learn ten kinds of clothes from some twenty photographs each: one fine-tune of every weight, and a singular
 value ensemble of four members. Each diagram compares, bin by bin, how confident the model is with how often it is

@@ -1,7 +1,7 @@
 """
-=================================================================
-Which questions to leave to a person? Three rankings of one model
-=================================================================
+==================================================
+4. Deciding: which questions to leave to a person?
+==================================================
 
 An ensemble learns 25 intents of a bank's customers from six questions each. Suppose that it answers only the
 questions that it is surest of, and leaves the others to a person: each curve shows the error rate among its answers

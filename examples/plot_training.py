@@ -1,7 +1,7 @@
 """
-==========================================================
-Did training do its work? A usual and a tiny learning rate
-==========================================================
+============================================
+7. Looking inside: did training do its work?
+============================================
 
 Two ensembles of the same kind learn clothes: on the left with the default learning rate of the singular values, on
 the right with one that is far too small. Above are the training loss and the negative log-likelihood (NLL) of

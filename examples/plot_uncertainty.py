@@ -1,7 +1,7 @@
 """
-==============================================================
-Is this input of a kind that I know at all? Clothes and digits
-==============================================================
+==========================================================
+5. Deciding: is this input of a kind that the model knows?
+==========================================================
 
 An ensemble that knows ten kinds of clothes is shown test photographs of clothes (filled) and handwritten digits
 (hatched), which belong to no class. Each panel is a histogram of one measure of uncertainty for both; the less they

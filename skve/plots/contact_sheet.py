@@ -10,7 +10,7 @@ from sklearn.utils.validation import _num_samples
 
 from skve.metrics._inputs import check_count
 from skve.plots._samples import draw_sample, name_of_sample, shortened, shown_samples
-from skve.plots._style import COLORS, font_size, import_pyplot, new_axes, split_axes
+from skve.plots._style import COLORS, font_size, import_pyplot, name_of, new_axes, split_axes
 from skve.uncertainty import Uncertainty
 from skve.uncertainty._prediction import predict_all
 from skve.uncertainty._scores import check_measure, scores_of
@@ -36,8 +36,8 @@ class ContactSheetDisplay:
         Names of the items' files, or their places among the samples.
     y_true : ndarray of shape (n_items,), default=None
         True classes.
-    title : str, default=None
-        Title above all.
+    name : str, default=None
+        Title above all, for instance the name of the model.
 
     Attributes
     ----------
@@ -66,13 +66,13 @@ class ContactSheetDisplay:
         names: list[str],
         *,
         y_true: NDArray[Any] | None = None,
-        title: str | None = None,
+        name: str | None = None,
     ) -> None:
         self.samples = samples
         self.uncertainty = uncertainty
         self.names = names
         self.y_true = y_true
-        self.title = title
+        self.name = name
 
     @classmethod
     def from_estimator(
@@ -84,7 +84,7 @@ class ContactSheetDisplay:
         sort_by: str = "total",
         n_items: int = 12,
         indices: ArrayLike | None = None,
-        title: str | None = None,
+        name: str | None = None,
         ax: Any = None,
     ) -> Self:
         """Draw items by the prediction of a fitted ensemble.
@@ -105,8 +105,8 @@ class ContactSheetDisplay:
             Number of items.
         indices : array-like of int, shape (n_items,), default=None
             Which items to show instead, in this order.
-        title : str, default=None
-            Title above all.
+        name : str, default=None
+            Title above all; by default the class of the estimator.
         ax : matplotlib Axes, default=None
             Axes whose place the items take; by default a new figure.
 
@@ -115,8 +115,10 @@ class ContactSheetDisplay:
         ContactSheetDisplay
         """
         import_pyplot(cls.__name__)
-        options: dict[str, Any] = {"sort_by": sort_by, "n_items": n_items, "indices": indices, "title": title}
-        return cls.from_predictions(predict_all(estimator, X).uncertainty, X, y_true=y, ax=ax, **options)
+        options: dict[str, Any] = {"sort_by": sort_by, "n_items": n_items, "indices": indices}
+        return cls.from_predictions(
+            predict_all(estimator, X).uncertainty, X, y_true=y, name=name_of(estimator, name), ax=ax, **options
+        )
 
     @classmethod
     def from_predictions(
@@ -128,7 +130,7 @@ class ContactSheetDisplay:
         sort_by: str = "total",
         n_items: int = 12,
         indices: ArrayLike | None = None,
-        title: str | None = None,
+        name: str | None = None,
         ax: Any = None,
     ) -> Self:
         """Draw items by a prediction that is known.
@@ -147,7 +149,7 @@ class ContactSheetDisplay:
             Number of items.
         indices : array-like of int, shape (n_items,), default=None
             Which items to show instead, in this order.
-        title : str, default=None
+        name : str, default=None
             Title above all.
         ax : matplotlib Axes, default=None
             Axes whose place the items take; by default a new figure.
@@ -177,23 +179,23 @@ class ContactSheetDisplay:
                 raise ValueError(f"sort_by must be a measure that is known, got {sort_by!r}, which has NaN.")
             chosen = np.argsort(-scores, kind="stable")[: check_count(n_items, name="n_items")]
         else:
-            chosen = np.arange(len(uncertainty))[np.asarray(indices)]
+            chosen = np.arange(len(uncertainty))[np.asarray(indices, None if np.size(indices) else int)]
         if len(chosen) == 0:
             raise ValueError("indices must choose at least one item, got none.")
         parts = _safe_indexing(samples, chosen)
         rows = parts.to_numpy() if hasattr(parts, "to_numpy") else parts
         names = [name_of_sample(sample, place) for sample, place in zip(rows, chosen, strict=True)]
         truth = None if y_true is None else np.asarray(y_true)[chosen]
-        return cls(shown_samples(parts), uncertainty[chosen], names, y_true=truth, title=title).plot(ax)
+        return cls(shown_samples(parts), uncertainty[chosen], names, y_true=truth, name=name).plot(ax)
 
-    def plot(self, ax: Any = None, *, title: str | None = None) -> Self:
+    def plot(self, ax: Any = None, *, name: str | None = None) -> Self:
         """Draw the items.
 
         Parameters
         ----------
         ax : matplotlib Axes, default=None
             Axes whose place the items take; by default a new figure.
-        title : str, default=None
+        name : str, default=None
             Title above all; by default the one given before.
 
         Returns
@@ -201,21 +203,22 @@ class ContactSheetDisplay:
         ContactSheetDisplay
         """
         caller, n_items = type(self).__name__, len(self.samples)
-        title = self.title if title is None else title
+        name = self.name if name is None else name
         as_list = not any(isinstance(sample, np.ndarray) for sample in self.samples)
         width = 7 if as_list else 1.35 * min(_N_COLUMNS, n_items) + 0.1
         width = width if ax is None else ax.figure.get_figwidth()
         n_columns = 1 if as_list else max(1, min(_N_COLUMNS, n_items, round(width)))
         n_rows = -(-n_items // n_columns)
         ax = new_axes(caller, ax, (width, 0.3 + (0.85 if as_list else 2.15) * n_rows))
-        # A title has a row of its own, since captions stand where an axes' title would.
-        heights = [0.12 if title else 1e-3, *[1] * n_rows]
+        # The title has a row of its own, since captions stand where an axes' title would.
+        heights = [0.12 if name else 1e-3, *[1] * n_rows]
         space = {"hspace": 1.0} if ax.figure.get_layout_engine() is None else {}  # nothing else keeps captions apart
         axes = split_axes(caller, ax, n_rows + 1, n_columns, height_ratios=heights, **space)
         for panel in axes[0]:
             panel.set_axis_off()
-        if title:
-            axes[0, 0].text(0, 0, title, fontsize=font_size(ax) + 1, transform=axes[0, 0].transAxes, parse_math=False)
+        if name:
+            place = {"transform": axes[0, 0].transAxes, "in_layout": False}  # wider than its column
+            axes[0, 0].text(0, 0, name, fontsize=font_size(ax) + 1, parse_math=False, **place)
         axes = axes[1:]
         for panel in axes.flat[n_items:]:  # of the last row
             panel.set_axis_off()

@@ -99,7 +99,7 @@ def contact_sheet(ax=None):
     members, novelty = rng.dirichlet(np.full(10, 0.4), size=(4, 8)), rng.uniform(size=8)
     u = Uncertainty.from_members(members, classes=range(10), novelty=novelty)
     return plots.ContactSheetDisplay.from_predictions(
-        u, data.images[:8], y_true=data.target[:8], n_items=6, title="Least certain", ax=ax
+        u, data.images[:8], y_true=data.target[:8], n_items=6, name="Least certain", ax=ax
     )
 
 

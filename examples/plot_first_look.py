@@ -1,0 +1,46 @@
+"""
+==================================================
+1. First steps: which predictions can you rely on?
+==================================================
+
+An ensemble learns ten kinds of clothes from about 20 photographs each. Then it sees photographs that are new to it,
+and handwritten digits, which are no clothes at all. From above: the clothes it is most confident about, the clothes
+it is most uncertain about, and of all images those that are least like its training data.
+
+Two numbers answer two questions. The *total uncertainty*, in nats, says how likely the answer is wrong: captions in
+colour are errors, none in the first row and most of the second. The *novelty* says how unlike the training data an
+image is: 0.95 means that 95 % of the training images lie nearer to the rest. Most of the third row are digits,
+although the model has never seen any. So answer the first kind, let a person decide the second, and do not answer the
+third.
+"""
+
+import sys
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from skve import SVEClassifier
+from skve.datasets import load_fashion
+from skve.plots import ContactSheetDisplay
+
+data = load_fashion()
+clf = SVEClassifier(n_members=4, layers="last:3", image_size=32, random_state=0)
+clf.fit(data.images[::3], data.target[::3])  # about 20 images of each class
+
+images = [*data.images_test[::2], *data.images_ood[::5]]
+truth = [*data.target_test[::2], *["a digit"] * len(data.images_ood[::5])]
+u = clf.predict_uncertainty(images)
+
+rows = {
+    "Most confident: answer these": np.argsort(u.total[:250])[:6],
+    "Most uncertain: let a person decide": np.argsort(-u.total[:250])[:6],
+    "Most foreign: do not answer": np.argsort(-u.novelty)[:6],
+}
+figure, axes = plt.subplots(3, 1, figsize=(8.2, 7.2), layout="constrained")
+for ax, (title, chosen) in zip(axes, rows.items(), strict=True):
+    ContactSheetDisplay.from_predictions(u, images, y_true=truth, indices=chosen, name=title, ax=ax)
+
+if len(sys.argv) > 1:
+    figure.savefig(sys.argv[1], dpi=110)
+else:
+    plt.show()
