@@ -1,7 +1,6 @@
 """Configuration of the documentation site; CONTRIBUTING.md says how to build it."""
 
 import csv
-import os
 import socket
 import sys
 import zlib
@@ -82,7 +81,7 @@ sphinx_gallery_conf = {
 # Look
 html_theme = "pydata_sphinx_theme"
 html_title = "skve"
-html_baseurl = os.environ.get("SKVE_DOCS_URL", "")
+html_baseurl = skve.DOCUMENTATION
 html_static_path = ["_static"]
 html_css_files = ["skve.css"]
 html_show_sourcelink = False

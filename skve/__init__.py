@@ -1,6 +1,7 @@
 """Singular value ensembles: image and text classifiers that estimate their uncertainty."""
 
 import importlib
+import os
 
 __version__ = "0.1.0"
 
@@ -17,6 +18,9 @@ _PUBLIC = {
     "report": "skve.reporting",
 }
 _SUBMODULES = {"datasets", "metrics", "plots", "testing", "uncertainty"}
+
+# Where the documentation site is, with a slash at the end; the HTML views of estimators link to it once there is one.
+DOCUMENTATION = os.environ.get("SKVE_DOCS_URL", "")
 
 ESTIMATORS = ("SVEClassifier", "SVETextClassifier")  # what `load` may build
 

@@ -19,6 +19,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions, validate_parameter_constraints
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
+from skve._documentation import DocumentedMixin
 from skve._ensembles import RULES
 from skve._inputs.labels import check_labels, encode_labels, stratified_part
 from skve._inputs.weights import check_weights, class_weights, to_mean_one
@@ -65,7 +66,12 @@ def _split_section(doc: str, title: str) -> tuple[str, dict[str, str], str]:
 
 
 class BaseSVEClassifier(
-    ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin, BaseEstimator, metaclass=ABCMeta
+    DocumentedMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    ClassifierMixin,
+    TransformerMixin,
+    BaseEstimator,
+    metaclass=ABCMeta,
 ):
     """Everything of a classifier but its inputs, which subclasses read by the hooks below.
 

@@ -15,6 +15,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions, va
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
+from skve._documentation import DocumentedMixin
 from skve._inputs.labels import check_labels
 from skve._inputs.weights import check_weights
 from skve.exceptions import SavedModelError
@@ -33,7 +34,7 @@ def _estimator_has(method):
     return check
 
 
-class SelectiveClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
+class SelectiveClassifier(DocumentedMixin, MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
     """Classifier that abstains from the samples it is least sure of.
 
     Answers where the uncertainty is at most a threshold, which ``fit`` chooses on validation data so

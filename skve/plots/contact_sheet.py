@@ -168,10 +168,10 @@ class ContactSheetDisplay:
         import_pyplot(cls.__name__)
         if uncertainty.prediction is None:
             raise ValueError("uncertainty must know the predicted classes, got one whose prediction is None.")
-        for values, name in ((samples, "samples"), (y_true, "y_true")):
+        for values, what in ((samples, "samples"), (y_true, "y_true")):
             if values is not None and _num_samples(values) != len(uncertainty):
                 raise ValueError(
-                    f"{name} must have {len(uncertainty)} entries like uncertainty, got {_num_samples(values)}."
+                    f"{what} must have {len(uncertainty)} entries like uncertainty, got {_num_samples(values)}."
                 )
         if indices is None:
             scores = scores_of(uncertainty, check_measure(sort_by))
