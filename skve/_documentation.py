@@ -4,7 +4,7 @@ import skve
 
 
 class DocumentedMixin:
-    """Let scikit-learn's HTML view of an estimator link to its page, where `skve.DOCUMENTATION` says there is a site."""
+    """Let scikit-learn's HTML view of an estimator link to its page, where `skve.DOCUMENTATION` names a site."""
 
     _doc_link_module = "skve"
 
