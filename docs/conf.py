@@ -43,7 +43,15 @@ autodoc_typehints = "none"  # numpydoc's sections say more
 numpydoc_show_class_members = False
 numpydoc_xref_param_type = True
 numpydoc_xref_ignore = "all"
-numpydoc_xref_aliases = {"ndarray": "numpy.ndarray", "DataFrame": "pandas.DataFrame"}
+numpydoc_xref_aliases = {
+    "DataFrame": "pandas.DataFrame",
+    "RandomState": "numpy.random.RandomState",
+    "sklearn.exceptions.NotFittedError": "sklearn.exceptions.NotFittedError",
+    "sklearn.utils.Bunch": "sklearn.utils.Bunch",
+    "torch.device": "torch.device",
+    "torch.nn.Module": "torch.nn.Module",
+    "torch.nn.Sequential": "torch.nn.Sequential",
+}
 
 # Guides
 myst_enable_extensions = ["colon_fence"]
