@@ -1,8 +1,8 @@
-"""Clothes, and things that are none: a singular value ensemble beside a linear head.
+"""Clothes, and images that are none: a singular value ensemble beside linear heads.
 
 Fits both on 600 small photographs of clothing with the same pretrained backbone (EfficientNet-Lite0, from a package
-on PyPI: no network is needed), prints how good and how honest they are, and draws the images that the ensemble is
-surest and least sure of. Takes a minute or two on two cores.
+on PyPI: no network is required), prints how accurate and how well calibrated they are, and draws the images that the
+ensemble is most and least certain about. Takes a minute or two on two cores.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 from skve import SVEClassifier
 from skve.datasets import load_fashion
 from skve.metrics import expected_calibration_error
+from skve.plots import ContactSheetDisplay
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
@@ -47,12 +48,12 @@ def main(output):
             )
         )
         fitted[ensemble] = clf
-    print(f"\n{'':24} accuracy    NLL    ECE  digits told from clothes (AUROC)  numbers a member  seconds")
+    print(f"\n{'':24} accuracy    NLL    ECE  digits detected (AUROC)  parameters a member  seconds")
     for name, accuracy, nll, ece, auroc, size, seconds in rows:
-        print(f"{name:24} {accuracy:8.3f} {nll:6.3f} {ece:6.3f} {auroc:33.3f} {size:17,} {seconds:8.1f}")
+        print(f"{name:24} {accuracy:8.3f} {nll:6.3f} {ece:6.3f} {auroc:24.3f} {size:20,} {seconds:8.1f}")
     picture = output / "quickstart.png"
     draw(fitted["sve"], data, picture)
-    print(f"\nthe surest and the least sure images: {picture}")
+    print(f"\nthe most and the least certain images: {picture}")
 
 
 def draw(clf, data, picture):
@@ -60,17 +61,12 @@ def draw(clf, data, picture):
     images = [*data.images_test, *data.images_ood]
     truth = [*data.target_test, *["a digit"] * len(data.images_ood)]
     uncertainty = clf.predict_uncertainty(images)
-    labels = clf.predict(images)
     order = np.argsort(uncertainty.total)
-    figure, axes = plt.subplots(2, 8, figsize=(12, 4.2), layout="constrained")
-    for row, (title, chosen) in enumerate({"Surest": order[:8], "Least sure": order[::-1][:8]}.items()):
-        for ax, index in zip(axes[row], chosen, strict=True):
-            ax.imshow(images[index], cmap="gray_r")
-            ax.set_title(f"{labels[index]}?\n{uncertainty.total[index]:.2g} nats", fontsize=9)
-            ax.set_xlabel(truth[index], fontsize=9)
-            ax.set(xticks=[], yticks=[])
-        axes[row, 0].set_ylabel(title, fontsize=11)
-    figure.suptitle("Prediction and total uncertainty above, truth below", fontsize=11)
+    figure, axes = plt.subplots(2, 1, figsize=(8.2, 4.8), layout="constrained")
+    for ax, (name, chosen) in zip(
+        axes, {"Most certain": order[:6], "Least certain": order[::-1][:6]}.items(), strict=True
+    ):
+        ContactSheetDisplay.from_predictions(uncertainty, images, y_true=truth, indices=chosen, name=name, ax=ax)
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=120)
 
