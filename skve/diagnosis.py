@@ -1,5 +1,7 @@
 """The known failures of an ensemble: each is found by its evidence and reported with a remedy."""
 
+from __future__ import annotations
+
 import copy
 import warnings
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_pre
 from skve import metrics, uncertainty
 from skve._inputs.labels import encode_labels
 from skve.metrics._inputs import check_known
+from skve.uncertainty._prediction import Prediction, predict_all
 from skve.uncertainty._wrappers import unwrap
 
 # Limits between healthy and ill; healthy figures in brackets are of SVEClassifier on Fashion-MNIST.
@@ -211,17 +214,36 @@ def diagnose(
     ):
         if given is not None and value is None:
             raise ValueError(f"{needed} must be given where {name} is, got None.")
-    model, inputs, calibrated = unwrap(est, X, "predict_proba_members")
-    case = _Case(est, model, X, inputs, y, X_train, y_train, X_ood, reference)
+    return examine(est, X, y, X_train=X_train, y_train=y_train, X_ood=X_ood, reference=reference)[0]
+
+
+def examine(
+    est: Any,
+    X: Any,
+    y: Any,
+    *,
+    X_train: Any = None,
+    y_train: Any = None,
+    X_ood: Any = None,
+    reference: Any = None,
+    predicted: Prediction | None = None,
+    predicted_ood: Prediction | None = None,
+) -> tuple[Diagnosis, Rival | None]:
+    """Return the `Diagnosis`, and what the ensemble was compared with; `predict_all` of the samples may be known."""
+    model, _, calibrated = unwrap(est, None, "predict_proba_members")
+    case = _Case(est, model, X, y, X_train, y_train, X_ood, reference)
+    if predicted_ood is not None:
+        case.predicted_ood = predicted_ood
     if X is not None:
-        case.members = np.asarray(model.predict_proba_members(inputs))
+        case.predicted = predict_all(est, X) if predicted is None else predicted
+        case.members = case.predicted.members
         if case.members.shape[1] == 0:
             raise ValueError("X must have at least one sample, got none.")
         if y is not None:
             case.y = check_known(y, model.classes_, case.members.shape[1], classes_name="est.classes_")
-            # The prediction of an ensemble inside a pipeline or a search is that of its members.
-            pooled = hasattr(model, "_pool") and not calibrated
-            case.proba = model._pool(case.members) if pooled else np.asarray(est.predict_proba(X))
+            # The prediction of a foreign ensemble need not be the mean of its members.
+            pooled = calibrated or hasattr(model, "_predict_all")
+            case.proba = case.predicted.proba if pooled else np.asarray(est.predict_proba(X))
             case.right = case.is_right(case.proba)
             case.member_accuracy = float(np.mean([case.is_right(proba).mean() for proba in case.members]))
             _measure_gain(case)
@@ -234,7 +256,22 @@ def diagnose(
         checked.append(name)
         if result is not None:
             findings.append(Finding(name, *result))
-    return Diagnosis(findings, checked, skipped, case.measured)
+    return Diagnosis(findings, checked, skipped, case.measured), case.rival
+
+
+@dataclass(frozen=True)
+class Rival:
+    """What an ensemble is compared with.
+
+    Attributes
+    ----------
+    name : str
+    proba : ndarray of shape (n_samples, n_classes)
+        Its probabilities, with columns in the order of the ensemble's classes.
+    """
+
+    name: str
+    proba: np.ndarray
 
 
 @dataclass
@@ -244,12 +281,13 @@ class _Case:
     est: Any
     model: Any
     X: Any
-    inputs: Any
     y: Any
     X_train: Any
     y_train: Any
     X_ood: Any
     reference: Any
+    predicted: Any = None  # a Prediction, where there are samples
+    rival: Rival | None = None
     members: Any = None  # arrays, where there are samples
     proba: Any = None
     right: Any = None
@@ -280,7 +318,9 @@ class _Case:
     @cached_property
     def features(self):
         """Of the frozen backbone for `X` (n_samples, n_features)."""
-        return self.frozen_features(self.inputs)
+        if self.predicted.features is not None:
+            return self.predicted.features
+        return self.frozen_features(unwrap(self.est, self.X, "predict_proba_members")[1])
 
     def frozen_features(self, inputs):
         frozen = copy.copy(self.model).set_params(features="backbone")  # whatever `transform` returns for the user
@@ -292,12 +332,12 @@ class _Case:
         return getattr(self.state, "novelty", None)
 
     @cached_property
-    def members_ood(self):
-        return np.asarray(self.model.predict_proba_members(self.inputs_ood))
+    def predicted_ood(self):
+        return predict_all(self.est, self.X_ood)
 
-    @cached_property
-    def inputs_ood(self):
-        return unwrap(self.est, self.X_ood, "predict_proba_members")[1]
+    @property
+    def members_ood(self):
+        return self.predicted_ood.members
 
     @cached_property
     def ood_auroc(self):
@@ -310,8 +350,9 @@ class _Case:
             )
         }
         if self.novelty is not None:
-            known, foreign = self.features, self.frozen_features(self.inputs_ood)
-            auroc["novelty"] = metrics.ood_auroc(*map(self.novelty.distances_of, (known, foreign)))
+            auroc["novelty"] = metrics.ood_auroc(
+                self.predicted.uncertainty.novelty, self.predicted_ood.uncertainty.novelty
+            )
         return auroc
 
     @cached_property
@@ -610,6 +651,7 @@ def _worse(case, rival, theirs, remedy):
         f"{-loss:.3f} ({-loss_high:.3f} to {-loss_low:.3f})"
     )
     case.measured["comparison"] = text
+    case.rival = Rival(rival.rstrip(","), theirs)
     if (nll_low > 0 and nll >= _NLL_EXCESS) or (loss_low > 0 and loss >= _ACCURACY_LACK):
         return f"{text}; 95 % intervals, limits {_NLL_EXCESS:g} and {-_ACCURACY_LACK:g}", remedy
     return None

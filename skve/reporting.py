@@ -26,7 +26,7 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _num_samples
 
 from skve import metrics
-from skve.diagnosis import Diagnosis, _in_order_of, diagnose
+from skve.diagnosis import Diagnosis, Rival, examine
 from skve.metrics._inputs import check_known
 from skve.plots._samples import name_of_sample, shortened, shown_samples
 from skve.selective import choose_threshold
@@ -133,10 +133,18 @@ def report(
     familiar = _Part.of(est, X)
     foreign = None if X_ood is None else _Part.of(est, X_ood)
     labels = labels[familiar.places]
-    diagnosis = diagnose(est, familiar.X, labels, X_ood=None if foreign is None else foreign.X, reference=reference)
-    name = None if reference is None else type(reference).__name__
-    proba = None if reference is None else _in_order_of(est.classes_, reference, familiar.X)
-    made = Report(est, familiar, labels, foreign, diagnosis, proba, name, reference is not None)
+    diagnosis, rival = examine(
+        est,
+        familiar.X,
+        labels,
+        X_ood=None if foreign is None else foreign.X,
+        reference=reference,
+        predicted=familiar.predicted,
+        predicted_ood=None if foreign is None else foreign.predicted,
+    )
+    made = Report(
+        est, familiar, labels, foreign, diagnosis, rival, None if reference is None else type(reference).__name__
+    )
     if path is not None:
         made.save(path)
     return made
@@ -182,9 +190,8 @@ class Report:
     _labels: np.ndarray
     _foreign: _Part | None
     diagnosis: Diagnosis
-    _reference: np.ndarray | None  # probabilities
-    _reference_name: str | None
-    _is_given_reference: bool
+    _rival: Rival | None
+    _reference: str | None  # its class, where one is given
     _made: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
 
     def to_dict(self) -> dict[str, Any]:
@@ -295,7 +302,7 @@ class Report:
                 "findings": [vars(finding) for finding in self.diagnosis],
                 "checked": list(self.diagnosis.checked),
                 "skipped": dict(self.diagnosis.skipped),
-                "measured": dict(getattr(self.diagnosis, "measured", {})),
+                "measured": dict(self.diagnosis.measured),
             },
             "versions": _versions(),
             "call": self._call(),
@@ -355,19 +362,19 @@ class Report:
         }
 
     def _compared(self):
-        if self._reference is None:
+        if self._rival is None:
             return None
         difference = metrics.paired_bootstrap(
             _mean_nll,
             self._codes,
             self._familiar.predicted.proba,
-            self._reference,
+            self._rival.proba,
             n_resamples=_N_RESAMPLES,
             random_state=0,
         )
         return {
-            "name": self._reference_name,
-            "metrics": self._metrics(self._reference),
+            "name": self._reference or self._rival.name,
+            "metrics": self._metrics(self._rival.proba),
             "NLL difference": {name: _defined(getattr(difference, name)) for name in ("estimate", "low", "high")},
         }
 
@@ -436,7 +443,7 @@ class Report:
     def _call(self):
         options = ["est", "X", "y"]
         options += ["X_ood=X_ood"] if self._foreign is not None else []
-        options += ["reference=reference"] if self._is_given_reference else []
+        options += ["reference=reference"] if self._reference is not None else []
         return f"skve.report({', '.join(options)})"
 
     # ----------------------------------------------------------------------------------------- the page
@@ -531,7 +538,7 @@ class Report:
         items = []
         for place, (row, sample) in enumerate(zip(rows, shown_samples(chosen), strict=True)):
             truth = str(self._labels[order[place]]) if part is self._familiar else None
-            prediction = str(u.prediction[place])  # type: ignore[index]
+            prediction = str(u.prediction[place])
             items.append(
                 {
                     "name": name_of_sample(row, part.places[order[place]]),
@@ -598,8 +605,8 @@ def _thumbnail(pixels):
         pixels = pixels // 257
     image = Image.fromarray(np.squeeze(pixels).astype(np.uint8)).convert("RGB")
     scale = _SIDE / max(image.size)
-    size = tuple(max(1, round(scale * side)) for side in image.size)
-    image = image.resize(size, Image.Resampling.NEAREST if scale > 2 else Image.Resampling.LANCZOS)
+    width, height = (max(1, round(scale * side)) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.NEAREST if scale > 2 else Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=85)
     return _inlined(stream, "jpeg")

@@ -1,5 +1,6 @@
 """The report of a model: its figures, its page, and what it does with difficult input."""
 
+import html
 import html.parser
 import json
 import re
@@ -103,6 +104,19 @@ def test__report__recommended_threshold__halves_the_error_rate(iris):
     assert 1 - right.mean() <= (1 - found["metrics"]["accuracy"]["estimate"]) / 2 + 1e-12
 
 
+def test__report__samples__each_read_once(iris, monkeypatch):
+    clf, X, y = iris
+    rows = []
+    original = ToyClassifier._predict
+    monkeypatch.setattr(
+        ToyClassifier,
+        "_predict",
+        lambda self, items, *kinds: rows.append(len(items)) or original(self, items, *kinds),
+    )
+    skve.report(clf, X, y, X_ood=X[:9] + 50).html  # noqa: B018 - the page is made when it is asked for
+    assert rows == [len(X), 9]
+
+
 def test__report__page__parses_and_needs_no_other_file(iris, tmp_path):
     clf, X, y = iris
     path = tmp_path / "report.html"
@@ -201,6 +215,13 @@ def test__report__reference__its_row_and_the_difference(iris):
     own = made.to_dict()["metrics"]["NLL"]["estimate"]
     assert row["NLL difference"]["estimate"] == pytest.approx(own - row["metrics"]["NLL"]["estimate"])
     assert "LogisticRegression" in Page(made.html).text
+
+
+def test__report__no_reference__logistic_regression_of_diagnose(iris):
+    clf, X, y = iris
+    made = skve.report(clf, X, y)
+    assert "logistic regression" in made.to_dict()["reference"]["name"]
+    assert made.to_dict()["diagnosis"]["measured"]["gain of the ensemble"] in html.unescape(made.html)
 
 
 def test__report__inside_wrappers__of_the_whole(iris):

@@ -217,8 +217,8 @@ class ContactSheetDisplay:
         for panel in axes[0]:
             panel.set_axis_off()
         if name:
-            place = {"transform": axes[0, 0].transAxes, "in_layout": False}  # wider than its column
-            axes[0, 0].text(0, 0, name, fontsize=font_size(ax) + 1, parse_math=False, **place)
+            where = {"transform": axes[0, 0].transAxes, "in_layout": False}  # wider than its column
+            axes[0, 0].text(0, 0, name, fontsize=font_size(ax) + 1, parse_math=False, **where)
         axes = axes[1:]
         for panel in axes.flat[n_items:]:  # of the last row
             panel.set_axis_off()

@@ -36,8 +36,8 @@ def predict_all(estimator: Any, X: Any) -> Prediction:
     Parameters
     ----------
     estimator : fitted estimator
-        Has ``predict_proba_members`` and ``classes_``, or wraps an estimator that has. A calibration around it reads
-        the samples once more.
+        Has ``predict_proba_members``, or wraps an estimator that has. A calibration around it reads the samples once
+        more.
     X : array-like or list of length n_samples
 
     Raises
@@ -50,7 +50,7 @@ def predict_all(estimator: Any, X: Any) -> Prediction:
         predicted = Prediction(*model._predict_all(inputs))
     else:
         members = np.asarray(model.predict_proba_members(inputs))
-        uncertainty = Uncertainty.from_members(members, classes=model.classes_)
+        uncertainty = Uncertainty.from_members(members, classes=getattr(model, "classes_", None))
         predicted = Prediction(members, members.mean(axis=0), uncertainty)
     if not calibrated:
         return predicted
