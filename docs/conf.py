@@ -59,17 +59,14 @@ myst_heading_anchors = 4
 
 # Gallery
 EXAMPLES = [
-    f"plot_{name}.py"
-    for name in (
-        "first_look",
-        "members",
-        "report",
-        "risk_coverage",
-        "uncertainty",
-        "reliability",
-        "training",
-        "layers",
-    )
+    "plot_first_look.py",
+    "plot_members.py",
+    "plot_report.py",
+    "plot_risk_coverage.py",
+    "plot_uncertainty.py",
+    "plot_reliability.py",
+    "plot_training.py",
+    "plot_layers.py",
 ]
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",

@@ -23,6 +23,7 @@ from skve._documentation import DocumentedMixin
 from skve._ensembles import RULES
 from skve._inputs.labels import check_labels, encode_labels, stratified_part
 from skve._inputs.weights import check_weights, class_weights, to_mean_one
+from skve._runtime.callbacks import CallbackSupportMixin, with_callbacks
 from skve._runtime.progress import report
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def _split_section(doc: str, title: str) -> tuple[str, dict[str, str], str]:
 
 
 class BaseSVEClassifier(
+    CallbackSupportMixin,
     DocumentedMixin,
     ClassNamePrefixFeaturesOutMixin,
     ClassifierMixin,
@@ -349,6 +351,7 @@ class BaseSVEClassifier(
 
     # ----------------------------------------------------------------------------------------- fitting
 
+    @with_callbacks
     def fit(
         self,
         X: Samples,
@@ -398,7 +401,13 @@ class BaseSVEClassifier(
         5
         """
         start = self._state if self.warm_start and hasattr(self, "_state") else None
-        return self._fit_or_stay(X, y, sample_weight, X_val=X_val, y_val=y_val, start=start)
+        task = self._init_callback_context(max_subtasks=None)
+        if task is not None:
+            task.call_on_fit_task_begin(estimator=self, X=X, y=y)
+        self._fit_or_stay(X, y, sample_weight, X_val=X_val, y_val=y_val, start=start, task=task)
+        if task is not None:
+            task.call_on_fit_task_end(estimator=self, X=X, y=y)
+        return self
 
     def partial_fit(
         self,
@@ -479,7 +488,7 @@ class BaseSVEClassifier(
             raise KeyboardInterrupt
         return self
 
-    def _fit(self, X, y, sample_weight, *, X_val=None, y_val=None, start=None, classes=None):
+    def _fit(self, X, y, sample_weight, *, X_val=None, y_val=None, start=None, classes=None, task=None):
         from skve._runtime.randomness import Seeds
         from skve._training.folds import split_folds
 
@@ -496,7 +505,7 @@ class BaseSVEClassifier(
         folds = None
         if n_folds is not None:  # as the split, the same where a fit goes on
             folds = split_folds(parts.train.targets, n_folds, self.n_members, seeds.generator("split"))
-        interrupted = self._train(parts, folds, classes_, seeds, start, once)
+        interrupted = self._train(parts, folds, classes_, seeds, start, once, task)
         self._predict_and_calibrate(data, parts, folds)
         return interrupted
 
@@ -518,7 +527,7 @@ class BaseSVEClassifier(
         weights = np.ones(len(y)) if weights is None else to_mean_one(weights, "data")
         return Part(items, codes, weights, np.arange(len(y))), classes_
 
-    def _train(self, parts, folds, classes_, seeds, start, once):
+    def _train(self, parts, folds, classes_, seeds, start, once, task):
         """Train, and set what a fit learns but for `temperature_`; return whether Ctrl-C ended the training."""
         from skve._runtime.device import resolve_device
         from skve._training import build, loop, solve
@@ -554,6 +563,8 @@ class BaseSVEClassifier(
         else:
             one_by_one = device.type == "cpu" or design.activation_checkpointing
             chunk = 1 if one_by_one else len(ensemble.trained)
+            if task is not None:
+                reports["callbacks"] = [*(self.callbacks or []), loop.EpochTasks(self, task)]
             result = loop.train(ensemble, *batches, settings, chunk=chunk, **reports)
         self._state = plan.fitted(result.arrays, result.n_iter, self.backbone, novelty)
         self.classes_ = classes_

@@ -279,6 +279,29 @@ class Net(NeuralNet):
             raise
 
 
+class EpochTasks(Callback):
+    """Report each epoch, or round, to the callbacks of scikit-learn, which may end the training after it.
+
+    Parameters
+    ----------
+    estimator : estimator
+        That is fitted.
+    task : sklearn.callback.CallbackContext
+        The fit.
+    """
+
+    def __init__(self, estimator, task):
+        self.estimator, self.task = estimator, task
+
+    def on_epoch_begin(self, net, **kwargs):
+        self.epoch = self.task.subcontext(task_name="epoch")
+        self.epoch.call_on_fit_task_begin(estimator=self.estimator)
+
+    def on_epoch_end(self, net, **kwargs):
+        if self.epoch.call_on_fit_task_end(estimator=self.estimator):
+            raise KeyboardInterrupt  # as skorch's own callbacks do
+
+
 class _StopEarlyError(Exception):
     """A callback ended the training at the end of a round."""
 
