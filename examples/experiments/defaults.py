@@ -29,6 +29,19 @@ KINDS = {
         "digits": "digits",
     },
 }
+# Columns in which rows of one fit agree
+FIT = (
+    "data",
+    "shots",
+    "seed",
+    "method",
+    "scheme",
+    "member_lr",
+    "head_lr",
+    "head_weight_decay",
+    "label_smoothing",
+    "steps",
+)
 METRICS = {
     "nll": ("NLL", 1, 3),
     "accuracy": ("accuracy %", 100, 1),
@@ -39,11 +52,14 @@ METRICS = {
 }
 
 
+def tested(path):
+    with open(path, newline="", encoding="utf-8") as stream:
+        return [row for row in csv.DictReader(stream) if row["split"] == "test"]
+
+
 def read(path):
     """Return the test rows that the tables show, of seeds that "sve" has: {method: {data: rows, one a seed}}."""
-    with open(path, newline="", encoding="utf-8") as stream:
-        rows = [row for row in csv.DictReader(stream) if row["split"] == "test"]
-    found = {}
+    rows, found = tested(path), {}
     for name, wanted in {
         "sve": {"method": "sve", "defaults": "0.2"},
         "scale": {"method": "scale", "defaults": "0.2"},
@@ -92,6 +108,29 @@ def each(methods, kind, metrics):
     return markdown(["", "", *KINDS[kind].values()], lines)
 
 
+def first_members(methods, rows, kind):
+    """Return the lines of the table of the first members of the same fits, as they are before a temperature."""
+    plain = {}
+    for row in rows:
+        if row["temperature_rule"] == "none":
+            plain[row["members"], *(row[name] for name in FIT)] = row
+    lines = []
+    for method in ("sve", "scale", "deep", "bias"):
+        means = []
+        for metric, members in (("nll", "1"), ("nll", "2"), ("nll", "4"), ("mean_member_nll", "4")):
+            sets = [
+                np.mean(
+                    [float(plain[members, *(row[name] for name in FIT)][metric]) for row in methods[method][data]]
+                )
+                for data in KINDS[kind]
+            ]
+            means.append(np.mean(sets))
+        lines.append([method, *(f"{mean:.3f}" for mean in means), f"{means[2] - means[3]:+.3f}"])
+    return markdown(
+        [f"NLL of {kind}", "first member", "first two", "four", "mean member", "four less mean member"], lines
+    )
+
+
 def differences(rows, pairs, columns):
     """Return the lines of the table of paired differences in NLL; `columns` maps values of "data" to titles."""
     found = {(row["method"], row["against"], row["data"]): row for row in rows}
@@ -112,7 +151,7 @@ def main(arguments=None):
     parser.add_argument("--data", required=True, type=pathlib.Path, help="folder of the two CSV files")
     parser.add_argument("--page", required=True, type=pathlib.Path)
     parsed = parser.parse_args(arguments)
-    methods = read(parsed.data / "defaults_evidence.csv")
+    methods, rows = read(parsed.data / "defaults_evidence.csv"), tested(parsed.data / "defaults_evidence.csv")
     with open(parsed.data / "defaults_intervals.csv", newline="", encoding="utf-8") as stream:
         paired = list(csv.DictReader(stream))
     rivals = [("sve", rival) for rival in ("logreg", "sve (0.1)", "deep", "bias", "scale")]
@@ -121,6 +160,7 @@ def main(arguments=None):
     parts = {"differences": differences(paired, rivals, overall)}
     parts["members"] = differences(paired, [*members, ("sve eight", "sve")], overall)
     for kind, sets in KINDS.items():
+        parts[f"first members of {kind}"] = first_members(methods, rows, kind)
         parts[f"summary of {kind}"] = summary(methods, kind)
         parts[f"NLL of {kind}"] = each(methods, kind, ["nll"])
         parts[f"other measures of {kind}"] = each(methods, kind, [name for name in METRICS if name != "nll"])
