@@ -76,8 +76,7 @@ class SVETextClassifier(BaseSVEClassifier):
     precision : {"auto", "float32", "bfloat16", "float16"}, default="auto"
         Arithmetic of the backbone in training. `"auto"` uses bfloat16 where the processor supports it and it is
         faster, else float32. `"float16"`, for GPUs without bfloat16, scales each member's loss and skips the steps of
-        a member whose gradient overflows. Heads and losses are always float32 or better, and so are predictions
-        unless `backbone_dtype="bfloat16"`.
+        a member whose gradient overflows. Heads and losses are always float32 or better.
 
     Attributes
     ----------
@@ -165,6 +164,7 @@ class SVETextClassifier(BaseSVEClassifier):
         backbone_dtype: str = "float32",
         activation_checkpointing: bool = False,
         precision: str = "auto",
+        predict_precision: str = "auto",
         device: str | torch.device = "auto",
         warm_start: bool = False,
         random_state: int | np.random.RandomState | None = None,

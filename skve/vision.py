@@ -123,6 +123,7 @@ class SVEClassifier(BaseSVEClassifier):
         image_shape: Sequence[int] | None = None,
         augment: str | Callable[[Any], Any] | None = "light",
         precision: str = "auto",
+        predict_precision: str = "auto",
         device: str | torch.device = "auto",
         warm_start: bool = False,
         random_state: int | np.random.RandomState | None = None,

@@ -1,8 +1,10 @@
 """SVETextClassifier: its contract on toy models, and what it does with a pretrained one."""
 
+import copy
 import dataclasses
 import gc
 import json
+import math
 import pickle
 import re
 import subprocess
@@ -123,9 +125,11 @@ def test__minilm__saved_and_loaded__same_bits(fitted, intents, include_backbone,
 
 def test__minilm__mean_of_batch__long_and_short_texts_as_alone(fitted):
     texts = ["hi", "what is my balance " * 20, "", "transfer money please"]
-    together = fitted.predict_proba(texts)
-    alone = np.concatenate([fitted.predict_proba([text]) for text in texts])
-    np.testing.assert_allclose(together, alone, atol=1e-5)
+    for precision, tolerance in (("float32", 1e-5), ("bfloat16", 0.01)):
+        clf = copy.copy(fitted).set_params(predict_precision=precision)
+        together = clf.predict_proba(texts)
+        alone = np.concatenate([clf.predict_proba([text]) for text in texts])
+        np.testing.assert_allclose(together, alone, rtol=0, atol=tolerance)
 
 
 def test__verbose_0__fit_and_predict__nothing_printed(intents, empty_cache):
@@ -315,6 +319,11 @@ def test__forms__texts_of_varying_length__chosen_by_mean_tokens(monkeypatch):
     monkeypatch.setattr(forms, "choose_form", choose)
     texts = ["a", "b" * 40] * 12  # 3 and 42 tokens
     clf = toy("bert", max_epochs=1, pooling="cls").fit(texts, LABELS)
+    clf.predict(texts[:10])
+    assert {n for training, n in seen if not training} == {math.inf}  # weights are kept
+    seen[:] = [one for one in seen if one[0]]
+    monkeypatch.setenv(cache.LIMIT, "0")
+    cache.clear_cache()
     clf.predict(texts[:10])
     assert {round(n) for training, n in seen if training} == {round(8 * 22.5)}
     assert {round(n) for training, n in seen if not training} == {round(10 * 22.5)}

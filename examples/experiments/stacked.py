@@ -107,8 +107,7 @@ def fit_stacked(classifiers, X, y, X_test):
         StackedNet(ensemble, each, course, [rates], chunk).train(batches, None)
         tests = clf._make_pipeline(clf._check_inputs(X_test, reset=False), backbone, device, training=False)
         ensemble.eval().dtype = torch.float32
-        passes, found = prediction.probability_passes(ensemble, len(tests))
-        prediction.predict(passes, tests, clf.batch_size, device)
+        found = np.stack(prediction.collect(prediction.probability_passes(ensemble), tests, clf.batch_size, device))
     return found.reshape(len(each), len(start), *found.shape[1:])
 
 

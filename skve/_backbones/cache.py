@@ -1,7 +1,9 @@
-"""The process cache of backbones, bounded by an environment variable."""
+"""The process cache of backbones, and of what predicts with them, bounded by an environment variable."""
 
+import contextlib
 import os
 import re
+import weakref
 from collections import OrderedDict
 
 from skve._runtime.locks import new_lock
@@ -11,6 +13,7 @@ LIMIT = "SKVE_CACHE_LIMIT"  # environment variable, which worker processes inher
 DEFAULT_LIMIT = "2G"
 
 _cache: OrderedDict = OrderedDict()  # key -> Backbone, the least recently used first
+_predictors: OrderedDict = OrderedDict()  # key -> (Predictor, weak reference to its owner), likewise
 _lock = new_lock()
 
 
@@ -25,9 +28,46 @@ def cached(key, build):
             with own_global_generators(0):  # building a module draws random weights
                 _cache[key] = build()
         _cache.move_to_end(key)
-        while len(_cache) > 1 and sum(backbone.nbytes for backbone in _cache.values()) > limit:
-            _cache.popitem(last=False)
+        _drop_beyond(limit)
         return _cache[key]
+
+
+def _drop_beyond(limit, n_predictors=0):
+    """Drop predictors but for the last ones, then backbones but for the last one, while they exceed the limit."""
+    for entries, n_kept in ((_predictors, n_predictors), (_cache, 1)):
+        while len(entries) > n_kept and _kept_bytes() > limit:
+            with contextlib.suppress(KeyError):  # an owner's end comes at any time, without the lock
+                entries.popitem(last=False)
+
+
+def _kept_bytes():
+    predictors = [predictor for predictor, _ in list(_predictors.values())]
+    return sum(entry.nbytes for entry in [*_cache.values(), *predictors])
+
+
+def kept_predictor(owner, key):
+    """Return what `keep_predictor` kept for an object under a key, or None."""
+    key = (id(owner), *key)
+    with contextlib.suppress(KeyError):
+        predictor, reference = _predictors[key]
+        _predictors.move_to_end(key)
+        return predictor if reference() is owner else None
+    return None
+
+
+def keep_predictor(owner, key, predictor):
+    """Keep a predictor while its owner lives, if the limit leaves room for it beside its backbone.
+
+    Others make room for it, and it makes room for backbones: those take longer to load.
+    """
+    key, limit = (id(owner), *key), cache_limit()
+    if predictor.backbone.nbytes + predictor.nbytes > limit:
+        return
+    with _lock:
+        # Where the entry goes first, its weak reference goes with it. The lock might wait in the midst of anything.
+        _predictors[key] = (predictor, weakref.ref(owner, lambda _: _predictors.pop(key, None)))
+        _predictors.move_to_end(key)
+        _drop_beyond(limit, n_predictors=1)
 
 
 def cache_limit() -> int:
@@ -53,7 +93,8 @@ def clear_cache() -> None:
     skve keeps backbones, so that the fits of a grid search and all predictions share one copy of the weights and
     their decompositions. It also keeps the features that a frozen backbone computed of each item, for
     `ensemble="head"` and `"laplace"`, for `novelty` and for `transform`: the folds and candidates of a search pass an
-    item through the backbone once. Items are recognised by their content, files by their path, size and times of
+    item through the backbone once. And it keeps the members' weights of estimators that have predicted, until these
+    are fitted again or deleted. Items are recognised by their content, files by their path, size and times of
     change; images in memory that have more than six times the pixels of the network's input are computed each time.
 
     Beyond 2 GiB, the least recently used backbones are released; the environment variable `SKVE_CACHE_LIMIT` sets
@@ -68,4 +109,5 @@ def clear_cache() -> None:
     >>> skve.clear_cache()
     """
     with _lock:
+        _predictors.clear()
         _cache.clear()

@@ -22,6 +22,11 @@ class Network:
     ----------
     backbone : Backbone
         Supplies `module` and `features(module, inputs)`.
+
+    Attributes
+    ----------
+    replaced : dict of str to torch.Tensor
+        The tensors that have taken the place of the backbone's, by name.
     """
 
     def __init__(self, backbone):
@@ -31,6 +36,8 @@ class Network:
         self._modules = dict(self.module.named_modules(remove_duplicate=False))
         self._shared_outputs: dict[str, object] = {}
         self._forwards: dict[nn.Module, _Forward] = {}
+        self._narrow: dict[str, torch.dtype] = {}
+        self.replaced: dict[str, torch.Tensor] = {}
 
     def features(self, inputs):
         """Return the backbone's features of a batch, of shape (n_samples, n_features)."""
@@ -38,6 +45,9 @@ class Network:
 
     def set_tensor(self, name, tensor):
         """Replace the parameter or buffer `name` by a tensor, which may need a gradient or be on its way."""
+        if name in self._narrow:
+            tensor = tensor.to(self._narrow[name])
+        self.replaced[name] = tensor
         path, _, attribute = name.rpartition(".")
         module = self._modules[path]
         module._parameters.pop(attribute, None)
@@ -47,6 +57,22 @@ class Network:
         for name, value in vars(module).items():  # LeViT and its kin keep what they compute of their weights
             if name.endswith("_cache") and isinstance(value, dict):
                 value.clear()
+
+    def set_tensors(self, tensors):
+        """Replace several parameters or buffers, by name."""
+        for name, tensor in tensors.items():
+            self.set_tensor(name, tensor)
+
+    def multiplied(self):
+        """Return the names of the float32 weights by which layers multiply: autocast narrows them in each call."""
+        kinds = (nn.Linear, nn.Conv2d)
+        layers = {name: m for name, m in self.module.named_modules() if type(m) in kinds or is_huggingface_conv1d(m)}
+        weights = {f"{name}.weight" if name else "weight": m._parameters.get("weight") for name, m in layers.items()}
+        return [name for name, weight in weights.items() if weight is not None and weight.dtype == torch.float32]
+
+    def narrow(self, names, dtype):
+        """Let `set_tensor` convert these weights, once and not in each call; the network has to run in autocast."""
+        self._narrow = dict.fromkeys(names, dtype)
 
     def calls_plainly(self, layer):
         """Say whether a layer's own forward is all that it does, so that another form may take its place."""

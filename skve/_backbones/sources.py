@@ -82,6 +82,25 @@ def folder_state(folder):
     return tuple(file_state(file) for file in sorted(pathlib.Path(folder).iterdir()))
 
 
+def spec_state(spec):
+    """Return what changes when the weights that a specification names do, without reading them.
+
+    Of a module, where its tensors lie and how often torch has written to them; of a name, when the files changed
+    that it may stand for. Callables always stand for what they made first.
+    """
+    if isinstance(spec, nn.Module):
+        tensors = [*spec.parameters(), *spec.buffers()]
+        return tuple((id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
+    if isinstance(spec, tuple | list):
+        return tuple(spec_state(part) for part in spec)
+    if not isinstance(spec, str | pathlib.Path):
+        return None
+    spec = str(spec)
+    names = {spec, spec.removeprefix("local-dir:"), spec.partition("@")[2]}
+    paths = [pathlib.Path(name).expanduser() for name in sorted(names) if name]
+    return tuple(folder_state(path) if path.is_dir() else file_state(path) for path in paths if path.exists())
+
+
 def file_state(file):
     """Return what changes when a file does; missing files are told by name."""
     path = pathlib.Path(file)

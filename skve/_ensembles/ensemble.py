@@ -82,6 +82,9 @@ class Ensemble(nn.Module):
         Arithmetic of the backbone; heads and losses are always float32.
     checkpoints : collection of str, default=()
         Modules whose activations are computed again in the backward pass instead of being kept.
+    kept : dict, default=None
+        In prediction, where the tensors that installing a member puts into place stay, converted to `dtype`, for
+        several networks of the same members. None computes them in each installation.
     """
 
     network: Network
@@ -91,8 +94,11 @@ class Ensemble(nn.Module):
     device: torch.device
     keys: list[str]
     trained: range
+    kept: dict | None
 
-    def __init__(self, rule, head, members, traced, size, *, training, dtype=torch.float32, checkpoints=()):
+    def __init__(
+        self, rule, head, members, traced, size, *, training, dtype=torch.float32, checkpoints=(), kept=None
+    ):
         super().__init__()
         network = Network(rule.backbone)
         if training:
@@ -101,7 +107,9 @@ class Ensemble(nn.Module):
         network.checkpoint(checkpoints)
         network.share(traced.shareable)
         # Not as submodules: see above.
-        self.__dict__.update(network=network, rule=rule, head=head, dtype=dtype, keys=list(members[0]))
+        self.__dict__.update(network=network, rule=rule, head=head, dtype=dtype, keys=list(members[0]), kept=kept)
+        if kept is not None and dtype != torch.float32:
+            self._narrow(kept)
         self.trained = rule.trained(len(members)) if training else range(0)
         self.members = nn.ModuleList(_Tensors(member, i in self.trained) for i, member in enumerate(members))
         self.device = next(iter(members[0].values())).device
@@ -114,17 +122,36 @@ class Ensemble(nn.Module):
         """Return the tensors of one member by key."""
         return self.members[index].by_key()
 
+    def _narrow(self, kept):
+        """Convert the weights that no member changes, once for all networks."""
+        names = self.network.multiplied()
+        self.network.narrow(names, self.dtype)
+        if "all members" not in kept:
+            parameters = dict(self.rule.backbone.module.named_parameters())
+            same = set(names).difference(self.rule.changed)
+            kept["all members"] = {name: parameters[name].to(self.dtype) for name in same}
+        self.network.set_tensors(kept["all members"])
+
     def install(self, index):
         """Let the following `member_logits` be those of member `index`."""
+        if self.kept is not None and index in self.kept:
+            self.network.set_tensors(self.kept[index])
+            return
         self.rule.install(self.network, self.member(index))
+        if self.kept is not None:
+            self.kept[index] = dict(self.network.replaced)
 
     def member_logits(self, inputs, index):
         """Return the logits (n_samples, n_classes) of the member that is installed."""
         return self._logits(inputs, self.member(index))
 
-    def _logits(self, inputs, member):
+    def features(self, inputs):
+        """Return the features (n_samples, n_features) of the member that is installed."""
         with autocast(self.device, self.dtype):
-            features = self.network.features(inputs)
+            return self.network.features(inputs)
+
+    def _logits(self, inputs, member):
+        features = self.features(inputs)
         impossible = inputs.get("impossible") if isinstance(inputs, Mapping) else None
         with autocast(self.device, torch.float32):
             return self.head.logits(features, member, impossible)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -25,8 +26,8 @@ class Pass:
         `install()` brings the network's weights into place.
     compute : callable
         `compute(inputs)` returns a tensor (n_samples, width) for a prepared batch.
-    output : ndarray of shape (n_samples, width)
-        Where the results go.
+    output : ndarray of shape (n_samples, width), default=None
+        Where the results of all samples go; None: they are handed over block by block.
     missing : ndarray of bool, shape (n_samples,), default=None
         Samples without a result; None: all.
     keep : callable, default=None
@@ -36,52 +37,46 @@ class Pass:
     network: Network
     install: Callable
     compute: Callable
-    output: np.ndarray
+    output: np.ndarray | None = None
     missing: np.ndarray | None = None
     keep: Callable | None = None
 
 
-def probability_passes(ensemble, n_samples, members=None):
-    """Return a pass for each member, or each of some, and their probabilities (n_members, n_samples, n_classes)."""
-    members = range(len(ensemble.members)) if members is None else members
+def probability_passes(ensemble, members=None):
+    """Return a pass for each member, or each of some, that computes its probabilities (n_samples, n_classes)."""
     likelihood = ensemble.head.likelihood
-    proba = np.empty((len(members), n_samples, likelihood.n_classes))
-
-    def compute(index):
-        return lambda inputs: likelihood.proba(ensemble.member_logits(inputs, index))
-
-    return _member_passes(ensemble, members, proba, compute), proba
+    return _member_passes(
+        ensemble, members, lambda inputs, index: likelihood.proba(ensemble.member_logits(inputs, index))
+    )
 
 
-def feature_passes(ensemble, n_samples, n_features):
-    """Return a pass for each member, and the array (n_members, n_samples, n_features) of their features."""
-    features = np.empty((len(ensemble.members), n_samples, n_features), np.float32)
-
-    def compute(index):
-        return lambda inputs: ensemble.network.features(inputs).float()
-
-    return _member_passes(ensemble, range(len(features)), features, compute), features
+def feature_passes(ensemble, members=None):
+    """Return a pass for each member, or each of some, that computes its features (n_samples, n_features)."""
+    return _member_passes(ensemble, members, lambda inputs, index: ensemble.features(inputs).float())
 
 
-def _member_passes(ensemble, members, outputs, compute):
+def _member_passes(ensemble, members, compute):
     return [
-        Pass(ensemble.network, lambda index=index: ensemble.install(index), compute(index), output)
-        for index, output in zip(members, outputs, strict=True)
+        Pass(
+            ensemble.network,
+            functools.partial(ensemble.install, index),
+            functools.partial(compute, index=index),
+        )
+        for index in (range(len(ensemble.members)) if members is None else members)
     ]
 
 
-def frozen_passes(backbone, pipeline, n_features, shareable=()):
+def frozen_passes(backbone, pipeline, n_features, new_network=None):
     """Return the pass of the backbone as it is, and the array (n_samples, n_features) of its features.
 
     Features that the process keeps are in the array already; there is no pass where that holds for all samples.
-    `shareable` are the modules that members have in common with the backbone, from the ensemble's trace.
+    `new_network()` returns the `Network` of the pass; by default a view that shares nothing with members.
     """
     keys, kept, reading = pipeline.content_keys(), backbone.frozen.kept_features, backbone.reading
     features, missing = kept.find(reading, keys, n_features)
     if not missing.any():
         return [], features
-    network = Network(backbone)
-    network.share(shareable)
+    network = Network(backbone) if new_network is None else new_network()
 
     def keep(indices):
         kept.keep(reading, [keys[index] for index in indices], features[indices])
@@ -113,32 +108,63 @@ def head_probabilities(ensemble, features, impossible, members=None):
         return np.stack([likelihood.proba(each).cpu().numpy() for each in logits])
 
 
-def predict(passes, pipeline, batch_size, device, n_batches=BATCHES_PER_INSTALLATION, *, verbose=0):
-    """Take all samples through each pass and fill the outputs.
+def collect(passes, pipeline, batch_size, device):
+    """Return what each pass computes of all samples, arrays of shape (n_samples, width)."""
+    arrays: list = [None] * len(passes)
+
+    def keep(rows, outputs):
+        for index, output in enumerate(outputs):
+            if arrays[index] is None:
+                arrays[index] = np.empty((len(pipeline), *output.shape[1:]), output.dtype)
+            arrays[index][rows] = output
+
+    predict(passes, pipeline, batch_size, device, keep)
+    return arrays
+
+
+def predict(passes, pipeline, batch_size, device, keep=None, n_batches=BATCHES_PER_INSTALLATION, *, verbose=0):
+    """Take all samples through each pass, block by block, and hand over what they compute.
 
     Samples are read once for all passes, unless none misses them, and weights are installed once for `n_batches`
-    batches. If these do not fit the memory, they and the following ones are halved. `verbose` shows a progress bar
-    where there are more batches than that.
+    batches, a block. If these do not fit the memory, they and the following ones are halved. `verbose` shows a
+    progress bar where there are more batches than that.
+
+    Parameters
+    ----------
+    passes : list of Pass
+    pipeline : Pipeline
+    batch_size : int
+    device : torch.device
+    keep : callable, default=None
+        `keep(rows, outputs)` receives the indices of a block's samples, and an array (n_rows, width) for each pass
+        without an `output`. All calls together have all samples; some may come again where memory was short.
     """
     batches = list(pipeline.batches(batch_size, None))
     order = np.concatenate(batches)
     if not np.array_equal(np.sort(order), np.arange(len(pipeline))):
         raise RuntimeError(f"The batches of a prediction must hold each of the {len(pipeline)} items once.")
+    blocks = [np.concatenate(batches[start : start + n_batches]) for start in range(0, len(batches), n_batches)]
+    hands_over = keep is not None and any(one.output is None for one in passes)
     if all(one.missing is not None for one in passes):
         order = order[np.any([one.missing[order] for one in passes], axis=0)] if passes else order[:0]
         batches = [order[rows] for rows in gen_batches(len(order), batch_size)] if len(order) else []
     with progress_bar(len(batches) * len(passes), shown=verbose and len(batches) > n_batches) as bar:
-        _predict(passes, pipeline, batches, n_batches, device, bar)
+        _predict(passes, pipeline, batches, n_batches, device, keep if hands_over else None, bar)
+    if keep is not None and not hands_over:
+        for rows in blocks:
+            keep(rows, [])
 
 
-def _predict(passes, pipeline, batches, n_batches, device, bar):
+def _predict(passes, pipeline, batches, n_batches, device, keep, bar):
     while batches:
         n_done, failed = 0, False
         try:
             with contextlib.closing(pipeline.load_each(batches, n_batches)) as reading:
                 while n_done < len(batches):
                     block = batches[n_done : n_done + n_batches]
-                    _predict_block(passes, pipeline, block, reading, bar)
+                    outputs = _predict_block(passes, pipeline, block, reading, bar)
+                    if keep is not None:
+                        keep(np.concatenate(block), outputs)
                     n_done += len(block)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -158,19 +184,29 @@ def _predict(passes, pipeline, batches, n_batches, device, bar):
 def _predict_block(passes, pipeline, batches, reading, bar):
     raw: list = []
     shared: list[dict] = [{} for _ in batches]
+    ends = np.cumsum([len(indices) for indices in batches])
+    outputs: list = []
     with torch.no_grad():
         for one in passes:
             one.install()
+            output = one.output
+            parts = zip(ends, batches, strict=True)
+            places = batches if output is not None else [slice(end - len(rows), end) for end, rows in parts]
             for position, indices in enumerate(batches):
                 if len(raw) == position:  # the first pass computes while the next batches are read
                     raw.append(next(reading))
                 if one.missing is None or one.missing[indices].any():
                     one.network.shared_outputs = shared[position]
-                    result = one.compute(pipeline.prepare(raw[position], None))
+                    result = one.compute(pipeline.prepare(raw[position], None)).cpu().numpy()
                     shared[position] = one.network.shared_outputs
-                    one.output[indices] = result.cpu().numpy()
+                    if output is None:
+                        output = np.empty((ends[-1], *result.shape[1:]), result.dtype)
+                    output[places[position]] = result
                     if one.keep is not None:
                         one.keep(indices)
                 bar.update()
+            if one.output is None:
+                outputs.append(output)
     for one in passes:
         one.network.new_batch()
+    return outputs

@@ -433,12 +433,13 @@ def _new_estimator(path, document):
             f"{path}: the class must be one of {sorted(own)} or an imported subclass, got {name!r}. "
             f"Upgrade skve, or import the module that defines the class."
         )
-    return classes[name](
-        **{
-            name: dict(value[PAIRS]) if isinstance(value, dict) else value
-            for name, value in document["parameters"].items()
-        }
-    )
+    cls = classes[name]
+    # What 0.1 predicted in; other defaults have stayed.
+    former = {"predict_precision": "float32"} if "predict_precision" in cls._get_param_names() else {}
+    given = {
+        key: dict(value[PAIRS]) if isinstance(value, dict) else value for key, value in document["parameters"].items()
+    }
+    return cls(**{**former, **given})
 
 
 def _subclasses(classes):

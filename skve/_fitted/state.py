@@ -1,4 +1,4 @@
-"""What a fit leaves behind, NumPy arrays and plain values, and the networks that are made of it."""
+"""What a fit leaves behind, NumPy arrays and plain values, and whether a backbone is the one it was fitted on."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import torch
 
 from skve._backbones import layer_selection
 from skve._backbones.trace import Trace
-from skve._ensembles import BATCHES_PER_INSTALLATION, FACTORS, Ensemble, Head, is_trained, make_rule
+from skve._ensembles import FACTORS, Head, is_trained, make_rule
 from skve._fitted.novelty import Novelty
 
 READING = ("tokenizer_sha256", "label_words")
@@ -98,18 +98,11 @@ class FittedState:
         members = [{key: tensor(value[index]) for key, value in own.items()} for index in range(self.n_members)]
         return [{**shared, **member} for member in members]
 
-    def ensemble_on(self, backbone, pipeline):
-        """Return the network of this state for predicting the samples of `pipeline`.
-
-        Raises
-        ------
-        ValueError
-            If the backbone's weights, or its singular vectors, are not those that the members were fitted on.
-        """
-        self._check_weights(backbone)
+    def rule_on(self, backbone):
+        """Return the rule of the members on a backbone, for one network."""
         selected = set(self.layers)
         sites = [site for site in layer_selection.find_sites(backbone.module)[0] if site.layer in selected]
-        rule = make_rule(
+        return make_rule(
             self.ensemble,
             backbone,
             sites,
@@ -117,13 +110,29 @@ class FittedState:
             train_bias=self.train_bias,
             ensemble_params=self.ensemble_params,
         )
-        head = Head.on(backbone, self.n_features, self.n_classes)
+
+    def head_on(self, backbone):
+        """Return what the members' heads are."""
+        return Head.on(backbone, self.n_features, self.n_classes)
+
+    @property
+    def traced(self):
+        """The `Trace` of the backbone, as far as a prediction needs it."""
+        return Trace(frozenset(), self.positions, list(self.shareable), self.n_features)
+
+    def check(self, backbone):
+        """Check that the members were fitted on a backbone.
+
+        Raises
+        ------
+        ValueError
+            If the backbone's weights, or its singular vectors, are not those that the members were fitted on.
+        """
+        self._check_weights(backbone)
+        rule = self.rule_on(backbone)
         self._check_bases(rule)
-        self._check_shapes(rule, head)
+        self._check_shapes(rule, self.head_on(backbone))
         self._check_shareable(backbone)
-        size = min(len(pipeline), self.batch_size * BATCHES_PER_INSTALLATION) * pipeline.mean_size
-        traced = Trace(frozenset(), self.positions, list(self.shareable), self.n_features)
-        return Ensemble(rule, head, self.members(backbone.device), traced, size, training=False)
 
     def _check_weights(self, backbone):
         now, then = backbone.description["sha256"], self.backbone["sha256"]

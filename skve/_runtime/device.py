@@ -66,6 +66,35 @@ def resolve_training_dtype(precision, device, linear_share):
     return torch.float32
 
 
+_WIDE = 128  # from this many inputs and outputs on, a product saves more than converting its inputs costs
+
+
+def resolve_prediction_dtype(precision, device, weights):
+    """Return the dtype of the backbone's arithmetic in prediction.
+
+    Parameters
+    ----------
+    precision : {"auto", "float32", "bfloat16"}
+        "auto" is bfloat16 where the device multiplies it natively and most of the backbone's weights are float32
+        matrices of wide linear layers: between their products, transformers normalise and add in float32, and
+        probabilities stay within 0.01 of those in float32. Networks of convolutions pass bfloat16 from layer to
+        layer, and on CPUs they are no faster.
+    device : torch.device
+    weights : list of torch.Tensor
+        Weights of linear layers (matrices) and convolutions.
+
+    Returns
+    -------
+    torch.dtype
+        float32 stands for the arithmetic of the weights as they are.
+    """
+    wide = sum(w.numel() for w in weights if w.dim() == 2 and min(w.shape) >= _WIDE and w.dtype == torch.float32)
+    share = wide / max(1, sum(weight.numel() for weight in weights))
+    if precision == "auto" and (share <= 0.5 or device.type == "mps"):
+        return torch.float32
+    return resolve_training_dtype(precision, device, share)
+
+
 def _cpu_multiplies_bfloat16():
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, probe, bool)() for probe in probes)

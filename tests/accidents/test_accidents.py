@@ -23,7 +23,7 @@ import skve
 from skve import _ensembles, vision
 from skve._backbones import backbone as backbone_module
 from skve._backbones import cache, decomposition
-from skve._fitted import prediction, saving
+from skve._fitted import prediction, predictor, saving
 from skve._fitted import state as state_module
 from skve._runtime import locks
 from skve._training import build, loop, step
@@ -118,10 +118,19 @@ def test__ctrl_c__at_the_end_of_an_epoch__is_not_taken_for_a_callback_that_stops
     assert classifier.n_iter_ == 1
 
 
-@pytest.mark.parametrize("place", [(prediction, "_predict_block"), (state_module.FittedState, "ensemble_on")])
+@pytest.mark.parametrize(
+    "place",
+    [
+        (prediction, "_predict_block"),
+        (_ensembles.Ensemble, "member_logits"),
+        (predictor.Predictor, "__init__"),
+        (predictor, "keep_predictor"),
+    ],
+)
 def test__ctrl_c__in_a_prediction__the_next_one_is_right(images, place):
     classifier = toy_classifier().fit(*images)
     expected = classifier.predict_proba(images[0])
+    cache.clear_cache()
     with pytest.raises(KeyboardInterrupt), interrupt(*place):
         classifier.predict_proba(images[0])
     assert locks_are_free()
