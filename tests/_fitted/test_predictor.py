@@ -325,7 +325,7 @@ def test__load__saved_by_0_1__float32_as_then():
 def test__many_items__members_held_for_a_block_only(method, monkeypatch):
     monkeypatch.setenv(cache.LIMIT, "1M")  # else features of items are kept
     n_classes, n_members, rows = 50, 8, np.random.default_rng(0).normal(size=(12_000, 3))
-    clf = ToyClassifier(n_members=n_members, max_steps=1, batch_size=32, random_state=0, ensemble="bias")
+    clf = ToyClassifier(n_members=n_members, max_steps=1, batch_size=16, random_state=0, ensemble="bias")
     clf.fit(np.random.default_rng(0).normal(size=(n_classes, 3)), np.arange(n_classes).astype(str))
     getattr(clf, method)(rows[:1])
     of_members = n_members * len(rows) * n_classes * 8
