@@ -471,7 +471,8 @@ class BaseSVEClassifier(
         if start is not None:
             if classes is not None and not np.array_equal(np.unique(check_labels(classes, "classes")), self.classes_):
                 raise ValueError(
-                    f"classes={classes!r} differs from those of the first call: {self.classes_!r}; pass none"
+                    f"classes must be those of the first call, {self.classes_.tolist()!r}, got {classes!r}. Pass "
+                    f"none."
                 )
             classes = self.classes_
         return self._fit_or_stay(X, y, sample_weight, start=start, classes=classes)

@@ -2,7 +2,17 @@
 
 
 class SkveError(Exception):
-    """Base of the errors of this module."""
+    """Base of the errors of this module.
+
+    Messages quote what strangers wrote into files: control characters, which could command a terminal, are escaped.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(_printable(value) if isinstance(value, str) else value for value in args))
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 class BackboneError(SkveError, ValueError):

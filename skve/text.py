@@ -11,7 +11,7 @@ from sklearn.utils._param_validation import StrOptions
 
 from skve._backbones import from_transformers
 from skve._base import COUNT, BaseSVEClassifier, inherit_parameter_docs
-from skve._inputs.containers import check_column_names
+from skve._inputs.containers import check_column_names, plain_str
 from skve._inputs.text_pipeline import TextPipeline
 from skve._inputs.texts import check_texts
 
@@ -224,10 +224,12 @@ class SVETextClassifier(BaseSVEClassifier):
             )
         if not all(isinstance(word, str) for word in words):
             raise TypeError(f"label_words must be strings, got {list(words)!r}.")
-        return [str(word) for word in words]
+        return [plain_str(word) for word in words]
 
     def _make_pipeline(self, items, backbone, device, *, training):
-        return TextPipeline(items, backbone.tokenizer, backbone.preprocess, device)
+        return TextPipeline(
+            items, backbone.tokenizer, backbone.preprocess, device, ignores_padding=backbone.ignores_padding
+        )
 
     def _defaults(self):
         defaults = super()._defaults()

@@ -339,7 +339,7 @@ def test__forms__texts_of_varying_length__chosen_by_mean_tokens(monkeypatch):
         ({"head": "lm", "label_words": {"good": " g"}}, ValueError, r"a word for each class, got none for \['bad'\]"),
         ({"head": "lm", "label_words": [1, 2]}, TypeError, r"must be strings, got \[1, 2\]"),
         ({"head": "lm", "multiple_choice": True}, ValueError, r"X\[0\] must list its choices"),
-        ({"max_length": 65}, ValueError, "takes at most 64 tokens"),
+        ({"max_length": 65}, ValueError, "max_length must not exceed 64"),
         ({"max_length": 0}, ValueError, "'max_length' parameter"),
         ({"pooling": "max"}, ValueError, "'pooling' parameter"),
         ({"truncation_side": "both"}, ValueError, "'truncation_side' parameter"),
@@ -445,7 +445,9 @@ def test__embedded_tokenizer__broken__value_error_names_the_backbone(tmp_path, c
     loaded = skve.load(tmp_path)
     files = {**loaded._state.spec.files, "tokenizer.json": content}
     loaded._state = dataclasses.replace(loaded._state, spec=dataclasses.replace(loaded._state.spec, files=files))
-    with pytest.raises(ValueError, match=r"(?i)the embedded backbone .* could not be rebuilt: .* Take a whole copy"):
+    with pytest.raises(
+        ValueError, match=r"(?i)the embedded backbone .* could not be rebuilt with .* Take a whole copy"
+    ):
         loaded.predict(TEXTS)
 
 
@@ -507,7 +509,7 @@ def test__lm_head__loaded_with_its_backbone_and_fitted_anew__same_bits(options, 
     clf.save(tmp_path, include_backbone=True)
     again = skve.load(tmp_path).fit(TEXTS, LABELS)
     np.testing.assert_array_equal(again.predict_proba(TEXTS), clf.predict_proba(TEXTS))
-    with pytest.raises(ValueError, match=r"head='linear': .* was embedded for head='lm'"):
+    with pytest.raises(ValueError, match=r"head must be 'lm' for the backbone .*, which was embedded for that"):
         again.set_params(head="linear").fit(TEXTS, LABELS)
 
 

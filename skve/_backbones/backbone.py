@@ -2,12 +2,12 @@
 
 import copy
 import dataclasses
+import functools
 import hashlib
-import json
+import sys
 import types
 from collections.abc import Callable, Mapping
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -161,58 +161,6 @@ class Backbone:
         return self.frozen.nbytes
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class EmbeddedBackbone:
-    """A backbone whose weights came with a saved model: plain values, NumPy arrays and bytes, no network.
-
-    Attributes
-    ----------
-    description, preprocess : dict
-        As of the `Backbone` that was saved.
-    arrays : dict of str to ndarray
-        The weights.
-    files : dict of str to bytes
-        What else rebuilding takes: a tokenizer's files.
-    content : str
-        SHA-256 of all that was saved, whatever the description says of it: what the cache keeps it under.
-    """
-
-    description: dict
-    preprocess: dict
-    arrays: dict
-    files: dict = dataclasses.field(default_factory=dict)
-    content: str = dataclasses.field(init=False, repr=False)
-
-    def __post_init__(self):
-        digest = hashlib.sha256(json.dumps([self.description, self.preprocess], sort_keys=True).encode())
-        for name, array in sorted(self.arrays.items()):
-            digest.update(f"{name}:{array.dtype}:{array.shape};".encode())
-            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        for name, file in sorted(self.files.items()):
-            digest.update(f"{name}:{len(file)};".encode())
-            digest.update(file)
-        object.__setattr__(self, "content", digest.hexdigest())
-
-    def __repr__(self):
-        return f"<the embedded backbone {self.description['name']!r}>"
-
-    def __deepcopy__(self, memo):
-        return self  # nothing changes it; scikit-learn's clone copies parameters
-
-
-def check_rebuilt(backbone, spec):
-    """Return a backbone that was rebuilt from an `EmbeddedBackbone` if it has the weights that this describes."""
-    wrong = [
-        name for name in ("sha256", "head_sha256") if backbone.description.get(name) != spec.description.get(name)
-    ]
-    if wrong:
-        raise BackboneError(
-            f"the embedded backbone {spec.description['name']!r} does not have the weights that its description "
-            f"names; take a whole copy of the saved model, or pass the weights: skve.load(folder, backbone=...)"
-        )
-    return backbone
-
-
 def weights_hash(module):
     """Return the SHA-256 of a module's parameters and buffers: names, types, shapes and bytes."""
     return tensors_hash(module.state_dict())
@@ -282,7 +230,7 @@ def from_module(module, features, preprocess, options=()):
     options : tuple
         What else the result depends on.
     """
-    key = ("module", features.__qualname__, options, _module_key(module))
+    key = ("module", features.__qualname__, options, module_key(module))
 
     def build():
         own = copy.deepcopy(module).float()
@@ -292,11 +240,11 @@ def from_module(module, features, preprocess, options=()):
     return cached(key, build)
 
 
-def _module_key(module):
+def module_key(module):
     """Return what tells modules apart and is the same for copies: classes, plain attributes and weights.
 
-    A module with an attribute that cannot be compared (a lambda, a hook, an object of its own kind) is told
-    apart by identity, and shares its entry of the cache with nobody.
+    A module with an attribute that cannot be compared (a lambda, a hook, an object of its own kind) is compared
+    by identity, and shares its entry of the cache with nobody.
     """
     try:
         parts = tuple((name, type(part), _comparable(vars(part))) for name, part in module.named_modules())
@@ -319,6 +267,10 @@ def _comparable(value):
         return (str(value.dtype), tuple(value.shape), hashlib.sha256(data.tobytes()).digest())
     if value is None or isinstance(value, bool | int | float | str | bytes | torch.dtype | torch.device | type):
         return value
+    if isinstance(value, functools.partial):
+        return (_comparable(value.func), _comparable(value.args), _comparable(value.keywords))
+    if hasattr(value, "to_json_string"):  # a configuration of transformers
+        return (type(value), value.to_json_string())
     if isinstance(value, Mapping):
         return tuple((_comparable(k), _comparable(v)) for k, v in value.items())
     if isinstance(value, list | tuple):
@@ -330,9 +282,80 @@ def _comparable(value):
     raise _NotComparableError
 
 
-def check_output(output, dims, wanted):
-    """Return a module's output if it is a tensor with a number of dimensions that is among `dims`."""
+def eager(module):
+    """Return a user's module without the wrapper of `torch.compile`; raise BackboneError if parts are compiled code.
+
+    Members need the modules themselves: their weights are replaced.
+    """
+    module = getattr(module, "_orig_mod", module)
+    for name, part in module.named_modules():
+        kind = "scripted" if isinstance(part, torch.jit.ScriptModule) else "compiled"
+        if kind == "scripted" or hasattr(part, "_orig_mod"):
+            what = f"a {kind} part {name!r}" if name else f"a {kind} module"
+            raise BackboneError(
+                f"backbone must be a plain torch.nn.Module, got {what}. Pass the module that it was made from."
+            )
+    return module
+
+
+def model_of_transformers(module):
+    """Return the outermost model of transformers in a module, itself included, or None."""
+    models = sys.modules.get("transformers.modeling_utils")  # else nobody has made one
+    if models is None or not isinstance(module, nn.Module):
+        return None
+    return next((part for part in module.modules() if isinstance(part, models.PreTrainedModel)), None)
+
+
+def without_wrapper(module):
+    """Return the model of transformers that a wrapper such as PEFT's holds, with the adapted weights."""
+    prompts = [config for config in getattr(module, "peft_config", {}).values() if config.is_prompt_learning]
+    if prompts:
+        raise BackboneError(
+            f"backbone must be a model whose own weights are adapted, got one with {type(prompts[0]).__name__}, "
+            f"whose prompts stand in front of the inputs. Use another method of PEFT, such as LoRA."
+        )
+    return model_of_transformers(module)
+
+
+def without_heads(module, returned):
+    """Return the body of a model of transformers with a head on top, however deep a wrapper holds it.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    returned : callable
+        `returned(module)` gives the output for some input.
+
+    Returns
+    -------
+    torch.nn.Module
+        `module` itself where it is of another kind, or a wrapper that does not return logits.
+    """
+    model = model_of_transformers(module)
+    if model is None or (model is not module and not _is_of_head(returned(module))):
+        return module
+    return without_wrapper(module).base_model
+
+
+def _is_of_head(output):
+    """Say whether a model's output has the logits of a head and no hidden state to read features from."""
+    names = output.keys() if isinstance(output, Mapping) else ()
+    return "last_hidden_state" not in names and any("logits" in name for name in names)
+
+
+def check_output(output, dims, required):
+    """Return the features in what a module returned, a tensor with a number of dimensions that is among `dims`.
+
+    Of a model of transformers these are its last hidden state; the logits of a head are none.
+    """
+    if _is_of_head(output):
+        raise BackboneError(
+            "backbone must return features, got a model that returns the logits of its head. Pass the model without "
+            "the head, as AutoModel loads it."
+        )
+    if isinstance(output, Mapping):
+        output = output.get("last_hidden_state", output)
     if not isinstance(output, torch.Tensor) or output.dim() not in dims:
         what = f"shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
-        raise BackboneError(f"the backbone returned {what}; wanted {wanted}")
+        raise BackboneError(f"backbone must return {required}, got {what}.")
     return output

@@ -6,8 +6,9 @@ import re
 import weakref
 from collections import OrderedDict
 
+from skve._runtime.device import lying_on_cpu
 from skve._runtime.locks import new_lock
-from skve._runtime.randomness import own_global_generators
+from skve._runtime.randomness import OwnDraws
 
 LIMIT = "SKVE_CACHE_LIMIT"  # environment variable, which worker processes inherit
 DEFAULT_LIMIT = "2G"
@@ -20,12 +21,12 @@ _lock = new_lock()
 def cached(key, build):
     """Return the backbone under `key`, building it at most once; drop the least recently used beyond the limit.
 
-    The one that is returned always stays. The global random generators are left as they were.
+    The one that is returned always stays. The global random generators are not touched.
     """
     limit = cache_limit()
     with _lock:
         if key not in _cache:
-            with own_global_generators(0):  # building a module draws random weights
+            with lying_on_cpu(), OwnDraws(0):  # building a module draws random weights
                 _cache[key] = build()
         _cache.move_to_end(key)
         _drop_beyond(limit)

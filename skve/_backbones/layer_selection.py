@@ -1,4 +1,4 @@
-"""Which weights of a backbone are adapted, and their singular value decomposition. Pure functions."""
+"""Which weights of a backbone are adapted. Pure functions."""
 
 import dataclasses
 import re
@@ -11,6 +11,9 @@ _NEVER = re.compile(r"pooler|attn_pool|attention_pool|lm_head|^vocab_|^wte$|^wpe
 _NEVER_CLASS = re.compile(r"(Prediction|LM)Head$|AttentionPool|AttnPool")
 _ATTENTION = re.compile(r"attn|attention|qkv", re.IGNORECASE)
 _MLP = re.compile(r"mlp|ffn|feed_?forward|intermediate|densereludense", re.IGNORECASE)
+
+
+_LAYERS = "'all', 'attention', 'mlp', 'last:k', a regular expression or a list of names"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,13 +188,13 @@ def select_sites(model, sites, layers):
     modules = dict(model.named_modules(remove_duplicate=False))
     names = [site.layer for site in sites]
     if not isinstance(layers, str):
-        wanted = list(layers)
-        unknown = [name for name in wanted if name not in names]
-        if unknown or not wanted:
+        chosen_names = list(layers)
+        unknown = [name for name in chosen_names if name not in names]
+        if unknown or not chosen_names:
             raise ValueError(
-                f"layers={wanted!r}: {unknown!r} cannot be adapted in this backbone; {_candidates(names)}"
+                f"layers must name layers of this backbone that can be adapted, got {unknown!r}. {_candidates(names)}"
             )
-        return [site for site in sites if site.layer in set(wanted)]
+        return [site for site in sites if site.layer in set(chosen_names)]
     if layers == "all":
         chosen = sites
     elif layers.startswith("last:"):
@@ -213,13 +216,13 @@ def select_sites(model, sites, layers):
             pattern = re.compile(layers)
         except re.error as error:
             raise ValueError(
-                f"layers={layers!r} is not a valid regular expression: {error}; mend it, or pass a list of names"
+                f"layers must be {_LAYERS}, got {layers!r}, which is no valid regular expression: {error}."
             ) from error
         chosen = [site for site in sites if pattern.search(site.layer)]
     if not chosen:
         raise ValueError(
-            f"layers={layers!r} matches no layer of this backbone; wanted 'all', 'attention', 'mlp', 'last:k', "
-            f"a regular expression or a list of names; {_candidates(names)}"
+            f"layers must match a layer of this backbone, as {_LAYERS}, got {layers!r}, which matches none. "
+            f"{_candidates(names)}"
         )
     return chosen
 
@@ -232,8 +235,8 @@ def _select_last_blocks(modules, sites, layers):
     count = layers.removeprefix("last:")
     if not count.isdigit() or not 1 <= int(count) <= len(order):
         raise ValueError(
-            f"layers={layers!r}: 'last:k' wants a whole number k from 1 to {len(order)}, "
-            f"the number of blocks of this backbone"
+            f"layers='last:k' must have an integer k from 1 to {len(order)}, the number of blocks of this backbone, "
+            f"got {layers!r}."
         )
     last = set(order[-int(count) :])
     return [site for site in sites if blocks[site.layer] in last]
@@ -241,6 +244,6 @@ def _select_last_blocks(modules, sites, layers):
 
 def _candidates(names):
     if not names:
-        return "it has no linear layer or ungrouped convolution that can be adapted"
+        return "The backbone has no linear layer or ungrouped convolution that can be adapted."
     shown = ", ".join(names[:40]) + (f", ... ({len(names)} in all)" if len(names) > 40 else "")
-    return f"choose from the candidates: {shown}"
+    return f"Choose from {shown}."

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from skve._backbones.backbone import EmbeddedBackbone
+from skve._backbones.embedded import EmbeddedBackbone
 from skve._fitted.saved_schema import NAMES, check_document
 from skve._fitted.state import FittedState
 from skve._inputs.labels import labels_from_json, labels_to_json
@@ -457,7 +457,7 @@ def _in_order(arrays, document):
         layers = document["state"]["layers"]
         order = sorted(sorted(arrays), key=lambda key: [*layers, key.partition(".")[2]].index(key.partition(".")[2]))
     if set(order) != set(arrays):
-        raise ValueError(f"'members' must hold the arrays {order!r}, got {sorted(arrays)}")
+        raise ValueError(f"'members' must hold the arrays {order!r}, got {sorted(arrays)}.")
     return {key: arrays[key] for key in order}
 
 

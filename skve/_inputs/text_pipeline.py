@@ -9,7 +9,7 @@ from skve._inputs.tokenization import check_tokens_embedded, joined, listed_choi
 _BATCHES_SORTED_TOGETHER = 8  # in training: enough for batches of similar length, few enough for random ones
 
 
-def batches_of_similar_length(lengths, batch_size, generator):
+def batches_of_similar_length(lengths, batch_size, generator, *, mixed=True):
     """Yield the indices of each batch.
 
     Without a generator, all texts are sorted by length. With one, they are shuffled, sorted within groups of
@@ -20,6 +20,8 @@ def batches_of_similar_length(lengths, batch_size, generator):
     lengths : ndarray of int, shape (n_texts,)
     batch_size : int
     generator : torch.Generator or None
+    mixed : bool, default=True
+        Whether batches may hold texts of different lengths without a generator; with one, they may always.
 
     Yields
     ------
@@ -27,7 +29,9 @@ def batches_of_similar_length(lengths, batch_size, generator):
     """
     if generator is None:
         order = np.argsort(lengths, kind="stable")
-        yield from (order[start : start + batch_size] for start in range(0, len(order), batch_size))
+        ends = [] if mixed else np.flatnonzero(np.diff(lengths[order])) + 1
+        for part in np.split(order, ends):
+            yield from (part[start : start + batch_size] for start in range(0, len(part), batch_size))
         return
     order = torch.randperm(len(lengths), generator=generator).numpy()
     group = batch_size * _BATCHES_SORTED_TOGETHER
@@ -50,9 +54,12 @@ class TextPipeline:
     preprocess : dict
         See `configure` of the text backbones.
     device : torch.device
+    ignores_padding : bool, default=True
+        Whether a text's features are the same beside longer texts. If not, predictions are made in batches of equal
+        lengths.
     """
 
-    def __init__(self, texts, tokenizer, preprocess, device):
+    def __init__(self, texts, tokenizer, preprocess, device, *, ignores_padding=True):
         length, side, choices = (preprocess[name] for name in ("max_length", "truncation_side", "choices"))
         mask, remedy = preprocess["mask_token_id"], ""
         if preprocess["label_words"] is not None and mask is None and side == "right":
@@ -61,7 +68,7 @@ class TextPipeline:
             (preprocess["tokenizer_sha256"], length, side),
             lambda: tokenise(tokenizer, texts.first, texts.second, max_length=length, side=side, remedy=remedy),
         )
-        self.rows, self.device, self._choices = texts.rows, device, choices
+        self.rows, self.device, self._choices, self._mixed = texts.rows, device, choices, ignores_padding
         self.lengths = self.tokens.lengths[self.rows]
         self._pad = pad_token(tokenizer)
         self._check_embedded(tokenizer, preprocess["n_tokens"])
@@ -135,7 +142,7 @@ class TextPipeline:
 
     def batches(self, batch_size, generator):
         """Yield the indices of each batch of texts of similar length."""
-        yield from batches_of_similar_length(self.lengths, batch_size, generator)
+        yield from batches_of_similar_length(self.lengths, batch_size, generator, mixed=self._mixed)
 
     def load(self, indices):
         """Return the texts at `indices` as a padded batch on the CPU."""

@@ -1,4 +1,4 @@
-"""Where and how precisely a fit runs, and the random generators that make it repeatable."""
+"""Where and how precisely a fit runs."""
 
 import contextlib
 import multiprocessing
@@ -6,6 +6,8 @@ import threading
 
 import joblib
 import torch
+
+_DEVICES = "'auto', 'cpu', 'cuda', 'cuda:1' or the like, or 'mps'"
 
 
 def resolve_device(device):
@@ -23,17 +25,17 @@ def resolve_device(device):
     try:
         resolved = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"device={device!r} is not a torch device; use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'"
-        ) from error
+        raise ValueError(f"device must be {_DEVICES}, got {device!r}.") from error
     if resolved.type not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"device={device!r}: skve computes on 'cpu', 'cuda' and 'mps'; use one of them, or 'auto'")
+        raise ValueError(f"device must be {_DEVICES}, got {device!r}.")
     if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={device!r}: this machine has no usable CUDA device; use device='auto'")
+        raise ValueError(f"device must be one that this machine has, got {device!r} without CUDA. Use 'auto'.")
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device={device!r}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+        raise ValueError(
+            f"device must be one of the {torch.cuda.device_count()} CUDA devices of this machine, got {device!r}."
+        )
     if resolved.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError(f"device={device!r}: this machine has no usable MPS device; use device='auto'")
+        raise ValueError(f"device must be one that this machine has, got {device!r} without MPS. Use 'auto'.")
     return resolved
 
 
@@ -57,7 +59,7 @@ def resolve_training_dtype(precision, device, linear_share):
     """
     if precision != "auto":
         if device.type == "mps" and precision != "float32":
-            raise ValueError(f"precision={precision!r}: on MPS all is float32; set precision='float32' or 'auto'")
+            raise ValueError(f"precision must be 'float32' or 'auto' on MPS, got {precision!r}.")
         return getattr(torch, precision)
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float32
@@ -122,9 +124,20 @@ def reader_threads(device):
 
 @contextlib.contextmanager
 def neutral_modes(device):
-    """Leave the modes of torch that the caller may be in: inference mode, no_grad, autocast.
+    """Leave the modes of torch that the caller may be in: inference mode, no_grad, autocast, a default device.
 
     Tensors of inference mode would stay in the cache, and autocast would reach into backward passes.
     """
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(device.type, enabled=False),
+        lying_on_cpu(),
+    ):
         yield
+
+
+def lying_on_cpu():
+    """Let tensors that name no device lie on the CPU, whatever `torch.set_default_device` says; in this thread."""
+    cpu = torch.device("cpu")
+    return contextlib.nullcontext() if torch.get_default_device() == cpu else cpu

@@ -6,6 +6,7 @@ import random
 
 import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
 
 from skve._runtime.locks import new_lock
 
@@ -16,11 +17,42 @@ PURPOSES = ("split", "order", "augment", "member", "noise", "bootstrap", "novelt
 _global_generators = new_lock()
 
 
+class OwnDraws(TorchFunctionMode):
+    """Let torch draw from a generator of this thread's own where code would draw from the global one.
+
+    For what is built of torch alone. Nothing of the process changes, whatever other threads do meanwhile.
+
+    Parameters
+    ----------
+    seed : int
+    """
+
+    def __init__(self, seed):
+        super().__init__()
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", None) in _DRAWS and kwargs.get("generator") is None:
+            with contextlib.suppress(RuntimeError):  # of a tensor on another device, whose generator is another
+                return func(*args, **{**kwargs, "generator": self._generator})
+        return func(*args, **kwargs)
+
+
+_DRAWS = frozenset(
+    ["bernoulli", "multinomial", "normal", "rand", "randint", "randn", "randperm"]
+    + ["bernoulli_", "cauchy_", "exponential_", "geometric_", "log_normal_", "normal_", "random_", "uniform_"]
+    # Of torch.nn.init, where a mode sees the whole function and nothing in it.
+    + ["kaiming_normal_", "kaiming_uniform_", "orthogonal_", "trunc_normal_", "xavier_normal_", "xavier_uniform_"]
+)
+
+
 @contextlib.contextmanager
 def own_global_generators(seed):
-    """Let foreign code draw from the global generators of torch, NumPy and Python, seeded; put them back afterwards.
+    """Let a user's code draw from the global generators of torch, NumPy and Python, seeded; put them back afterwards.
 
-    One thread at a time: the generators belong to the process.
+    One thread at a time: the generators belong to the process. Threads that are not skve's should not draw from them
+    meanwhile.
     """
     cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with _global_generators, torch.random.fork_rng(devices=cuda):

@@ -201,7 +201,7 @@ def _bootstrap(n_samples, generator):
 
 def _bayesian_bootstrap(n_samples, generator):
     """Return weights from a flat Dirichlet distribution, times n: none is 0 (Rubin, Annals of Statistics, 1981)."""
-    drawn = torch.empty(n_samples).exponential_(generator=generator)
+    drawn = torch.empty(n_samples, dtype=torch.float32).exponential_(generator=generator)
     return drawn / drawn.mean()
 
 

@@ -7,7 +7,6 @@ import itertools
 import math
 import signal
 import threading
-import warnings
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from skve._ensembles import FACTORS, HEAD, WEIGHTS, is_trained
 from skve._runtime.progress import progress_bar
-from skve._runtime.warnings import warn
+from skve._runtime.warnings import ignored, warn
 from skve._training.fitting_parts import FittingParts
 from skve._training.schedule import cycle_starts, learning_rate_factor, plan_course
 from skve._training.step import DivergedError, Step
@@ -84,9 +83,8 @@ def train(ensemble, train_batches, valid_batches, settings, *, callbacks=None, v
     n_cycles = ensemble.rule.n_cycles(len(ensemble.members))
     _check_cycles(n_cycles, course.n_steps, settings)
     history, interrupted = _History(course), False
-    with contextlib.ExitStack() as stack, warnings.catch_warnings():
-        # LambdaLR is stepped by skorch after each batch, the optimizer inside a closure that torch overlooks.
-        warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*", category=UserWarning)
+    # LambdaLR is stepped by skorch after each batch, the optimizer inside a closure that torch overlooks.
+    with contextlib.ExitStack() as stack, ignored(".*lr_scheduler.step.*"):
         own = _own_callbacks(history, course, n_cycles, settings)
         if verbose:
             progress = _Progress(course.n_steps)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from sklearn.model_selection import StratifiedKFold
 from skve._ensembles import HEAD
 from skve._fitted import prediction
 from skve._runtime.progress import report
-from skve._runtime.warnings import warn
+from skve._runtime.warnings import ignored, warn
 from skve._training.loop import Result, check_callbacks
 
 STRENGTHS = np.logspace(-4, 4, 9)  # candidates for C
@@ -263,8 +262,9 @@ class HeadProblem:
         if not len(tested):
             return []
         splitter = StratifiedKFold(n_folds, shuffle=True, random_state=self.fold_seed % 2**32)
-        with warnings.catch_warnings():  # that classes have fewer samples than there are folds is provided for
-            warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+        with ignored(
+            "The least populated class"
+        ):  # that some have fewer samples than there are folds is provided for
             return [tested[rows] for _, rows in splitter.split(tested, codes[tested])]
 
     def without(self, rows):

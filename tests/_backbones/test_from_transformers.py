@@ -1,5 +1,6 @@
 """Families of transformers from small configurations, how they are loaded, and what is said when they are not."""
 
+import contextlib
 import copy
 import importlib.util
 import json
@@ -288,7 +289,7 @@ def test__max_length__positions_of_roberta__offset_subtracted():
     backbone = load_text_backbone(make_toy_text_backbone("roberta", max_position_embeddings=42))
     view = configure(backbone, pooling="auto", max_length=None, truncation_side="right")
     assert view.preprocess["max_length"] == 41  # positions start at pad_token_id + 1 = 1
-    with pytest.raises(ValueError, match=r"max_length=42: this backbone takes at most 41 tokens"):
+    with pytest.raises(ValueError, match=r"max_length must not exceed 41, .* got 42"):
         configure(backbone, pooling="auto", max_length=42, truncation_side="right")
 
 
@@ -329,7 +330,7 @@ def test__folder__masked_language_model_without_pooler__same_hash_in_each_load(t
     for seed in (0, 1):
         cache.clear_cache()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cache, "own_global_generators", lambda _: torch.random.fork_rng(devices=[]))
+            patch.setattr(cache, "OwnDraws", lambda _: contextlib.nullcontext())
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 hashes.append(load_text_backbone(tmp_path).description["sha256"])
@@ -419,12 +420,14 @@ def test__hub_name__unknown_to_the_hub__value_error(monkeypatch):
         raise OSError("nobody/nothing is not a local folder and is not a valid model identifier")
 
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", unknown)
-    with pytest.raises(ValueError, match="backbone='nobody/nothing' could not be loaded"):
+    with pytest.raises(
+        ValueError, match=r"backbone must be a model that transformers .* can load, got 'nobody/nothing'"
+    ):
         load_text_backbone("nobody/nothing")
 
 
 def test__folder__not_a_model__value_error(tmp_path):
-    with pytest.raises(ValueError, match="could not be loaded"):
+    with pytest.raises(ValueError, match=r"backbone must be a model that transformers .* can load"):
         load_text_backbone(tmp_path)
 
 
@@ -434,19 +437,19 @@ def test__folder__without_some_weights__value_error(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
-    with pytest.raises(ValueError, match=r"comes without weights of its own: 16 tensors are missing"):
+    with pytest.raises(ValueError, match=r"a model with all its weights, got .*, where 16 tensors are missing"):
         load_text_backbone(tmp_path)
 
 
 def test__lm_head__encoder_without_one__value_error():
-    with pytest.raises(ValueError, match="comes without language-model head"):
+    with pytest.raises(ValueError, match="a model with a language-model head"):
         load_text_backbone(BUNDLED, head="lm")
 
 
 @pytest.mark.parametrize(
     ("pair", "message"),
     [
-        (lambda: make_toy_text_backbone("bert"), "BertModel has no language-model head"),
+        (lambda: make_toy_text_backbone("bert"), "have a language-model head .*, got a BertModel without one"),
         (lambda: make_toy_text_backbone("t5"), "an encoder with a decoder"),
     ],
 )
@@ -458,12 +461,12 @@ def test__lm_head__model_without_one__value_error(pair, message):
 @pytest.mark.parametrize(
     ("spec", "error", "message"),
     [
-        (lambda: torch.nn.Linear(2, 2), TypeError, "without its tokenizer"),
-        (lambda: (torch.nn.Linear(2, 2), "tokenizer"), TypeError, "wanted a pair"),
-        (lambda: (torch.nn.Linear(2, 2), make_toy_tokenizer()), TypeError, "takes no input_ids"),
-        (lambda: 3, TypeError, "is a int"),
-        (lambda: "bundled:nothing", ValueError, "choose from the bundled backbones"),
-        (lambda: __file__, ValueError, "is a file"),
+        (lambda: torch.nn.Linear(2, 2), TypeError, r"a pair \(model, tokenizer\) .* a Linear alone"),
+        (lambda: (torch.nn.Linear(2, 2), "tokenizer"), TypeError, "must be a pair .*'str'"),
+        (lambda: (torch.nn.Linear(2, 2), make_toy_tokenizer()), TypeError, "takes input_ids, got a Linear"),
+        (lambda: 3, TypeError, "got 3"),
+        (lambda: "bundled:nothing", ValueError, r"one of \['bundled:all-MiniLM-L6-v2'\]"),
+        (lambda: __file__, ValueError, "folder .*, got the file"),
     ],
 )
 def test__backbone__of_no_accepted_kind__says_what_is_wanted(spec, error, message):
@@ -481,7 +484,7 @@ def test__bundled__package_missing__says_what_to_install(monkeypatch):
 def test__bundled__weights_altered__refused(monkeypatch):
     entry = (*from_transformers.BUNDLED["all-MiniLM-L6-v2"][:3], "0" * 64, "AutoModel")
     monkeypatch.setitem(from_transformers.BUNDLED, "other", entry)
-    with pytest.raises(ValueError, match="not the file that skve knows"):
+    with pytest.raises(ValueError, match="must be the file that skve knows"):
         load_text_backbone("bundled:other")
 
 
@@ -535,14 +538,14 @@ def test__tokenizer__larger_than_the_model_needs__accepted():
 
 
 def test__pair__function_in_place_of_the_tokenizer__type_error():
-    with pytest.raises(TypeError, match=r"wanted a pair \(model, tokenizer\)"):
+    with pytest.raises(TypeError, match=r"must be a pair \(model, tokenizer\)"):
         load_text_backbone((make_toy_text_backbone("bert")[0], lambda text: text))
 
 
 @pytest.mark.parametrize("spec", ["./no/folder", "/no/folder", "~/no_folder", "no/such/folder"])
 def test__folder__not_there__said_without_asking_the_hub(spec, monkeypatch):
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda *args, **kwargs: pytest.fail("asked"))
-    with pytest.raises(ValueError, match="there is no folder"):
+    with pytest.raises(ValueError, match="must be a folder that exists"):
         load_text_backbone(spec)
 
 
@@ -559,3 +562,194 @@ def test__hub__not_reached__its_retries_not_shown(monkeypatch):
         load_text_backbone("bert-base-uncased")
     assert during == [logging.ERROR]
     assert logger.getEffectiveLevel() == before
+
+
+# ------------------------------------------------------------------------- wrapped and unusual models
+
+
+class Wrapped(torch.nn.Module):
+    """A wrapper as PEFT's: it holds the model two levels down and passes calls and attributes on to it."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.base_model = torch.nn.Module()
+        self.base_model.model = model
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.base_model.model, name)
+
+    def forward(self, *args, **kwargs):
+        return self.base_model.model(*args, **kwargs)
+
+
+def with_lora(model):
+    peft = pytest.importorskip("peft", reason="checks what PEFT itself wraps")
+    settings = peft.LoraConfig(target_modules=["query"], init_lora_weights=False)
+    return peft.get_peft_model(model, settings)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT's calls of transformers
+@pytest.mark.parametrize("wrap", [lambda model: model, Wrapped, with_lora], ids=["plain", "wrapped", "peft"])
+@pytest.mark.parametrize("head", ["SequenceClassification", "TokenClassification", "MaskedLM", "PreTraining"])
+def test__pair__model_with_an_old_head__hidden_states_are_its_features(wrap, head):
+    config = make_toy_text_backbone("bert")[0].config
+    model = getattr(transformers, f"BertFor{head}")(config).eval()
+    backbone = load_text_backbone((wrap(model), make_toy_tokenizer()))
+    assert type(backbone.module).__name__ == "BertModel"
+    batch = {"input_ids": torch.arange(6).reshape(1, 6) + 6, "attention_mask": torch.ones(1, 6, dtype=torch.long)}
+    with torch.no_grad():
+        wanted = model.bert(**batch).last_hidden_state.mean(1)
+        torch.testing.assert_close(backbone.features(backbone.module, batch), wanted)
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, Wrapped], ids=["plain", "wrapped"])
+def test__lm_head__wrapped_or_not__same_backbone(wrap):
+    model, tokenizer = make_toy_text_backbone("gpt2", lm=True)
+    plain = load_text_backbone((model, tokenizer), head="lm")
+    backbone = load_text_backbone((wrap(model), tokenizer), head="lm")
+    assert backbone.description["sha256"] == plain.description["sha256"]
+    assert torch.equal(backbone.vocabulary_head[0], plain.vocabulary_head[0])
+
+
+def test__pair__wrapper_that_returns_features_of_its_own__called_as_it_is():
+    class Normalised(Wrapped):
+        def forward(self, input_ids, attention_mask):
+            hidden = self.base_model.model(input_ids, attention_mask=attention_mask).last_hidden_state
+            return torch.nn.functional.normalize(hidden[:, 0])
+
+    backbone = load_text_backbone((Normalised(make_toy_text_backbone("bert")[0]), make_toy_tokenizer()))
+    assert type(backbone.module) is Normalised
+
+
+def test__pair__logits_and_no_hidden_state__refused():
+    class Scores(torch.nn.Module):
+        def forward(self, input_ids):
+            return transformers.modeling_outputs.SequenceClassifierOutput(logits=torch.zeros(len(input_ids), 2))
+
+    backbone = load_text_backbone((Scores(), make_toy_tokenizer()))
+    with pytest.raises(ValueError, match="must return features, got a model that returns the logits of its head"):
+        backbone.features(backbone.module, {"input_ids": torch.zeros(2, 3), "attention_mask": torch.ones(2, 3)})
+
+
+def test__pair__prompts_in_front_of_the_inputs__refused():
+    class Config:
+        is_prompt_learning = True
+
+    model = Wrapped(transformers.BertForSequenceClassification(make_toy_text_backbone("bert")[0].config))
+    model.peft_config = {"default": Config()}
+    with pytest.raises(ValueError, match="whose own weights are adapted, got one with Config"):
+        load_text_backbone((model, make_toy_tokenizer()))
+
+
+def test__pair__same_weights_and_other_scale_of_an_adapter__another_entry_of_the_cache():
+    model, tokenizer = make_toy_text_backbone("bert")
+    other = copy.deepcopy(model)
+    for one, scale in ((model, 1.0), (other, 2.0)):
+        one.encoder.layer[0].attention.self.query.scaling = {"default": scale}
+    assert load_text_backbone((model, tokenizer)) is not load_text_backbone((other, tokenizer))
+
+
+SIZE = {"hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 32, "max_position_embeddings": 64}
+UNUSUAL = {
+    "fnet": lambda n: transformers.FNetModel(transformers.FNetConfig(vocab_size=n, **SIZE, tpu_short_seq_length=64)),
+    "funnel": lambda n: transformers.FunnelModel(
+        transformers.FunnelConfig(
+            vocab_size=n, block_sizes=[1, 1], num_decoder_layers=1, d_model=16, n_head=2, d_head=8, d_inner=32
+        )
+    ),
+    "convbert": lambda n: transformers.ConvBertModel(
+        transformers.ConvBertConfig(vocab_size=n, **SIZE, num_attention_heads=2, embedding_size=16)
+    ),
+}
+
+
+@pytest.mark.parametrize("family", UNUSUAL)
+def test__padding_that_changes_features__texts_of_equal_length_together(family):
+    tokenizer = make_toy_tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = UNUSUAL[family](len(tokenizer)).eval()
+    backbone = load_text_backbone((model, tokenizer))
+    assert not backbone.ignores_padding
+    clf = SVETextClassifier((model, tokenizer), n_members=1, max_steps=2, random_state=0)
+    clf.fit(TEXTS * 2, LABELS)
+    together = clf.predict_proba(TEXTS)
+    np.testing.assert_allclose(np.concatenate([clf.predict_proba([text]) for text in TEXTS]), together, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test__family__padding__found_to_be_ignored(family):
+    assert load_text_backbone(make_toy_text_backbone(family)).ignores_padding
+
+
+def test__fewer_positions_than_tokens__said():
+    class Pooled(PlainTextModel):
+        def forward(self, input_ids, attention_mask):
+            return super().forward(input_ids, attention_mask)[:, ::2]
+
+    backbone = load_text_backbone((Pooled(), make_toy_tokenizer()))
+    inputs = {"input_ids": torch.zeros(2, 4, dtype=torch.long), "attention_mask": torch.ones(2, 4)}
+    with pytest.raises(ValueError, match="must return features of each of the 4 tokens, got 2"):
+        backbone.features(backbone.module, inputs)
+
+
+@pytest.mark.parametrize("unlimited", [None, -1, 0, int(1e30), 1e30, float("inf"), float("nan"), "none"], ids=repr)
+def test__max_length__no_limit_in_any_words__the_default(unlimited):
+    model, tokenizer = make_toy_text_backbone("t5")
+    model.config.max_position_embeddings = tokenizer.model_max_length = unlimited
+    assert from_transformers._length_limit(model, tokenizer) == 10**6
+    tokenizer.model_max_length = 32
+    assert from_transformers._length_limit(model, tokenizer) == 32
+
+
+# ------------------------------------------------------------------------- compiled, broken, without a prefix
+
+
+def test__gguf__broken_file__value_error(tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF\x03")
+    with pytest.raises(ValueError, match=r"backbone must be a model that transformers .* can load, got .*model.gguf"):
+        load_text_backbone(path)
+
+
+def test__compiled_model__the_model_inside():
+    model, tokenizer = make_toy_text_backbone("bert")
+    assert load_text_backbone((torch.compile(model), tokenizer)) is load_text_backbone((model, tokenizer))
+    model.compile()
+    assert type(load_text_backbone((model, tokenizer)).module).__name__ == "BertModel"
+
+
+@pytest.mark.parametrize("name", ["all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"])
+def test__forgotten_prefix__one_attempt_and_the_bundled_name_suggested(name, monkeypatch):
+    attempts = []
+
+    def refused(address, timeout):
+        attempts.append(address)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr("socket.create_connection", refused)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(ConnectionError, match=r"got .*Did you mean 'bundled:all-MiniLM-L6-v2'\?"):
+        load_text_backbone(name)
+    assert len(attempts) == 1
+
+
+class Name(str):
+    __slots__ = ()
+
+    def __str__(self):
+        return "another"
+
+
+def test__name_of_a_str_subclass__its_characters_count():
+    with pytest.raises(ValueError, match="got 'bundled:nothing'"):
+        load_text_backbone(Name("bundled:nothing"))
+
+
+def test__label_words_of_a_str_subclass__their_characters_count():
+    clf = SVETextClassifier(make_toy_text_backbone("gpt2", lm=True), head="lm", label_words=[Name(" a"), Name(" b")])
+    assert clf._words(np.array([0, 1])) == [" a", " b"]
+    assert {type(word) for word in clf._words(np.array([0, 1]))} == {str}

@@ -210,7 +210,7 @@ def test__layer_rule__layers__only_those_owned(images, ensemble, options):
     classifier = toy_classifier(TinyMLP(), layers=["fc2"], **settings).fit(*images)
     own = {key.partition(".")[2] for key in arrays_of(classifier) if not key.startswith("head.")}
     assert own == {"fc2"}
-    with pytest.raises(ValueError, match=r"layers='nothing' matches no layer"):
+    with pytest.raises(ValueError, match=r"got 'nothing', which matches none"):
         toy_classifier(TinyMLP(), layers="nothing", **settings).fit(*images)
 
 

@@ -649,7 +649,7 @@ def test__load__embedded_architecture_of_a_hub_or_folder__refused(fitted, images
     for name in ("hf-hub:somebody/model", "local-dir:/etc", "os.system"):
         edit(tmp_path, lambda document, name=name: document["state"]["backbone"].update(architecture=name))
         cache.clear_cache()
-        with pytest.raises(ValueError, match=r"architecture .* is unknown to this timm"):
+        with pytest.raises(ValueError, match=r"architecture that timm .* knows, got"):
             skve.load(tmp_path).predict(images[0])
 
 
@@ -658,7 +658,7 @@ def test__load__embedded_weights_of_another_hash__refused_and_not_cached(fitted,
     fitted.save(tmp_path, include_backbone=True)
     edit(tmp_path, lambda document: document["state"]["backbone"].update(sha256="0" * 64))
     cache.clear_cache()
-    with pytest.raises(ValueError, match="does not have the weights that its description names"):
+    with pytest.raises(ValueError, match="must have the weights that its description names"):
         skve.load(tmp_path).predict(images[0])
     assert len(cache._cache) == 0
 

@@ -318,7 +318,7 @@ def test__partial_fit__classes_missing_or_incomplete__value_error(images, classe
 def test__partial_fit__other_classes_later__value_error_and_still_usable(images):
     classifier = toy_classifier().partial_fit(*images, classes=[0, 1, 2])
     state = classifier._state
-    with pytest.raises(ValueError, match="differs from those of the first call"):
+    with pytest.raises(ValueError, match="must be those of the first call"):
         classifier.partial_fit(*images, classes=[0, 1, 2, 3])
     with pytest.raises(ValueError, match="that are among the classes"):
         classifier.partial_fit(images[0], images[1] + 1)

@@ -127,7 +127,9 @@ def test__resolve_device__cpu__as_given(device):
 @pytest.mark.parametrize("device", ["cuda", "cuda:3", "mps", torch.device("cuda")])
 def test__resolve_device__accelerator_that_is_not_there__value_error_with_the_remedy(monkeypatch, device):
     no_accelerator(monkeypatch)
-    with pytest.raises(ValueError, match=r"device=.*: this machine has no usable .* device; use device='auto'"):
+    with pytest.raises(
+        ValueError, match=r"device must be one that this machine has, got .* without .*\. Use 'auto'\."
+    ):
         resolve_device(device)
 
 
@@ -135,20 +137,20 @@ def test__resolve_device__number_beyond_the_last__value_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert resolve_device("cuda:0") == torch.device("cuda:0")
-    with pytest.raises(ValueError, match=r"device='cuda:3': this machine has 1 CUDA device"):
+    with pytest.raises(ValueError, match=r"device must be one of the 1 CUDA devices .*, got 'cuda:3'"):
         resolve_device("cuda:3")
 
 
 @pytest.mark.parametrize("device", ["gpu", "tpu9", "", None, 1.5, []])
 def test__resolve_device__no_device_of_torch__value_error_lists_examples(device):
-    with pytest.raises(ValueError, match="is not a torch device; use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'"):
+    with pytest.raises(ValueError, match="device must be 'auto', 'cpu', 'cuda', 'cuda:1' or the like, or 'mps', got"):
         resolve_device(device)
 
 
 def test__fit__device_not_there__estimator_as_it_was(images, monkeypatch):
     no_accelerator(monkeypatch)
     classifier = toy_classifier(device="cuda")
-    with pytest.raises(ValueError, match="no usable CUDA device"):
+    with pytest.raises(ValueError, match="without CUDA"):
         classifier.fit(*images)
     assert not hasattr(classifier, "classes_")
     assert classifier.set_params(device="cpu").fit(*images).predict(images[0]).shape == (24,)
@@ -157,9 +159,32 @@ def test__fit__device_not_there__estimator_as_it_was(images, monkeypatch):
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
 def test__resolve_training_dtype__mps__float32_alone(precision):
     mps = torch.device("mps")
-    with pytest.raises(ValueError, match=f"precision='{precision}': on MPS all is float32; set"):
+    with pytest.raises(ValueError, match=f"precision must be 'float32' or 'auto' on MPS, got '{precision}'"):
         device_module.resolve_training_dtype(precision, mps, 1.0)
     assert device_module.resolve_training_dtype("auto", mps, 1.0) == torch.float32
 
 
 # ------------------------------------------------------------------------------------------ free memory
+
+
+@pytest.mark.parametrize("ensemble", ["sve", "head"])
+def test__fit__default_dtype_and_device_of_the_caller__do_not_matter(images, empty_cache, ensemble):
+    module = TinyCNN()
+
+    def fit():
+        return toy_classifier(module, ensemble=ensemble, max_epochs=1, augment="strong").fit(*images)
+
+    plain = fit()
+    proba = plain.predict_proba(images[0])
+    torch.set_default_dtype(torch.float64)
+    try:
+        np.testing.assert_allclose(fit().predict_proba(images[0]), proba, atol=1e-4)
+        assert (plain.predict_proba(images[0]) == proba).all()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.set_default_device("meta")
+    try:
+        assert same_arrays(fit(), plain)
+        assert (plain.predict_proba(images[0]) == proba).all()
+    finally:
+        torch.set_default_device(None)

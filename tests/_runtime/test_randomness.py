@@ -1,14 +1,16 @@
 """Random streams that repeat themselves and that nobody else feels."""
 
 import random
+import threading
 
 import numpy as np
 import pytest
 import torch
 
+from skve._backbones.cache import cached
 from skve._runtime import randomness
 from skve._runtime.randomness import PURPOSES, Seeds
-from tests.toys import TinyCNN, same_arrays, toy_classifier
+from tests.toys import TinyCNN, make_backbone, same_arrays, toy_classifier
 
 
 def stream(generator):
@@ -62,6 +64,37 @@ def test__own_global_generators__cuda_not_yet_initialised__no_seed_waits_there(m
     assert torch.equal(drawn, torch.rand(4, generator=torch.Generator().manual_seed(3)))
     assert seeds == []
     assert global_state() == before
+
+
+def test__own_draws__functions_and_methods__from_a_generator_of_the_thread(global_state):
+    before, wanted = global_state(), torch.Generator().manual_seed(3)
+    with randomness.OwnDraws(3):
+        drawn = [torch.rand(4), torch.empty(4).normal_(), torch.randperm(4), torch.nn.Linear(2, 2).weight.detach()]
+    assert global_state() == before
+    assert torch.equal(drawn[0], torch.rand(4, generator=wanted))
+    assert torch.equal(drawn[1], torch.empty(4).normal_(generator=wanted))
+    assert torch.equal(drawn[2], torch.randperm(4, generator=wanted))
+    with randomness.OwnDraws(3):
+        assert torch.equal(torch.rand(4), drawn[0])
+
+
+def test__loading_a_backbone__other_thread_seeds_and_draws_meanwhile__its_numbers_are_its_own(empty_cache):
+    """A state that is put back afterwards would undo the other thread's seed."""
+
+    def build():
+        module = torch.nn.Linear(3, 3)  # draws
+        thread = threading.Thread(target=lambda: (np.random.seed(5), random.seed(5), torch.manual_seed(5)))  # noqa: NPY002
+        thread.start()
+        thread.join()
+        return make_backbone(module)
+
+    first = cached(("a",), build).module.weight
+    assert (np.random.rand(), random.random(), torch.rand(1).item()) == (  # noqa: NPY002
+        np.random.RandomState(5).rand(),
+        random.Random(5).random(),
+        torch.rand(1, generator=torch.Generator().manual_seed(5)).item(),
+    )
+    assert torch.equal(cached(("b",), build).module.weight, first)
 
 
 @pytest.mark.parametrize("seed", [0, None])

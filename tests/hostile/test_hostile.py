@@ -38,7 +38,6 @@ def test__hostile_input__each__error_of_the_table_that_names_it(case, table, mon
         assert row["message"] == recorded["message"], "run python -m tests.hostile.inputs"
 
 
-@pytest.mark.xfail(strict=True, reason="not every message has the one form yet; remove this mark when all have")
 def test__messages__each__full_sentences_that_say_what_is_required(table):
     """The form is "n_members must be a positive integer, got 0.", with the remedy in a second sentence."""
     own = [row["message"] for row in table[:-1] if (row["group"], row["case"]) not in OTHERS]
