@@ -142,14 +142,14 @@ def image_features(module, images):
 
 def _run(module, images):
     """Call a module; models of transformers get images of any size where they can interpolate their positions."""
-    if model_of_transformers(module) is module and "interpolate_pos_encoding" in _parameters(type(module)):
+    if model_of_transformers(module) is module and "interpolate_pos_encoding" in _parameters(type(module).forward):
         return module(images, interpolate_pos_encoding=True)
     return module(images)
 
 
 @functools.cache
-def _parameters(kind):
-    return frozenset(inspect.signature(kind.forward).parameters)
+def _parameters(function):
+    return frozenset(inspect.signature(function).parameters)
 
 
 def image_preprocess(module, image_size=None):

@@ -607,7 +607,7 @@ _NO_LIMIT = 10**6  # tokens
 
 def _length_limit(module, tokenizer):
     """Return the largest number of tokens that a backbone has positions for, `_NO_LIMIT` if there is none."""
-    config = getattr(module, "config", None)
+    config: Any = getattr(module, "config", None)
     if hasattr(config, "get_text_config"):  # of a model of texts and images
         config = config.get_text_config()
     limits = [getattr(config, "max_position_embeddings", None), getattr(tokenizer, "model_max_length", None)]
@@ -620,7 +620,7 @@ def _length_limit(module, tokenizer):
 
 def _as_limit(value):
     """Return a number of tokens; None, -1, 0, infinity and 1e30 are what configurations say for no limit."""
-    if not isinstance(value, numbers.Real) or not math.isfinite(value) or not 0 < value < _NO_LIMIT:
+    if not isinstance(value, int | float) or not math.isfinite(value) or not 0 < value < _NO_LIMIT:
         return _NO_LIMIT
     return int(value)
 

@@ -29,7 +29,7 @@ def batches_of_similar_length(lengths, batch_size, generator, *, mixed=True):
     """
     if generator is None:
         order = np.argsort(lengths, kind="stable")
-        ends = [] if mixed else np.flatnonzero(np.diff(lengths[order])) + 1
+        ends = np.flatnonzero(np.diff(lengths[order])) + 1 if not mixed else np.array([], int)
         for part in np.split(order, ends):
             yield from (part[start : start + batch_size] for start in range(0, len(part), batch_size))
         return

@@ -45,4 +45,4 @@ def ignored(message):
                 del _ignored[own]
                 for filters in lists:
                     while own in filters:
-                        filters.remove(own)  # type: ignore[attr-defined]
+                        filters.remove(own)
