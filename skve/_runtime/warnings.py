@@ -9,12 +9,15 @@ import warnings
 from skve._runtime.locks import new_lock
 
 _OWN = os.path.dirname(os.path.dirname(__file__)) + os.sep
+_CALLBACKS = os.path.join("sklearn", "callback", "")  # which wraps `fit`
 
 
 def warn(message):
     """Warn at the line outside skve that led here: Python shows a warning once for each such line."""
     frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OWN):
+    while frame.f_back is not None and (
+        frame.f_code.co_filename.startswith(_OWN) or _CALLBACKS in frame.f_code.co_filename
+    ):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, UserWarning, stacklevel=level)
 
