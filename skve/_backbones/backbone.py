@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from skve._backbones import decomposition
+from skve._backbones import decomposition, decomposition_folder
 from skve._backbones.cache import cached
 from skve._backbones.kept_features import KeptFeatures
 from skve._runtime.locks import new_lock
@@ -49,7 +49,7 @@ class FrozenModule:
             if key not in self._factors:
                 weight = self.module.get_parameter(site.parameter)
                 if basis == "singular":
-                    factors = decomposition.decompose(weight, site.kind)
+                    factors = decomposition_folder.decompose(weight, site.kind)
                 else:
                     Vt = self.factors(site, "singular").Vt
                     factors = decomposition.random_basis(weight, site.kind, site.layer, Vt)

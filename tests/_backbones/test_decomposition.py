@@ -52,6 +52,29 @@ def test__decompose__ill_conditioned_weight__as_exact_as_float64():
     torch.testing.assert_close(factors.U.double().abs(), exact_U.abs(), rtol=0, atol=1e-7)
 
 
+@pytest.mark.parametrize("shape", [(24, 24), (16, 40), (40, 16)])
+@pytest.mark.parametrize(("smallest", "by_svd"), [(1e-1, False), (1e-3, False), (1e-11, True), (0.0, True)])
+def test__decompose__condition_of_the_weight__orthonormal_and_the_product(shape, smallest, by_svd, monkeypatch):
+    r, generator = min(shape), torch.Generator().manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(d, r, generator=generator, dtype=torch.float64)).Q for d in shape)
+    sigma = torch.linspace(1, smallest, r, dtype=torch.float64)
+    weight, calls, svd = left * sigma @ right.T, [], torch.linalg.svd
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        return svd(*args, **kwargs)
+
+    monkeypatch.setattr(torch.linalg, "svd", counted)
+    factors = decomposition.decompose(weight, "linear")
+    assert bool(calls) == by_svd
+    U, Vt = factors.U.double(), factors.Vt.double()
+    identity = torch.eye(r, dtype=torch.float64)
+    torch.testing.assert_close(U.T @ U, identity, rtol=0, atol=5e-7)
+    torch.testing.assert_close(Vt @ Vt.T, identity, rtol=0, atol=5e-7)
+    torch.testing.assert_close(U * factors.sigma.double() @ Vt, weight, rtol=0, atol=2e-7)
+    torch.testing.assert_close(factors.sigma.double(), sigma, rtol=0, atol=1e-7)
+
+
 def test__decompose__channels_last_weight__same_factors():
     weight = random_weight((6, 4, 3, 3))
     plain = decomposition.decompose(weight, "convolution")
