@@ -26,6 +26,7 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _num_samples
 
 from skve import metrics
+from skve._inputs.labels import encode_labels
 from skve.diagnosis import Diagnosis, Rival, examine
 from skve.metrics._inputs import check_known
 from skve.plots._samples import name_of_sample, shortened, shown_samples
@@ -247,7 +248,7 @@ class Report:
         OSError
             If it cannot be written.
         """
-        _check_writable(path).write_text(self.html, encoding="utf-8")
+        _check_writable(path).write_text(self.html, encoding="utf-8", errors="xmlcharrefreplace")
 
     @cached_property
     def html(self) -> str:
@@ -350,8 +351,7 @@ class Report:
 
     @cached_property
     def _codes(self):
-        order = {label: code for code, label in enumerate(self._est.classes_.tolist())}
-        return np.array([order[label] for label in self._labels.tolist()])
+        return encode_labels(self._labels, self._est.classes_)
 
     def _mean_member(self):
         members, codes = self._familiar.predicted.members, self._codes

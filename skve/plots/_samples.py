@@ -44,6 +44,10 @@ def _showable(sample):
             raise
     if isinstance(sample, str):
         return sample
+    if hasattr(sample, "getbands"):  # a PIL image, of any mode
+        from skve._inputs.image_decoding import decode_opened
+
+        return np.asarray(decode_opened(sample, "The sample"))
     image = np.asarray(sample)
     if image.ndim == 3 and image.shape[0] in (1, 3) and image.shape[2] not in (1, 3, 4):
         image = image.transpose(1, 2, 0)  # channels first

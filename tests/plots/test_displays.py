@@ -322,7 +322,9 @@ def test__ready_predictions__same_picture_as_predicted_anew(predicted):
     np.testing.assert_array_equal(ready.member_proba, model.predict_proba_members(X[:3]))
 
 
-@pytest.mark.parametrize("kind", ["array", "float", "channels first", "grey", "pil", "path", "str path"])
+@pytest.mark.parametrize(
+    "kind", ["array", "float", "channels first", "grey", "pil", "palette", "path", "str path", "bytes"]
+)
 def test__members__images_of_any_kind__shown(kind, tmp_path):
     image = np.random.default_rng(0).integers(0, 255, size=(9, 8, 3)).astype(np.uint8)
     path = tmp_path / "image.png"
@@ -333,12 +335,14 @@ def test__members__images_of_any_kind__shown(kind, tmp_path):
         "channels first": image.transpose(2, 0, 1),
         "grey": image[..., 0],
         "pil": Image.fromarray(image),
+        "palette": Image.fromarray(image).convert("P"),
         "path": path,
         "str path": os.fspath(path),
+        "bytes": path.read_bytes(),
     }[kind]
     display = plots.MembersDisplay.from_members([[[0.9, 0.1]]], samples=[sample])
     (shown,) = display.axes_[0, 0].get_images()
-    assert shown.get_array().shape[:2] == (9, 8)
+    assert shown.get_array().shape == ((9, 8) if kind == "grey" else (9, 8, 3))
 
 
 @pytest.mark.parametrize(
