@@ -107,12 +107,13 @@ def test__report__recommended_threshold__halves_the_error_rate(iris):
 def test__report__samples__each_read_once(iris, monkeypatch):
     clf, X, y = iris
     rows = []
-    original = ToyClassifier._predict
-    monkeypatch.setattr(
-        ToyClassifier,
-        "_predict",
-        lambda self, items, *kinds: rows.append(len(items)) or original(self, items, *kinds),
-    )
+    original = ToyClassifier._make_pipeline
+
+    def counting(self, items, *args, **options):
+        rows.append(len(items))
+        return original(self, items, *args, **options)
+
+    monkeypatch.setattr(ToyClassifier, "_make_pipeline", counting)
     skve.report(clf, X, y, X_ood=X[:9] + 50).html  # noqa: B018 - the page is made when it is asked for
     assert rows == [len(X), 9]
 
@@ -247,7 +248,7 @@ def test__report__bad_input__clear_errors(iris, tmp_path):
 
 def test__report__unwritable_path__error_before_any_prediction(iris, tmp_path, monkeypatch):
     clf, X, y = iris
-    monkeypatch.setattr(ToyClassifier, "_predict", None)
+    monkeypatch.setattr(ToyClassifier, "_make_pipeline", None)
     with pytest.raises(IsADirectoryError, match="path must be a file, got the folder"):
         skve.report(clf, X, y, path=tmp_path)
     with pytest.raises(FileNotFoundError, match="path must lie in a folder that exists"):
