@@ -370,13 +370,13 @@ def test__diagnose__with_everything__three_predictions_of_the_ensemble(data, ref
 
 def test__diagnose__fitted_toy_with_everything__one_pass_of_the_members_over_each(blobs, healthy, monkeypatch):
     passes = []
-    predict = ToyClassifier._predict
+    predict = ToyClassifier._predict_blocks
 
-    def counting(self, items, *kinds, **options):
+    def counting(self, items, kinds, *args, **options):
         passes.append((len(items), *kinds))
-        return predict(self, items, *kinds, **options)
+        return predict(self, items, kinds, *args, **options)
 
-    monkeypatch.setattr(ToyClassifier, "_predict", counting)
+    monkeypatch.setattr(ToyClassifier, "_predict_blocks", counting)
     X_train, y_train, X, y, X_ood = blobs
     diagnose(healthy, X, y, X_train=X_train, y_train=y_train, X_ood=X_ood)
     assert sorted(passes) == [(100, "proba", "features"), (200, "features"), (300, "proba", "features")]
