@@ -301,7 +301,7 @@ def test__csv_table__other_columns_than_the_file__value_error(tmp_path):
     ("page", "rows", "verdicts"),
     [
         ("evidence-0.1.md", "evidence.csv", ("main=sve", "basis=singular")),
-        ("evidence.md", "evidence_0.2.csv", ("basis=singular",)),
+        ("evidence.md", "evidence_0.2.csv", ("labels=sve", "basis=singular")),
     ],
 )
 def test__evidence_page__its_tables__are_those_of_the_committed_rows(tmp_path, page, rows, verdicts):
