@@ -11,8 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from skorch import NeuralNet
-from skorch.callbacks import Callback, EarlyStopping, LRScheduler
+
+try:
+    from skorch import NeuralNet
+    from skorch.callbacks import Callback, EarlyStopping, LRScheduler
+except AttributeError as error:  # it makes docstrings of docstrings
+    raise ImportError("Training requires skorch, which python -OO cannot import. Run python -O instead.") from error
 from torch.optim.lr_scheduler import LambdaLR
 
 from skve._ensembles import FACTORS, HEAD, WEIGHTS, is_trained
