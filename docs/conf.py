@@ -88,6 +88,7 @@ html_theme = "pydata_sphinx_theme"
 html_title = "skve"
 html_baseurl = skve.DOCUMENTATION
 html_static_path = ["_static"]
+html_context = {"default_mode": "auto"}  # dark or light, as the browser says
 html_css_files = ["skve.css"]
 html_show_sourcelink = False
 html_copy_source = False
