@@ -499,7 +499,7 @@ class Report:
         sheets = [
             (
                 "The most confident errors",
-                "Wrong, yet confident: look for wrong labels, overlapping classes, or what the model has not learned.",
+                "Wrong, yet confident: look for wrong labels, overlapping classes or gaps in the training data.",
                 self._items(self._familiar, wrong[np.argsort(-u.confidence[wrong], kind="stable")]),
             ),
             (
