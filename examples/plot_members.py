@@ -4,12 +4,12 @@
 ==========================================
 
 Each row shows an image and, for its three most probable classes, the probability that each of four members gives
-(marks) and their mean (bars). The true class is in bold type, if it is among the three. From above: the test image
-that the ensemble is surest of, where the marks fall together; the most ambiguous one, where every member spreads its
-probability over several classes (aleatoric uncertainty); the most contested one, where members are sure of different
-classes (epistemic uncertainty); and the digit that is contested most, for which no class is right. The means of the
-last two are not confident although most of the single members are: one member alone would have hidden that. Texts
-are drawn in the same manner: fit ``SVETextClassifier`` and pass a list of texts.
+(marks) and their mean (bars). The true class is in bold type, and has a row of its own where it is not among the
+three. From above: the test image that the ensemble is most certain of, where the marks fall together; the most
+ambiguous one, where every member spreads its probability over several classes (aleatoric uncertainty); the most
+contested one, where members favour different classes (epistemic uncertainty); and the digit that is contested most,
+for which no class is right. Single members are more certain of it than their mean: one member alone would have hidden
+that. Texts are drawn in the same manner: fit ``SVETextClassifier`` and pass a list of texts.
 """
 
 import sys
@@ -31,7 +31,7 @@ foreign = clf.predict_uncertainty(data.images_ood).epistemic.argmax()
 
 images = [*data.images_test[chosen], data.images_ood[foreign]]
 truth = [*data.target_test[chosen], "none: a digit"]
-figure = MembersDisplay.from_estimator(clf, images, y=truth).figure_
+figure = MembersDisplay.from_estimator(clf, images, truth).figure_
 
 if len(sys.argv) > 1:
     figure.savefig(sys.argv[1], dpi=120)

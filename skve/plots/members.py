@@ -238,7 +238,8 @@ class MembersDisplay:
                 proba[member, top],
                 places + offset,
                 s=size,
-                marker=MARKERS[member % len(MARKERS)],
+                # Another pair of marker and colour for each of 36 members.
+                marker=MARKERS[(member + member // len(COLORS)) % len(MARKERS)],
                 facecolor=COLORS[member % len(COLORS)],
                 edgecolor="black",
                 linewidth=0.4,

@@ -319,9 +319,9 @@ class LayersDisplay:
         places = np.arange(n_layers)
         axes[1].axvline(1, color="0.4", linewidth=1, linestyle=(0, (1, 1)))
         axes[1].hlines(places, low, high, color=COLORS[0], linewidth=min(4, 140 / n_layers), alpha=0.55)
-        axes[1].plot(middle, places, "|", color="black", markersize=min(7, 240 / n_layers), label="median")
+        axes[1].plot(middle, places, "|", color="black", markersize=min(7, 240 / n_layers))
         axes[1].set_ylim(n_layers - 0.5, -0.5)
-        tidy(axes[1], xlabel="Ratio, middle 90 %")
+        tidy(axes[1], xlabel="Ratio: median and middle 90 %")
         axes[1].set_yticks(shown, [])
         if name:
             axes[1].set_title(name, fontsize=size)

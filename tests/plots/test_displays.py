@@ -250,6 +250,13 @@ def test__members__legend__one_entry_for_the_mean_and_each_member():
     assert [text.get_text() for text in display.legend_.get_texts()] == ["member 1", "member 2", "member 3", "mean"]
 
 
+def test__members__more_than_there_are_colours__each_has_a_mark_of_its_own():
+    display = plots.MembersDisplay.from_members(np.full((12, 1, 2), 0.5))
+    marks = display.axes_[0, 0].collections
+    looks = {(tuple(mark.get_facecolor()[0]), mark.get_paths()[0].vertices.tobytes()) for mark in marks}
+    assert len(marks) == len(looks) == 12
+
+
 # Ready predictions
 
 
