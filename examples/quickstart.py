@@ -45,11 +45,8 @@ def main(output):
     )
     images = [*data.images_test, *data.images_ood]
     u = clf.predict_uncertainty(images)
-    proba, clothes, digits = (
-        clf.predict_proba(data.images_test),
-        u[: len(proba_regression)],
-        u[len(proba_regression) :],
-    )
+    clothes, digits = u[: len(data.images_test)], u[len(data.images_test) :]
+    proba = clf.predict_proba(data.images_test)
 
     print(f"\n{'':24} accuracy    NLL    ECE   digits detected (AUROC): by entropy, by novelty")
     for name, p, by_entropy, by_novelty in (

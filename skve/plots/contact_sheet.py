@@ -245,7 +245,7 @@ class ContactSheetDisplay:
         limit = 40 if as_list else 20
         parts = [shortened(answer, limit)]
         if is_wrong:
-            parts.append(shortened(f"not {self.y_true[place]}", limit))  # type: ignore[index]
+            parts.append(shortened(f"true: {self.y_true[place]}", limit))  # type: ignore[index]
         numbers = [f"confidence {item.confidence[0]:.2f}", f"total {item.total[0]:.2f} nats"]
         if not np.isnan(item.novelty[0]):
             numbers.append(f"novelty {item.novelty[0]:.2f}")

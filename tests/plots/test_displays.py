@@ -463,7 +463,7 @@ def test__contact_sheet__files__names_and_wrong_answers_in_the_captions(tmp_path
     display = plots.ContactSheetDisplay.from_predictions(u, paths, y_true=["a$", "a$"], indices=[1, 0])
     assert display.names == ["second.png", "first.png"]
     captions = [panel.get_title(loc="left") for panel in display.axes_.flat]
-    assert captions[0] == "b\nnot a$\nconfidence 0.80\ntotal 0.50 nats\nnovelty 0.50\nsecond.png"
+    assert captions[0] == "b\ntrue: a$\nconfidence 0.80\ntotal 0.50 nats\nnovelty 0.50\nsecond.png"
     assert captions[1] == "a$\n \nconfidence 0.90\ntotal 0.33 nats\nnovelty 0.25\nfirst.png"
 
 
