@@ -7,7 +7,7 @@
 calibrated it is, from which uncertainty on a person should decide, whether it detects foreign inputs, what it
 confuses, which items it gets wrong although it is confident, and what ``skve.diagnose`` finds. With
 ``path="report.html"`` it writes the page as a single file with its pictures inside. Here the page is shown as a
-notebook shows it, after a picture of the questions that the model is least sure of.
+notebook shows it, after a picture of the questions that the model is least certain about.
 """
 
 import sys
