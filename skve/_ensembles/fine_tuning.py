@@ -56,12 +56,13 @@ class FullFineTuning(MemberRule):
         free = available_memory(self.backbone.device)
         if free is not None and needed > free:
             n_networks = n_trained + n_kept
-            what = f"n_members={n_members} fine-tunes" if n_networks > 1 else "a fine-tune"
-            remedy = "lower n_members, or " if n_networks > 1 else ""
+            what = f"n_members={n_members} fine-tunes" if n_networks > 1 else "A fine-tune"
+            remedy = "Lower n_members, or use" if n_networks > 1 else "Use"
             raise ValueError(
-                f"{what} of {n_weights:,} weights would need {needed / 1e9:.2f} GB in training (float32 weights, "
-                f"gradients, two moments of AdamW, copies of epochs) and {free / 1e9:.2f} GB are free on "
-                f"{self.backbone.device}; {remedy}take an ensemble whose members own less, such as 'sve' or 'lora'"
+                f"{what} of {n_weights:,} weights must fit into the {free / 1e9:.2f} GB that are free on "
+                f"{self.backbone.device}, got {needed / 1e9:.2f} GB for training (float32 weights, gradients, two "
+                f"moments of AdamW, copies of epochs). {remedy} an ensemble whose members own less, such as 'sve' or "
+                f"'lora'."
             )
 
     def new_member(self, generator):

@@ -399,12 +399,15 @@ def _check_gradients(ensemble):
     dead = [key.partition(".")[2] for key in without if not key.startswith((HEAD, WEIGHTS))]
     if dead:
         raise ValueError(
-            f"no gradient reached what members own of {', '.join(dict.fromkeys(dead))}: the backbone computes these "
-            f"layers in a way that skve does not see; leave them out with layers="
+            f"Gradients must reach what members own of each layer, got none for {', '.join(dict.fromkeys(dead))}: "
+            f"the backbone computes these layers in a way that skve does not see. Leave them out with layers."
         )
     weights = [key for key in ensemble.keys if key.startswith(WEIGHTS) and is_trained(key)]
     if weights and set(weights) <= set(without):
-        raise ValueError("no gradient reached the backbone's weights: its forward detaches its output")
+        raise ValueError(
+            "Gradients must reach the backbone's weights, got none: its forward detaches its output. Use "
+            "ensemble='head', which needs no gradients."
+        )
 
 
 class _Snapshots(Callback):

@@ -117,9 +117,10 @@ class FrozenFeatures:
         values = torch.from_numpy(features)
         bad = torch.nonzero(~values.isfinite())
         if len(bad):
+            value, row = float(values[tuple(bad[0])]), int(bad[0, 0])
             raise ValueError(
-                f"The backbone's features must be finite, but those of X[{int(bad[0, 0])}] are not: numbers overflow "
-                f"in it. Take a whole copy of its weights."
+                f"The backbone's features must be finite, got {value} for X[{row}]: numbers overflow in it. Replace "
+                f"a damaged copy of its weights."
             )
         impossible = pipeline.impossible
         return cls(values, batches.targets, None if impossible is None else torch.from_numpy(impossible))

@@ -170,12 +170,12 @@ def test__deep__more_memory_than_there_is__value_error_with_the_numbers_before_i
     n_weights = sum(p.numel() for p in TinyMLP().parameters())
     monkeypatch.setattr(fine_tuning, "available_memory", lambda device: 4 * n_weights * 6 * 3)
     monkeypatch.setattr(_ensembles.FullFineTuning, "new_member", None)  # nothing is made in vain
-    numbers = rf"n_members=4 fine-tunes of {n_weights:,} weights would need .* lower n_members"
+    numbers = rf"n_members=4 fine-tunes of {n_weights:,} weights must fit into .* Lower n_members"
     with pytest.raises(ValueError, match=numbers):
         toy_classifier(TinyMLP(), ensemble="deep", n_members=4).fit(*images)
     monkeypatch.setattr(fine_tuning, "available_memory", lambda device: 4 * n_weights * 5)
     for ensemble in ("single", "dropout"):  # one network, whatever n_members is
-        with pytest.raises(ValueError, match=r"^a fine-tune of .* are free on cpu; take an ensemble whose"):
+        with pytest.raises(ValueError, match=r"^A fine-tune of .* are free on cpu, got .* Use an ensemble whose"):
             toy_classifier(TinyMLP(), ensemble=ensemble, n_members=4).fit(*images)
     monkeypatch.undo()
     monkeypatch.setattr(fine_tuning, "available_memory", lambda device: 4 * n_weights * 6 * 3)
