@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import inspect
 import numbers
 import os
@@ -163,8 +164,10 @@ class BaseSVEClassifier(
         `"temperature"` divides the logarithms of the mean prediction by a temperature fitted on the validation data:
         those given to `fit`; else, where members leave out `folds`, all training samples, each predicted by the
         members that left it out; else `validation_fraction` of the samples. `"auto"` does so only where members leave
-        out folds, since no sample is lost to it then. With few samples the temperature stays close to 1. It changes
-        `predict_proba`; the members and their uncertainty stay as they are.
+        out folds, since no sample is lost to it then; it also blends the prediction with a logistic regression on
+        features of the frozen backbone, as far as the out-of-fold likelihood rises by more than its standard error,
+        which costs predictions one pass of the frozen backbone more. With few samples the temperature stays close to
+        1. Both change `predict_proba`; the members and their uncertainty stay as they are.
     precision : {"auto", "float32", "bfloat16", "float16"}, default="auto"
         Arithmetic of the backbone in training. `"auto"` uses bfloat16 where the processor supports it and it is
         faster, else float32. `"float16"`, for GPUs without bfloat16, scales each member's loss and skips the steps of
@@ -204,6 +207,9 @@ class BaseSVEClassifier(
         set aside for validation. It is not saved with the model.
     temperature_ : float
         Temperature of the predictions: above 1 where `calibrate` found them overconfident, 1 without it.
+    regression_share_ : float
+        Share of a logistic regression on features of the frozen backbone in the predictions, from 0, where
+        `calibrate` does not blend, to 1.
     ratios_ : dict of str to ndarray of shape (n_members, r)
         For each adapted layer, the ratios of the members' singular values to the pretrained ones. With
         `basis="random"` the ratios along its directions; with `"scale"` the factors of the r input channels. Empty
@@ -514,8 +520,8 @@ class BaseSVEClassifier(
         folds = None
         if n_folds is not None:  # as the split, the same where a fit goes on
             folds = split_folds(parts.train.targets, n_folds, self.n_members, seeds.generator("split"))
-        interrupted = self._train(parts, folds, classes_, seeds, start, once, task)
-        self._predict_and_calibrate(data, parts, folds)
+        interrupted, regression = self._train(parts, folds, classes_, seeds, start, once, task)
+        self._predict_and_calibrate(data, parts, folds, regression)
         return interrupted
 
     def _check_training_data(self, X, y, sample_weight, start, classes):
@@ -537,7 +543,10 @@ class BaseSVEClassifier(
         return Part(items, codes, weights, np.arange(len(y))), classes_
 
     def _train(self, parts, folds, classes_, seeds, start, once, task):
-        """Train, and set what a fit learns but for `temperature_`; return whether Ctrl-C ended the training."""
+        """Train, and set what a fit learns but for the calibration.
+
+        Return whether Ctrl-C ended the training, and the `fold_regression` that predictions may be blended with.
+        """
         from skve._runtime.device import resolve_device
         from skve._training import build, loop, solve
         from skve._training.batches import training_batches, validation_batches
@@ -561,10 +570,15 @@ class BaseSVEClassifier(
             parts.valid and validation_batches(parts.valid, pipeline_of(parts.valid), ensemble, self.batch_size),
         )
         is_solved = ensemble.rule.is_solved and not once
-        frozen = solve.FrozenFeatures.of(batches[0], ensemble, self.verbose) if is_solved else None
+        own_validation = parts.valid is not None and parts.valid.name == "X_val"
+        blends = self.calibrate == "auto" and not (folds is None or is_solved or once or own_validation)
+        frozen = solve.FrozenFeatures.of(batches[0], ensemble, self.verbose) if is_solved or blends else None
         # Before the training: Ctrl-C in it keeps the last epoch, and has nothing left to wait for.
         earlier = start.novelty if once and start is not None else None
         novelty = self._novelty(parts.train, frozen, plan, backbone, device, seeds, earlier)
+        regression = None
+        if blends:
+            regression = solve.fold_regression(ensemble, frozen, parts.train.weights, folds, seeds)
         reports = {"callbacks": self.callbacks, "verbose": self.verbose}
         if is_solved:
             weights = parts.train.weights
@@ -580,10 +594,10 @@ class BaseSVEClassifier(
         self.preprocess_ = dict(backbone.preprocess)
         self.history_ = result.history
         self.n_iter_ = result.n_iter
-        return result.interrupted
+        return result.interrupted, regression
 
-    def _predict_and_calibrate(self, data, parts, folds):
-        """Set `oof_proba_` where members leave out folds, and `temperature_`."""
+    def _predict_and_calibrate(self, data, parts, folds, regression):
+        """Set `oof_proba_` where members leave out folds, `temperature_`, and the share of the regression."""
         from skve._fitted.temperature import fit_temperature, fit_temperature_out_of_fold
 
         self.temperature_ = 1.0
@@ -600,9 +614,27 @@ class BaseSVEClassifier(
         if folds is not None and (valid is None or valid.name == "X"):
             weights = data.weights[train.rows]  # without those of the classes
             self.temperature_ = fit_temperature_out_of_fold(left_out, train.targets, weights, self.n_members)
+            if regression is not None:
+                head, by_regression = regression
+                self._blend(head, by_regression, left_out, train.targets, weights)
         else:
             pooled = self._predict(valid.items, "proba")[0].mean(axis=0)
             self.temperature_ = fit_temperature(pooled, valid.targets, valid.weights)
+
+    def _blend(self, head, by_regression, left_out, targets, weights):
+        """Let predictions have the share of a regression that the out-of-fold predictions of both ask for."""
+        from skve._ensembles import Likelihood
+        from skve._fitted.blending import fit_share
+        from skve._fitted.temperature import fit_temperature
+
+        by_members = np.array([each.mean(axis=0) for each in left_out])
+        # These are means of other numbers of members than predictions are: they have a temperature of their own.
+        temperature = fit_temperature(by_members, targets, weights)
+        by_members = Likelihood(by_members.shape[1]).temper(by_members, temperature)
+        share = fit_share(by_members, by_regression, targets, weights)
+        if share > 0:
+            regression = {"weight": head[0], "bias": head[1], "share": np.array([share])}
+            self._state = dataclasses.replace(self._state, regression=regression)
 
     def _design(self, early_stopping):
         from skve._training.build import Design
@@ -804,7 +836,8 @@ class BaseSVEClassifier(
         """Return an array for each of `kinds`, of all members or of some; the items are read once for all.
 
         "proba": the members' probabilities (n_members, n_samples, n_classes); "features": those of the frozen
-        backbone (n_samples, n_features); "member_features": (n_members, n_samples, n_features).
+        backbone (n_samples, n_features); "member_features": (n_members, n_samples, n_features); "regression": the
+        probabilities (n_samples, n_classes) of the regression that predictions are blended with.
         """
         found: dict[str, Any] = {}
 
@@ -841,11 +874,11 @@ class BaseSVEClassifier(
                 ensemble, features = networks.ensemble, None
                 heads_only = ensemble.rule.is_solved
                 passes: list = []
-                of_members = [] if heads_only else [kind for kind in kinds if kind != "features"]
+                of_members = [kind for kind in kinds if kind in ("proba", "member_features") and not heads_only]
                 for kind in of_members:
                     new = prediction.probability_passes if kind == "proba" else prediction.feature_passes
                     passes += new(ensemble, members)
-                if "features" in kinds or heads_only:
+                if "features" in kinds or "regression" in kinds or heads_only:
                     frozen, features = prediction.frozen_passes(
                         predictor.backbone, pipeline, state.n_features, lambda: networks.frozen
                     )
@@ -856,9 +889,14 @@ class BaseSVEClassifier(
                     found = {kind: np.stack(outputs[i * n_each :][:n_each]) for i, kind in enumerate(of_members)}
                     if features is not None:
                         found["features"] = own = features[rows]
-                    if heads_only:
                         impossible = None if pipeline.impossible is None else pipeline.impossible[rows]
-                        found["proba"] = prediction.head_probabilities(ensemble, own, impossible, members)
+                    if "regression" in kinds:
+                        heads = [state.regression_head(device)]
+                        (found["regression"],) = prediction.head_probabilities(ensemble.head, heads, own, impossible)
+                    if heads_only:
+                        chosen = range(len(ensemble.members)) if members is None else members
+                        heads = [ensemble.member(index) for index in chosen]
+                        found["proba"] = prediction.head_probabilities(ensemble.head, heads, own, impossible)
                         found["member_features"] = np.broadcast_to(own, (len(ensemble.members), *own.shape))
                     for kind in kinds:
                         _check_finite(found[kind], rows, kind)
@@ -903,18 +941,23 @@ class BaseSVEClassifier(
         with self._out_of_memory_explained("predict"):
             items = self._check_inputs(X, reset=False)
 
-            def keep(rows, members):
-                _put(found, "pooled", len(items), rows, reduce(self._pool(members)))
+            def keep(rows, *arrays):
+                _put(found, "pooled", len(items), rows, reduce(self._pool(*arrays)))
 
-            self._predict_blocks(items, ["proba"], keep)
+            self._predict_blocks(items, self._pooled_kinds(), keep)
         return found["pooled"]
 
-    def _pool(self, members):
-        """Return the prediction of members' probabilities: their mean at the fitted temperature."""
+    def _pooled_kinds(self):
+        """Return the kinds of `_predict` that `_pool` takes."""
+        return ("proba", "regression") if self._state.regression else ("proba",)
+
+    def _pool(self, members, regression=None):
+        """Return the prediction: the mean of the members at the fitted temperature, blended with the regression."""
         from skve._ensembles import Likelihood
 
-        likelihood = Likelihood(len(self.classes_))
-        return likelihood.temper(members.mean(axis=0), self.temperature_)
+        pooled = Likelihood(len(self.classes_)).temper(members.mean(axis=0), self.temperature_)
+        share = self._state.regression_share
+        return pooled if regression is None else (1 - share) * pooled + share * regression
 
     def predict(self, X: Samples) -> NDArray[Any]:
         """Predict class labels.
@@ -1038,9 +1081,12 @@ class BaseSVEClassifier(
         with fitted._out_of_memory_explained("predict"):
             items = fitted._check_inputs(X, reset=False)
 
-            def keep(rows, members, features=None):
-                shares = None if features is None else novelty.shares(novelty.distances_of(features))
-                pooled = fitted._pool(members)
+            kinds = fitted._pooled_kinds()
+
+            def keep(rows, *found):
+                members, features = found[0], found[-1] if novelty is not None else None
+                shares = None if novelty is None else novelty.shares(novelty.distances_of(features))
+                pooled = fitted._pool(*found[: len(kinds)])
                 block = Uncertainty.from_members(members, proba=pooled, novelty=shares, classes=fitted.classes_)
                 for name, values in vars(block).items():
                     _put(measures, name, len(items), rows, values)
@@ -1050,7 +1096,7 @@ class BaseSVEClassifier(
                             _put(arrays, name, len(items), rows, values)
 
             # Models that were saved before there was such a thing have no novelty.
-            fitted._predict_blocks(items, ["proba"] if novelty is None else ["proba", "features"], keep)
+            fitted._predict_blocks(items, kinds if novelty is None else (*kinds, "features"), keep)
         return Uncertainty(**measures), arrays
 
     def score_samples(self, X: Samples) -> NDArray[np.float64]:
@@ -1164,6 +1210,11 @@ class BaseSVEClassifier(
         return self._fitted("ratios_").ratios()
 
     @property
+    def regression_share_(self) -> float:
+        """Share, from 0 to 1, of the logistic regression that predictions are blended with."""
+        return self._fitted("regression_share_").regression_share
+
+    @property
     def n_member_parameters_(self) -> int:
         """Number of parameters that one member owns."""
         return self._fitted("n_member_parameters_").n_member_parameters()
@@ -1220,7 +1271,7 @@ def _check_finite(array, rows, kind):
         return
     *member, place, _ = np.argwhere(~np.isfinite(array))[0]
     sample = rows[place]
-    if kind != "features":
+    if kind not in ("features", "regression"):
         raise ValueError(
             f"Members must predict finite probabilities, got NaN from member {member[0]} for X[{sample}]: "
             f"numbers overflow in the backbone or in the member. Fit again with lower member_lr and head_lr, or "

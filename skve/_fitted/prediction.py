@@ -86,26 +86,25 @@ def frozen_passes(backbone, pipeline, n_features, new_network=None):
     ], features
 
 
-def head_probabilities(ensemble, features, impossible, members=None):
+def head_probabilities(head, members, features, impossible):
     """Return the probabilities (n_members, n_samples, n_classes) of heads on features of the frozen backbone.
 
     Parameters
     ----------
-    ensemble : Ensemble
-        Members own nothing but their heads.
+    head : Head
+    members : sequence of Member
+        Only what belongs to the head counts.
     features : ndarray of shape (n_samples, n_features)
     impossible : ndarray of bool, shape (n_samples, n_classes), or None
         See `Pipeline`.
-    members : sequence of int, default=None
-        Those that predict; None: all.
     """
-    members = range(len(ensemble.members)) if members is None else members
-    likelihood, device = ensemble.head.likelihood, ensemble.device
-    inputs = torch.from_numpy(features).to(device)
-    mask = None if impossible is None else torch.from_numpy(impossible).to(device)
+
+    def on_device(array, member):
+        return None if array is None else torch.from_numpy(array).to(next(iter(member.values())).device)
+
     with torch.no_grad():
-        logits = [ensemble.head.logits(inputs, ensemble.member(index), mask) for index in members]
-        return np.stack([likelihood.proba(each).cpu().numpy() for each in logits])
+        logits = [head.logits(on_device(features, one), one, on_device(impossible, one)) for one in members]
+        return np.stack([head.likelihood.proba(each).numpy() for each in logits])
 
 
 def collect(passes, pipeline, batch_size, device):

@@ -74,6 +74,8 @@ def check_document(document, estimator, tensors):
     _check_members(tensors["members"])
     if "training" in tensors:  # models saved by 0.1 have none
         _check_training(tensors["training"], state["n_features"])
+    if "regression" in tensors:
+        _check_regression(tensors["regression"], state["n_classes"], state["n_features"])
 
 
 def _check(name, good):
@@ -111,3 +113,12 @@ def _check_training(arrays, n_features):
     _check("n_features", directions.shape[1] == n_features)
     _check("training", distances.ndim == 1 and coordinates.shape == (len(distances), len(directions)))
     _check("training", len(distances) > 0 and (np.diff(distances) >= 0).all())
+
+
+def _check_regression(arrays, n_classes, n_features):
+    shapes = {"weight": (n_classes, n_features), "bias": (n_classes,), "share": (1,)}
+    _check("regression", {name: value.shape for name, value in arrays.items()} == shapes)
+    _check("regression", all(np.isfinite(value).all() for value in arrays.values()))
+    dtypes = {name: value.dtype for name, value in arrays.items()}
+    _check("regression", dtypes == {"weight": np.float32, "bias": np.float32, "share": np.float64})
+    _check("regression", 0 < arrays["share"][0] <= 1)

@@ -33,7 +33,7 @@ STAGING = ".skve.saving"  # a folder in the model's folder, where a save prepare
 LOCK = ".skve.lock"  # only where a folder itself cannot be locked
 _SELECTIVE = "SelectiveClassifier"
 PAIRS = "pairs"  # marks a dict in the parameters, as a list of its items
-_TENSORS = re.compile(r"(members|training|backbone|tokenizer)-[0-9a-f]{16}\.safetensors")
+_TENSORS = re.compile(r"(members|training|regression|backbone|tokenizer)-[0-9a-f]{16}\.safetensors")
 _LARGEST_DOCUMENT = 32 * 1024**2  # bytes
 _GIVE = "pass it to skve.load(folder, backbone=module), for texts as backbone=(model, tokenizer)"
 
@@ -78,6 +78,8 @@ def _content(estimator, include_backbone, selective):
     tensors = {"members": state.arrays}
     if state.training:
         tensors["training"] = state.training
+    if state.regression:
+        tensors["regression"] = state.regression
     if include_backbone:
         embedded = _embed(estimator)
         tensors["backbone"] = embedded.arrays
@@ -109,7 +111,7 @@ def _content(estimator, include_backbone, selective):
         "state": {
             field.name: getattr(state, field.name)
             for field in dataclasses.fields(state)
-            if field.name not in ("arrays", "training", "spec")
+            if field.name not in ("arrays", "training", "regression", "spec")
         },
     }
     if selective is not None:  # another class, so that no version takes it for the ensemble alone
@@ -399,8 +401,12 @@ def _restore(path, document, files):
         estimator = _new_estimator(path, document)
         check_document(document, estimator, tensors)
         state = {**document["state"], **{name: tuple(document["state"][name]) for name in ("layers", "shareable")}}
-        arrays, training = _in_order(tensors["members"], document), tensors.get("training", {})
-        estimator._state = FittedState(arrays=arrays, training=training, **state)
+        estimator._state = FittedState(
+            arrays=_in_order(tensors["members"], document),
+            training=tensors.get("training", {}),
+            regression=tensors.get("regression", {}),
+            **state,
+        )
         estimator.classes_ = labels_from_json(document["classes"])
         estimator.preprocess_ = document["preprocess"]
         estimator.history_ = document["history"]

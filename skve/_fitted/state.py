@@ -7,7 +7,7 @@ import torch
 
 from skve._backbones import layer_selection
 from skve._backbones.trace import Trace
-from skve._ensembles import FACTORS, Head, is_trained, make_rule
+from skve._ensembles import FACTORS, HEAD, Head, is_trained, make_rule
 from skve._fitted.novelty import Novelty
 
 READING = ("tokenizer_sha256", "label_words")
@@ -42,6 +42,9 @@ class FittedState:
         Seed of the validation part that the first fit set aside.
     training : dict of str to ndarray
         The attributes of the `Novelty` of the training data; none in models saved before there was such a thing.
+    regression : dict of str to ndarray
+        The logistic regression on features of the frozen backbone that predictions are blended with: `weight`
+        (n_classes, n_features), `bias` (n_classes,) and its `share` (1,); none without it.
     spec : object
         The estimator's `backbone` when it was fitted; an `EmbeddedBackbone` where that was saved with the model.
     """
@@ -62,6 +65,7 @@ class FittedState:
     reading: dict = dataclasses.field(default_factory=dict)
     n_epochs: int = 0
     training: dict = dataclasses.field(default_factory=dict)
+    regression: dict = dataclasses.field(default_factory=dict)
     spec: object = None
 
     def fitted(self, arrays, n_epochs, spec, novelty):
@@ -73,6 +77,15 @@ class FittedState:
     def novelty(self):
         """The `Novelty` of the training data, or None."""
         return Novelty(**self.training) if self.training else None
+
+    @property
+    def regression_share(self):
+        """The share of the regression in predictions."""
+        return float(self.regression["share"][0]) if self.regression else 0.0
+
+    def regression_head(self, device):
+        """Return the regression as the tensors of a head."""
+        return {HEAD + name: torch.tensor(self.regression[name], device=device) for name in ("weight", "bias")}
 
     @property
     def n_members(self):

@@ -91,6 +91,38 @@ def solve(ensemble, train, train_batches, valid_batches, settings, *, weights, s
     return Result(ensemble.arrays(), history, n_iter=1, interrupted=False)
 
 
+def fold_regression(ensemble, train, weights, folds, seeds):
+    """Return the best linear head (weight, bias) for features of the frozen backbone, and what it predicts by folds.
+
+    Parameters
+    ----------
+    ensemble : Ensemble
+    train : FrozenFeatures
+        Of the training samples.
+    weights : ndarray of shape (n_samples,)
+    folds : Folds
+        Of the same samples.
+    seeds : Seeds
+
+    Returns
+    -------
+    head : tuple of ndarray
+        Weight (n_classes, n_features) and bias (n_classes,), float32.
+    proba : ndarray of shape (n_samples, n_classes)
+        Of each sample, by a head that was fitted without its fold.
+    """
+    seed, start = seeds.generator("split").initial_seed(), ensemble.rule.backbone.head_start
+    problem = HeadProblem(ensemble.head.likelihood, train, torch.as_tensor(weights), seed, start=start)
+    strength = problem.best_strength()
+    best = problem.optimum(problem.weights, strength)
+    proba = np.empty((len(weights), ensemble.head.likelihood.n_classes))
+    for fold in range(folds.n_folds):
+        rows = np.flatnonzero(folds.of_samples == fold)
+        solution = problem.optimum(problem.without(rows), strength, best)
+        proba[rows] = problem.likelihood.proba(problem.logits(solution, rows)).numpy()
+    return tuple(value.float().numpy() for value in problem.head(best)), proba
+
+
 @dataclasses.dataclass(frozen=True)
 class FrozenFeatures:
     """What the frozen backbone makes of samples.

@@ -11,7 +11,7 @@ from torch import nn
 from skve._ensembles import HEAD
 from skve._runtime.randomness import Seeds
 from skve._training import build
-from tests.toys import TinyCNN, TinyMLP, TinyTransformer, make_backbone, toy_inputs
+from tests.toys import Tied, TinyMLP, TinyTransformer, make_backbone, toy_inputs
 
 DESIGN = build.Design(
     ensemble="sve",
@@ -105,11 +105,12 @@ def test__trace_layers__only_layers_without_effect__value_error():
         made(HasUnused(), layers=["unused"])
 
 
-def test__trace_layers__depthwise_convolutions__named_once_and_only_where_all_were_asked_for(recwarn):
-    with pytest.warns(UserWarning, match="left as they are: depthwise"):
-        made(TinyCNN())
+def test__trace_layers__layers_that_cannot_be_selected__named_only_where_all_were_asked_for(recwarn):
+    assert build.select_layers(DESIGN, make_backbone(Tied())).skipped.keys() == {"first", "second"}
+    with pytest.warns(UserWarning, match="left as they are: first, second"):
+        made(Tied())
     recwarn.clear()
-    made(TinyCNN(), layers=["stem"])
+    made(Tied(), layers=["free"])
     assert not recwarn.list
 
 
