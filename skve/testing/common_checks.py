@@ -137,7 +137,7 @@ def check_labels(estimator, samples):
 
 
 def check_probabilities(estimator, samples):
-    """Probabilities are float64, sum to one and are the mean of the members'; the uncertainty agrees with them."""
+    """Probabilities are float64, sum to one and come from the members'; the uncertainty agrees with them."""
     estimator.fit(samples.X, LABELS)
     members, proba = estimator.predict_proba_members(samples.X), estimator.predict_proba(samples.X)
     assert proba.dtype == np.float64
@@ -146,7 +146,10 @@ def check_probabilities(estimator, samples):
     assert members.shape[1:] == proba.shape
     same(proba.sum(1), 1.0, "rows sum to one", 1e-12)
     tempered = members.mean(0) ** (1 / estimator.temperature_)
-    same(tempered / tempered.sum(1, keepdims=True), proba, "mean of the members, calibrated", 1e-9)
+    share = estimator.regression_share_  # of another prediction, which is unknown here
+    rest = proba - (1 - share) * tempered / tempered.sum(1, keepdims=True)
+    same(rest.sum(1), share, "mean of the members, calibrated and blended", 1e-9)
+    assert rest.min() > -1e-9
     assert (estimator.predict(samples.X) == estimator.classes_[proba.argmax(1)]).all()
     uncertainty = estimator.predict_uncertainty(samples.X)
     same(uncertainty.total, uncertainty.aleatoric + uncertainty.epistemic, "parts of the uncertainty", 1e-9)
