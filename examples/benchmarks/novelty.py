@@ -1,12 +1,16 @@
 """Which distance detects foreign inputs, on features of frozen backbones: AUROC, false alarms and size kept.
 
     python examples/benchmarks/novelty.py measure --data-dir DATA --features FOLDER --csv docs/data/novelty.csv
+    python examples/benchmarks/novelty.py members --data-dir DATA --csv docs/data/novelty.csv --seeds 1
     python examples/benchmarks/novelty.py show    --csv docs/data/novelty.csv
 
 `measure` computes the features once (kept in FOLDER), draws training samples of 5, 20 and 100 a class with three
 seeds, and compares scores of foreign inputs: "near" ones from a quarter of the classes that are held out, "oos"
 (CLINC150's questions out of scope), "far" ones from the other data sets of the modality. Only training and validation
 parts are read. It goes on where it was stopped.
+
+`members` fits `sve` on 10 training samples a class of three data sets, and compares the distance on features of the
+frozen backbone with that on features of the members: their mean, and all of them one after another.
 
 DATA holds texts as records `{split, text, label}`: `emotion.jsonl.gz` (TweetEval, github.com/cardiffnlp/tweeteval),
 `sst2.jsonl.gz` (Stanford Sentiment Treebank), `clinc150_full.jsonl.gz` (github.com/clinc/oos-eval) and
@@ -44,26 +48,37 @@ IMAGES = {
 LARGEST = {"sst2": 3000, "ag_news": 5600, "cifar10": 3000, "fashion": 3000}  # items that are read
 PER_CLASS = (5, 20, 100)
 N_TEST = 800
+MEMBERS, OF_MEMBERS, N_FEW = "features of sve: ", ("emotion", "sst2", "sign_digits"), 300
+
+
+def read(name, data_dir):
+    """Return a data set's items and their labels."""
+    path = pathlib.Path(data_dir)
+    if name in TEXTS:
+        file, splits = TEXTS[name]
+        records = [r for r in read_jsonl(path / file) if r.get("split") in splits]
+        records = records[-LARGEST[name] :] if name == "sst2" else records[: LARGEST.get(name)]
+        return [r["text"] for r in records], np.array([str(r["label"]) for r in records])
+    data = np.load(path / IMAGES[name])
+    if "x_train" in data:
+        return list(data["x_train"][: LARGEST[name]]), data["y_train"][: LARGEST[name]].astype(str)
+    X, y, _ = load_jpegs(path / IMAGES[name], "train")
+    return X, y.astype(str)
+
+
+def make(name, **parameters):
+    """Return an estimator for a data set's items."""
+    if name in TEXTS:
+        return SVETextClassifier(random_state=0, **parameters)
+    return SVEClassifier(image_size=96, random_state=0, **parameters)
 
 
 def features(name, data_dir, folder):
     """Return the frozen backbone's features of a data set's items, and their labels."""
     path = pathlib.Path(folder) / f"{name}.npz"
     if not path.exists():
-        if name in TEXTS:
-            file, splits = TEXTS[name]
-            records = [r for r in read_jsonl(pathlib.Path(data_dir) / file) if r.get("split") in splits]
-            records = records[-LARGEST[name] :] if name == "sst2" else records[: LARGEST.get(name)]
-            X, y = [r["text"] for r in records], np.array([str(r["label"]) for r in records])
-            clf = SVETextClassifier(ensemble="head", max_epochs=1, random_state=0)
-        else:
-            data = np.load(pathlib.Path(data_dir) / IMAGES[name])
-            if "x_train" in data:
-                X, y = list(data["x_train"][: LARGEST[name]]), data["y_train"][: LARGEST[name]].astype(str)
-            else:
-                X, y, _ = load_jpegs(pathlib.Path(data_dir) / IMAGES[name], "train")
-                y = y.astype(str)
-            clf = SVEClassifier(ensemble="head", max_epochs=1, image_size=96, random_state=0)
+        X, y = read(name, data_dir)
+        clf = make(name, ensemble="head")
         some = np.random.default_rng(0).permutation(len(y))[:64]
         clf.fit([X[i] for i in some], y[some])
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +88,10 @@ def features(name, data_dir, folder):
 
 
 def draw(name, sets, per_class, seed):
-    """Return training features and labels, features of familiar test samples, and of foreign ones by kind."""
+    """Return training features and labels, features of familiar test samples, and of foreign ones by kind.
+
+    `sets` has the features, or the items themselves, as an array, and the labels of each data set.
+    """
     F, y = sets[name]
     rng = np.random.default_rng(seed)
     classes = rng.permutation(np.unique(y[y != "oos"]))
@@ -170,9 +188,42 @@ def measure(args):
                         table.add(row)
 
 
+def measure_members(args):
+    """Add the rows of members' features to the table."""
+    table = Table(args.csv, ("data", "per_class", "seed", "score"))
+    sets = {}
+    for name in (*TEXTS, *IMAGES):
+        X, y = read(name, args.data_dir)
+        items = np.empty(len(X), object)
+        items[:] = X
+        sets[name] = items, y
+    for name in OF_MEMBERS:
+        for seed in range(args.seeds):
+            cell = {"data": name, "per_class": 10, "seed": seed}
+            if {**cell, "score": MEMBERS + "all"} in table:
+                continue
+            train, y, familiar, foreign = draw(name, sets, 10, seed)
+            clf = make(name).fit(list(train), y)
+            for score, kind in (("frozen", "backbone"), ("mean", "mean"), ("all", "members")):
+                clf.set_params(features=kind)
+                distance = cosine(clf.transform(list(train)), 5)
+                inside = distance(clf.transform(list(familiar[:N_FEW])))
+                row = {**cell, "score": MEMBERS + score, "n_train": len(train), "n_test": len(inside)}
+                for other in ("near", "oos", "far"):
+                    row[other] = float("nan")
+                    if other in foreign:
+                        some = np.random.default_rng(seed).permutation(len(foreign[other]))[:N_FEW]
+                        outside = distance(clf.transform(list(foreign[other][some])))
+                        truth = np.repeat([0, 1], [len(inside), len(outside)])
+                        row[other] = roc_auc_score(truth, np.concatenate([inside, outside]))
+                table.add({**row, "false_alarms": float("nan"), "bytes": ""})
+
+
 def show(args):
     """Print the tables of docs/benchmarks.md."""
     rows = Table(args.csv, ()).rows
+    of_members = [row for row in rows if row["score"].startswith(MEMBERS)]
+    rows = [row for row in rows if row not in of_members]
 
     def mean(kind, **where):
         chosen = [float(r[kind]) for r in rows if all(r[name] == str(value) for name, value in where.items())]
@@ -207,14 +258,19 @@ def show(args):
             print(f"| {name} | {per_class} | {100 * alarms:.1f} | {interval} | {loss:.3f} | {size:.0f} |")
     alarms = [float(row["false_alarms"]) for row in rows if row["score"] == "u.novelty"]
     print(f"\nMean of the false alarms: {100 * np.mean(alarms):.2f} %")
+    print("\n| data | features | near | oos | far |\n|---|---|---|---|---|")
+    for name, score in dict.fromkeys((row["data"], row["score"]) for row in of_members):
+        cell = [row for row in of_members if (row["data"], row["score"]) == (name, score)]
+        means = [np.mean([float(row[kind]) for row in cell]) for kind in ("near", "oos", "far")]
+        print(f"| {name} | {score} | " + " | ".join(f"{value:.3f}" for value in means) + " |")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["measure", "show"])
+    parser.add_argument("command", choices=["measure", "members", "show"])
     parser.add_argument("--data-dir")
     parser.add_argument("--features", help="folder where the features are kept")
     parser.add_argument("--csv", required=True)
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
-    {"measure": measure, "show": show}[arguments.command](arguments)
+    {"measure": measure, "members": measure_members, "show": show}[arguments.command](arguments)
