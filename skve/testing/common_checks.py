@@ -196,7 +196,7 @@ def check_silent(estimator, samples):
 
 
 def check_stored(estimator, samples):
-    """Pickles and saved folders, with the backbone if it can be embedded, give identical predictions."""
+    """Pickles give identical predictions; saved folders, with the backbone if possible, do so to rounding."""
     import skve
 
     proba = estimator.fit(samples.X, LABELS).predict_proba(samples.X)
@@ -206,7 +206,8 @@ def check_stored(estimator, samples):
         is_module = hasattr(estimator.backbone, "forward")  # cannot be rebuilt from its weights
         estimator.save(folder, include_backbone=not is_module)
         loaded = skve.load(folder, **({"backbone": estimator.backbone} if is_module else {}))
-        same(loaded.predict_proba(samples.X), proba, "save and load")
+        # Features that the process kept of the first backbone may come from other batches, which round otherwise.
+        same(loaded.predict_proba(samples.X), proba, "save and load", 1e-6)
         assert (loaded.classes_ == estimator.classes_).all()
 
 
