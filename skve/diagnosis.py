@@ -6,7 +6,6 @@ import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_pre
 
 from skve import metrics, uncertainty
 from skve._inputs.labels import encode_labels
+from skve._runtime.locks import cached_property
 from skve.metrics._inputs import check_known
 from skve.uncertainty._prediction import Prediction, predict_all
 from skve.uncertainty._wrappers import unwrap

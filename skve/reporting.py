@@ -13,7 +13,6 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
 from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
@@ -27,6 +26,7 @@ from sklearn.utils.validation import _num_samples
 
 from skve import metrics
 from skve._inputs.labels import encode_labels
+from skve._runtime.locks import cached_property
 from skve.diagnosis import Diagnosis, Rival, examine
 from skve.metrics._inputs import check_known
 from skve.plots._samples import name_of_sample, shortened, shown_samples

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import dataclasses
-import functools
 import math
 
 import torch
@@ -14,7 +13,7 @@ from skve._backbones.network import Network
 from skve._backbones.sources import spec_state
 from skve._ensembles import BATCHES_PER_INSTALLATION, Ensemble
 from skve._runtime.device import resolve_prediction_dtype
-from skve._runtime.locks import new_lock
+from skve._runtime.locks import cached_property, new_lock
 
 _building = new_lock()
 
@@ -129,7 +128,7 @@ class _Networks:
     def __init__(self, ensemble, shareable):
         self.ensemble, self._shareable = ensemble, shareable
 
-    @functools.cached_property
+    @cached_property
     def frozen(self):
         network = Network(self.ensemble.rule.backbone)
         network.share(self._shareable)

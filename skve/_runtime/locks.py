@@ -1,12 +1,15 @@
-"""Locks that know of forks."""
+"""Locks that know of forks, and attributes that are computed once without a lock."""
 
 import os
 import threading
 import weakref
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 
 import torch
 
 _locks: weakref.WeakSet = weakref.WeakSet()
+_Value = TypeVar("_Value")
 
 
 def new_lock():
@@ -14,6 +17,25 @@ def new_lock():
     lock = threading.RLock()
     _locks.add(lock)
     return lock
+
+
+class cached_property(Generic[_Value]):  # noqa: N801 - as in functools
+    """`functools.cached_property` without the lock that it has in Python 3.11, which a forked process may find held.
+
+    Two threads may compute the value at the same time.
+    """
+
+    def __init__(self, compute: Callable[[Any], _Value]) -> None:
+        self.compute, self.__doc__ = compute, compute.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> _Value:
+        if instance is None:
+            return self  # type: ignore[return-value]
+        value = instance.__dict__[self.name] = self.compute(instance)
+        return value
 
 
 def _after_fork():

@@ -278,7 +278,7 @@ def test__resolve_prediction_dtype__cpu(precision, weights, native, dtype, has_b
 def test__resolve_prediction_dtype__mps__float32_or_an_error():
     mps = torch.device("mps")
     assert resolve_prediction_dtype("auto", mps, [WIDE]) == torch.float32
-    with pytest.raises(ValueError, match="on MPS all is float32"):
+    with pytest.raises(ValueError, match="must be 'float32' or 'auto' on MPS"):
         resolve_prediction_dtype("bfloat16", mps, [WIDE])
 
 

@@ -27,10 +27,11 @@ def held(thing):
 
 def test__all_modules__locks__are_those_that_know_forks():
     """In Python 3.11 a cached_property has a lock that all instances share."""
-    known, found = set(map(id, locks._locks)), []
+    found = []
     for module in pkgutil.walk_packages(skve.__path__, "skve."):
         loaded = importlib.import_module(module.name)
         found += [(module.name, name, value) for name, value in held(loaded)]
+    known = set(map(id, locks._locks))
     assert len(found) >= 3
     assert [(module, name) for module, name, value in found if id(value) not in known] == []
 
@@ -41,3 +42,19 @@ def test__held__lock_of_a_module_and_of_a_class__found():
         lock = threading.Lock()
 
     assert [name for name, _ in held(Holder)] == ["lock"]
+
+
+def test__cached_property__read_twice__computed_once_and_no_lock():
+    class Square:
+        count = 0
+
+        @locks.cached_property
+        def value(self):
+            """The square."""
+            self.count += 1
+            return 9
+
+    square = Square()
+    assert (square.value, square.value, square.count) == (9, 9, 1)
+    assert Square.value.__doc__ == "The square."
+    assert held(Square) == []
