@@ -34,7 +34,7 @@ else:
 # The page: figures with intervals first, then pictures, items and findings. Scroll in it.
 
 summary = skve.report(clf, X, y, X_ood=data.texts_ood[::4])
-summary  # noqa: B018 - a notebook shows it
+summary  # noqa: B018
 
 # %%
 # The same as figures and as a table, with one row for each item:

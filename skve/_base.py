@@ -22,7 +22,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from skve._documentation import DocumentedMixin
 from skve._ensembles import RULES
-from skve._inputs.labels import check_labels, encode_labels, stratified_part
+from skve._inputs.labels import check_classes, check_labels, encode_labels, stratified_part
 from skve._inputs.weights import check_weights, class_weights, to_mean_one
 from skve._runtime.callbacks import CallbackSupportMixin, with_callbacks
 from skve._runtime.progress import report
@@ -475,7 +475,9 @@ class BaseSVEClassifier(
         if start is None and classes is None:
             raise ValueError("classes must be passed on the first call to partial_fit, got None.")
         if start is not None:
-            if classes is not None and not np.array_equal(np.unique(check_labels(classes, "classes")), self.classes_):
+            if classes is not None and not np.array_equal(
+                np.unique(check_classes(classes, "classes")), self.classes_
+            ):
                 raise ValueError(
                     f"classes must be those of the first call, {self.classes_.tolist()!r}, got {classes!r}. Pass "
                     f"none."
@@ -532,7 +534,7 @@ class BaseSVEClassifier(
         y = check_labels(y, "y")
         check_consistent_length(items, y)
         if classes is not None:
-            classes_ = np.unique(check_labels(classes, "classes"))
+            classes_ = np.unique(check_classes(classes, "classes"))
         else:
             classes_ = np.unique(y) if start is None else self.classes_
         codes = encode_labels(y, classes_)

@@ -59,6 +59,13 @@ def check_labels(y, name):
     return labels
 
 
+def check_classes(classes, name):
+    """Return the names of classes as `check_labels` does, without its warning that many are different."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The number of unique classes")
+        return check_labels(classes, name)
+
+
 def _one_dimensional(y, name):
     """Return a list, or an array of shape (n_samples,); a column becomes one with scikit-learn's warning."""
     shape: tuple = np.shape(y) if not isinstance(y, list | tuple) else (len(y),)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skve._inputs.containers import as_sequence
-from skve._inputs.labels import check_labels, encode_labels
+from skve._inputs.labels import check_classes, encode_labels
 
 
 def check_weights(sample_weight: Any, n_samples: int, *, name: str = "sample_weight") -> NDArray[np.float64] | None:
@@ -78,7 +78,7 @@ def class_weights(class_weight, codes, classes):
     if isinstance(class_weight, str):  # "balanced"
         return (len(codes) / (np.count_nonzero(counts) * np.maximum(counts, 1)))[codes]
     per_class = np.ones(len(classes))
-    keys = check_labels(list(class_weight), "class_weight")
+    keys = check_classes(list(class_weight), "class_weight")
     places = encode_labels(keys, classes, name=f"class_weight={class_weight!r:.100}") if len(keys) else []
     per_class[places] = check_weights(list(class_weight.values()), len(keys), name="class_weight") if len(keys) else 1
     if not per_class[counts > 0].any():

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils import check_consistent_length
 
-from skve._inputs.labels import check_labels, encode_labels
+from skve._inputs.labels import check_classes, check_labels, encode_labels
 from skve._inputs.weights import check_weights
 from skve.uncertainty._validation import check_proba, row_chunks
 
@@ -52,7 +52,7 @@ def check_known(
     y = check_labels(y, name)
     if len(y) != n_samples:
         raise ValueError(f"{name} must have one label for each of the {n_samples} samples, got {len(y)}.")
-    encode_labels(y, check_labels(classes, classes_name), name=name, classes_name=classes_name)
+    encode_labels(y, check_classes(classes, classes_name), name=name, classes_name=classes_name)
     return y
 
 
@@ -80,7 +80,7 @@ def _columns(y_true, n_classes, labels):
                 f"{len(present)} classes, got None. Pass labels=clf.classes_."
             )
         return columns
-    labels = check_labels(labels, "labels")
+    labels = check_classes(labels, "labels")
     if len(labels) != n_classes or len(np.unique(labels)) != n_classes:
         raise ValueError(
             f"labels must name the class of each of the {n_classes} columns of y_proba, once; got "

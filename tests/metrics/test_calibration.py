@@ -360,3 +360,10 @@ def test__calibration__other_bad_options__value_error():
 def test__smooth_ece__bad_bandwidth__value_error(bandwidth):
     with pytest.raises(ValueError, match="bandwidth must be 'auto' or a positive, finite number"):
         metrics.smooth_calibration_error([0, 1, 1], GOOD, bandwidth=bandwidth)
+
+
+def test__calibration__many_classes_named_once_each__no_warning(recwarn):
+    labels = [f"class {index}" for index in range(30)]
+    y_proba = np.full((2, 30), 1 / 30)
+    metrics.expected_calibration_error(labels[:2], y_proba, labels=labels)
+    assert [str(warning.message) for warning in recwarn] == []
