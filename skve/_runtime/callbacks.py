@@ -1,5 +1,8 @@
 """scikit-learn's callbacks, which it has from version 1.9 on."""
 
+import random
+
+_state = random.getstate()  # rich, which scikit-learn's progress bar imports, draws from the global generator
 try:
     from sklearn.callback import CallbackSupportMixin, with_callbacks
 except ImportError:
@@ -14,5 +17,7 @@ except ImportError:
         """Return the method as it is."""
         return method
 
+finally:
+    random.setstate(_state)
 
 __all__ = ["CallbackSupportMixin", "with_callbacks"]

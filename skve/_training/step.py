@@ -45,8 +45,10 @@ class Step:
         self._skipped = [0] * len(members)  # steps since the last one that was taken
         self._still = set(ensemble.trained)  # members that never took a step
         self.must_repeat = False
-        # Samples without weight are left out where that costs nothing: a batch that all see is computed once.
-        self._skips = not ensemble.rule.mixes_samples and not _shares_layers(ensemble)
+        # Samples without weight are left out where that costs nothing: a batch that all see is computed once, and a
+        # GPU would have to finish all that is queued before the weights can be looked at.
+        on_cpu = ensemble.device.type == "cpu"
+        self._skips = on_cpu and not ensemble.rule.mixes_samples and not _shares_layers(ensemble)
 
     def gradients(self, batch):
         """Give the trained members' parameters the gradients of a `Batch`; return the sum of the members' losses."""
