@@ -33,6 +33,12 @@ def cached(key, build):
         return _cache[key]
 
 
+def trim():
+    """Drop the least recently used beyond the limit, after what is kept has grown."""
+    with _lock:
+        _drop_beyond(cache_limit())
+
+
 def _drop_beyond(limit, n_predictors=0):
     """Drop predictors but for the last ones, then backbones but for the last one, while they exceed the limit."""
     for entries, n_kept in ((_predictors, n_predictors), (_cache, 1)):

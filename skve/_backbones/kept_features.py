@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 import numpy as np
 
-from skve._backbones.cache import feature_limit
+from skve._backbones.cache import feature_limit, trim
 from skve._runtime.locks import new_lock
 
 _OVERHEAD = 400  # bytes of an entry beside its numbers
@@ -58,3 +58,4 @@ class KeptFeatures:
             while self.nbytes > limit:
                 _, row = self._rows.popitem(last=False)
                 self.nbytes -= row.nbytes + _OVERHEAD
+        trim()

@@ -45,10 +45,8 @@ class Step:
         self._skipped = [0] * len(members)  # steps since the last one that was taken
         self._still = set(ensemble.trained)  # members that never took a step
         self.must_repeat = False
-        # Samples without weight are left out where that costs nothing: a batch that all see is computed once, and a
-        # GPU would have to finish all that is queued before the weights can be looked at.
-        on_cpu = ensemble.device.type == "cpu"
-        self._skips = on_cpu and not ensemble.rule.mixes_samples and not _shares_layers(ensemble)
+        # Samples without weight are left out where that costs nothing: a batch that all see is computed once.
+        self._skips = not ensemble.rule.mixes_samples and not _shares_layers(ensemble)
 
     def gradients(self, batch):
         """Give the trained members' parameters the gradients of a `Batch`; return the sum of the members' losses."""
@@ -82,7 +80,8 @@ class Step:
             part = group.part(samples)
             self.ensemble.network.new_batch()
             log_proba = self._log_proba(part) if self.ensemble.rule.options["diversity"] else None
-            skips = self._skips and log_proba is None and bool((part.weights == 0).any())
+            # A GPU would have to finish all that is queued before the weights can be looked at.
+            skips = self._skips and log_proba is None and part.weights.is_cpu and bool((part.weights == 0).any())
             for indices in self.parts.chunks(part.members):
                 seen = part
                 if skips and len(indices) == 1:

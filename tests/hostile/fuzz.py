@@ -357,7 +357,7 @@ class Model:
         parameters = "|".join(classifier.get_params(deep=False))
         self.names = re.compile(
             rf"skve\.json|{re.escape(str(folder))}|{'|'.join(map(re.escape, self.files))}|"
-            rf"\b({parameters})[=:]|'({parameters})'|\bthe (embedded )?backbone\b|\blayer '"
+            rf"\b({parameters})[=:]|'({parameters})'|\b[Tt]he (embedded )?backbone\b|\blayer '"
         )
 
     def restore(self, changed):

@@ -121,7 +121,7 @@ def test__validation_nll__unequal_weights_and_ragged_batches__is_the_weighted_me
     class Fixed(nn.Module):
         members, trained, dtype = nn.ModuleList(), range(0), torch.float32
         head = types.SimpleNamespace(likelihood=Likelihood(3))
-        rule = types.SimpleNamespace(noise=torch.Generator())
+        rule = types.SimpleNamespace(noise=torch.Generator(), mixes_samples=True)
 
         def forward(self, inputs):
             return logits[:, inputs]
