@@ -25,7 +25,7 @@ from skve._ensembles import RULES
 from skve._inputs.labels import check_classes, check_labels, encode_labels, stratified_part
 from skve._inputs.weights import check_weights, class_weights, to_mean_one
 from skve._runtime.callbacks import CallbackSupportMixin, with_callbacks
-from skve._runtime.progress import report
+from skve._runtime.progress import report_progress
 
 if TYPE_CHECKING:
     import torch
@@ -555,7 +555,7 @@ class BaseSVEClassifier(
 
         device = resolve_device(self.device)
         if self.verbose:
-            report("skve: preparing the backbone")
+            report_progress("skve: preparing the backbone")
         backbone = self._load_backbone(self.backbone, classes=classes_).on(device)
         settings = self._settings(once, has_validation=parts.valid is not None)
         design = self._design(settings.early_stopping)

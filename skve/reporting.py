@@ -13,7 +13,6 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _num_samples
 
 from skve import metrics
+from skve._fitted.saving import package_versions
 from skve._inputs.labels import encode_labels
 from skve._runtime.locks import cached_property
 from skve.diagnosis import Diagnosis, Rival, examine
@@ -48,7 +48,6 @@ _MAX_TEXT = 400  # characters of a text
 _SIDE = 112  # pixels of an image's longer side
 _N_RESAMPLES = 200
 _FOREIGN = 0.95  # novelty above which a sample counts as foreign
-_PACKAGES = ("skve", "torch", "scikit-learn", "numpy", "timm", "transformers")
 
 
 def report(
@@ -305,7 +304,7 @@ class Report:
                 "skipped": dict(self.diagnosis.skipped),
                 "measured": dict(self.diagnosis.measured),
             },
-            "versions": _versions(),
+            "versions": {"Python": platform.python_version(), **package_versions()},
             "call": self._call(),
         }
 
@@ -340,7 +339,7 @@ class Report:
             "NLL": -np.log(np.maximum(picked, np.finfo(float).eps)),
             "Brier": squared / 2 if len(classes) == 2 else squared,
         }
-        found = {name: self._interval(_mean, values) for name, values in per_sample.items()}
+        found = {name: self._interval(_mean_of_values, values) for name, values in per_sample.items()}
         found["ECE"] = self._interval(metrics.expected_calibration_error, proba, labels=classes)
         return found
 
@@ -616,14 +615,6 @@ def _inlined(stream, kind):
     return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def _versions():
-    found = {"Python": platform.python_version()}
-    for name in _PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
-
-
 def _one_line(value):
     return shortened(" ".join(repr(value).split()), 200)
 
@@ -633,7 +624,7 @@ def _defined(value):
     return float(value) if value is not None and np.isfinite(value) else None
 
 
-def _mean(y_true, values):
+def _mean_of_values(y_true, values):
     return float(np.mean(values))
 
 

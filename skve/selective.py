@@ -483,7 +483,7 @@ class SelectiveClassifier(DocumentedMixin, MetaEstimatorMixin, ClassifierMixin, 
         """Classes, and whether they are answered."""
         if self._answers_all:
             return np.asarray(self.estimator_.predict(X)), self.answers(X)
-        predicted, scores, familiar = _predict(self.estimator_, X, self._measure, self._max_novelty)
+        predicted, scores, familiar = _predict_and_score(self.estimator_, X, self._measure, self._max_novelty)
         return predicted, (scores <= self.threshold_) & familiar
 
     def _hold_out(self, X, y, fit_params):
@@ -506,7 +506,7 @@ class SelectiveClassifier(DocumentedMixin, MetaEstimatorMixin, ClassifierMixin, 
 
     def _choose(self, estimator, X, y, sample_weight):
         """Threshold, coverage and accuracy on the validation samples."""
-        predicted, scores, familiar = _predict(estimator, X, self.uncertainty, self.max_novelty)
+        predicted, scores, familiar = _predict_and_score(estimator, X, self.uncertainty, self.max_novelty)
         correct = predicted == check_labels(y, "y")
         weight = check_weights(sample_weight, len(scores), name="sample_weight of the validation samples")
         if weight is None:
@@ -542,7 +542,7 @@ _SAVED: dict[str, list] = {
 }
 
 
-def _predict(estimator, X, measure, max_novelty):
+def _predict_and_score(estimator, X, measure, max_novelty):
     """Return classes, uncertainties, and whether samples are familiar, in one pass where one gives all."""
     if max_novelty is None:
         predicted, scores = predict_with_scores(estimator, X, measure)

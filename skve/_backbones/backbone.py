@@ -49,7 +49,7 @@ class FrozenModule:
             if key not in self._factors:
                 weight = self.module.get_parameter(site.parameter)
                 if basis == "singular":
-                    factors = decomposition_folder.decompose(weight, site.kind)
+                    factors = decomposition_folder.decompose_once(weight, site.kind)
                 else:
                     Vt = self.factors(site, "singular").Vt
                     factors = decomposition.random_basis(weight, site.kind, site.layer, Vt)
@@ -247,7 +247,7 @@ def module_key(module):
     by identity, and shares its entry of the cache with nobody.
     """
     try:
-        parts = tuple((name, type(part), _comparable(vars(part))) for name, part in module.named_modules())
+        parts = tuple((name, type(part), _hashable(vars(part))) for name, part in module.named_modules())
         parts += tuple(name for name, _ in module.named_parameters())  # a tied weight is listed once
     except _NotComparableError:
         return (module, weights_hash(module))
@@ -258,7 +258,7 @@ class _NotComparableError(Exception):
     pass
 
 
-def _comparable(value):
+def _hashable(value):
     """Return a hashable stand-in for an attribute's value."""
     if isinstance(value, nn.Module | nn.Parameter):
         return None  # listed by `named_modules` and hashed with the weights
@@ -268,15 +268,15 @@ def _comparable(value):
     if value is None or isinstance(value, bool | int | float | str | bytes | torch.dtype | torch.device | type):
         return value
     if isinstance(value, functools.partial):
-        return (_comparable(value.func), _comparable(value.args), _comparable(value.keywords))
+        return (_hashable(value.func), _hashable(value.args), _hashable(value.keywords))
     if hasattr(value, "to_json_string"):  # a configuration of transformers
         return (type(value), value.to_json_string())
     if isinstance(value, Mapping):
-        return tuple((_comparable(k), _comparable(v)) for k, v in value.items())
+        return tuple((_hashable(k), _hashable(v)) for k, v in value.items())
     if isinstance(value, list | tuple):
-        return tuple(_comparable(v) for v in value)
+        return tuple(_hashable(v) for v in value)
     if isinstance(value, set | frozenset):
-        return frozenset(_comparable(v) for v in value)
+        return frozenset(_hashable(v) for v in value)
     if isinstance(value, types.FunctionType | types.BuiltinFunctionType) and "<" not in value.__qualname__:
         return value
     raise _NotComparableError

@@ -16,7 +16,7 @@ FOLDER = "SKVE_DECOMPOSITIONS"  # environment variable, which worker processes i
 _VERSION = 1  # of what a file holds and of how it is computed
 
 
-def decompose(weight, kind):
+def decompose_once(weight, kind):
     """Return `decomposition.decompose(weight, kind)`, from the folder where a process has left it there.
 
     Files bear the hash of the weight, so that any models and versions may share a folder, and say the hash of their
@@ -31,7 +31,7 @@ def decompose(weight, kind):
     factors = _read(path, decomposition.as_matrix(values, kind).shape)
     if factors is None:
         factors = decomposition.decompose(weight, kind)
-        _write(path, factors)
+        _write_factors(path, factors)
     return factors
 
 
@@ -59,7 +59,7 @@ def _read(path, shape):
     return Factors(**tensors) if found == required and said == _sha256(tensors) else None
 
 
-def _write(path, factors):
+def _write_factors(path, factors):
     from safetensors.torch import save_file
 
     tensors = {name: getattr(factors, name).contiguous() for name in ("U", "sigma", "Vt")}

@@ -134,13 +134,13 @@ def image_features(module, images):
         "a tensor (n_samples, n_features), (n_samples, n_tokens, n_features) or "
         "(n_samples, n_features, height, width)"
     )
-    output = check_output(_run(module, images), (2, 3, 4), required)
+    output = check_output(_run_on_images(module, images), (2, 3, 4), required)
     if output.dim() == 4:
         return output.mean((2, 3))
     return output.mean(1) if output.dim() == 3 else output
 
 
-def _run(module, images):
+def _run_on_images(module, images):
     """Call a module; models of transformers get images of any size where they can interpolate their positions."""
     if model_of_transformers(module) is module and "interpolate_pos_encoding" in _parameters(type(module).forward):
         return module(images, interpolate_pos_encoding=True)
@@ -203,7 +203,7 @@ def _features_only(module, image_size):
 
     def returned(module):
         with torch.no_grad():
-            return _run(module, torch.zeros(1, *image_preprocess(module, image_size)["input_size"]))
+            return _run_on_images(module, torch.zeros(1, *image_preprocess(module, image_size)["input_size"]))
 
     return without_heads(module, returned)
 

@@ -209,7 +209,7 @@ def _from_pretrained(spec, kind, source, head, dtype, **options):
 def _from_pair(module, tokenizer, head, dtype):
     """Make a backbone of a copy of a user's model: of its body, or of the part that its language-model head reads."""
     if head == "linear":
-        module = without_heads(module, lambda module: _run(module, _probe(tokenizer, module)[0]))
+        module = without_heads(module, lambda module: _run_on_tokens(module, _probe(tokenizer, module)[0]))
     elif not hasattr(type(module), "get_output_embeddings"):
         module = without_wrapper(module) or module
     architecture, name = None, type(module).__name__
@@ -490,7 +490,7 @@ def _arguments(module):
     return tuple(known)
 
 
-def _run(module, inputs):
+def _run_on_tokens(module, inputs):
     """Call a module with what it takes of a batch."""
     with torch.no_grad():
         return module(**{name: inputs[name] for name in _arguments(module) if name in inputs})
@@ -523,7 +523,8 @@ def _ignores_padding(backbone, tokenizer):
     module = backbone.module
     try:
         batch, alone = _probe(tokenizer, module)
-        beside, wanted = (hidden_states(_run(module, inputs), backbone.features.lm) for inputs in (batch, alone))
+        outputs = (_run_on_tokens(module, inputs) for inputs in (batch, alone))
+        beside, wanted = (hidden_states(output, backbone.features.lm) for output in outputs)
     except Exception:  # a model that takes no such tokens: what it is called with later will say why
         return False
     beside = beside[:1, : wanted.shape[1]] if wanted.dim() == 3 else beside[:1]

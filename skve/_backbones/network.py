@@ -172,9 +172,9 @@ class _Forward:
         if not self.shared:
             return self._compute(*args, **kwargs)
         kept = self.outputs.get(self.layer)
-        if kept is None or _versions(kept[0]) != kept[1]:  # later code may have written into the output
+        if kept is None or _tensor_versions(kept[0]) != kept[1]:  # later code may have written into the output
             output = self._compute(*args, **kwargs)
-            kept = self.outputs[self.layer] = (output, _versions(output))
+            kept = self.outputs[self.layer] = (output, _tensor_versions(output))
         return kept[0]
 
     def _compute(self, *args, **kwargs):
@@ -200,10 +200,10 @@ class _FrozenBatchNorm:
         return output if self.module is None else self.module.act(self.module.drop(output))
 
 
-def _versions(output):
+def _tensor_versions(output):
     """Return how often each tensor of a module's output was written to."""
     if isinstance(output, torch.Tensor):
         return output._version
     if isinstance(output, Mapping):
-        return [_versions(value) for value in output.values()]
-    return [_versions(value) for value in output] if isinstance(output, tuple | list) else None
+        return [_tensor_versions(value) for value in output.values()]
+    return [_tensor_versions(value) for value in output] if isinstance(output, tuple | list) else None

@@ -148,13 +148,13 @@ def predict(passes, pipeline, batch_size, device, keep=None, n_batches=BATCHES_P
         order = order[np.any([one.missing[order] for one in passes], axis=0)] if passes else order[:0]
         batches = [order[rows] for rows in gen_batches(len(order), batch_size)] if len(order) else []
     with progress_bar(len(batches) * len(passes), shown=verbose and len(batches) > n_batches) as bar:
-        _predict(passes, pipeline, batches, n_batches, device, keep if hands_over else None, bar)
+        _run_passes(passes, pipeline, batches, n_batches, device, keep if hands_over else None, bar)
     if keep is not None and not hands_over:
         for rows in blocks:
             keep(rows, [])
 
 
-def _predict(passes, pipeline, batches, n_batches, device, keep, bar):
+def _run_passes(passes, pipeline, batches, n_batches, device, keep, bar):
     while batches:
         n_done, failed = 0, False
         try:

@@ -98,7 +98,7 @@ def _content(estimator, include_backbone, selective):
     document = {
         "format_version": FORMAT_VERSION,
         "class": type(estimator).__name__,
-        "versions": _versions(),
+        "versions": package_versions(),
         "parameters": parameters,
         "files": {stem: _entry(stem, data) for stem, data in contents.items()},
         "arrays": list(state.arrays),
@@ -196,7 +196,8 @@ def _plain_parameters(estimator):
     return kept, left_out
 
 
-def _versions():
+def package_versions():
+    """Return the versions of skve and of those packages that a model may depend on, as far as they are installed."""
     import importlib.metadata
 
     import skve

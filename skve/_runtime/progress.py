@@ -27,7 +27,7 @@ class _SafeStream:
         return self._stream.fileno()  # tqdm asks for the width of the terminal and expects any exception
 
 
-def report(message: str) -> None:
+def report_progress(message: str) -> None:
     """Print a message on a line of its own."""
     stream = _SafeStream()
     stream.write(message + "\n")

@@ -175,7 +175,7 @@ def training_batches(part, pipeline, ensemble, seeds, batch_size, folds=None):
     weights = torch.as_tensor(part.weights, dtype=torch.float32)
     if rule.options["bootstrap"]:
         generators = [seeds.generator("bootstrap", m) for m in range(len(trained))]
-        draw = _bayesian_bootstrap if rule.options["bootstrap"] == "bayesian" else _bootstrap
+        draw = _bayesian_bootstrap if rule.options["bootstrap"] == "bayesian" else _ordinary_bootstrap
         weights = weights * torch.stack([draw(n_samples, generator) for generator in generators])
     if folds is not None:
         kept = [
@@ -194,7 +194,7 @@ def training_batches(part, pipeline, ensemble, seeds, batch_size, folds=None):
     return Batches(pipeline, targets, weights, batch_size, ensemble.device, streams, rule.mixes_samples)
 
 
-def _bootstrap(n_samples, generator):
+def _ordinary_bootstrap(n_samples, generator):
     """Return how often each sample is among as many that are drawn with replacement."""
     return torch.randint(n_samples, (n_samples,), generator=generator).bincount(minlength=n_samples)
 

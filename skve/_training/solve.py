@@ -13,7 +13,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from skve._ensembles import HEAD
 from skve._fitted import prediction
-from skve._runtime.progress import report
+from skve._runtime.progress import report_progress
 from skve._runtime.warnings import ignored, warn
 from skve._training.loop import Result, check_callbacks
 
@@ -60,7 +60,7 @@ def solve(ensemble, train, train_batches, valid_batches, settings, *, weights, s
     if callbacks:
         warn("callbacks have no effect on an ensemble that is solved in one go. Set callbacks=None.")
     if verbose:
-        report("skve: solving the heads")
+        report_progress("skve: solving the heads")
     n_members, likelihood = len(ensemble.members), ensemble.head.likelihood
     problem = HeadProblem(
         likelihood,

@@ -55,7 +55,7 @@ def run_or_list(
     estimator: Any, checks: Sequence[Callable], samples: Samples, generate_only: bool
 ) -> list[tuple[Any, Callable[[Any], None]]] | None:
     """Run checks on clones of an estimator, or return pairs (estimator, check), each run as `check(estimator)`."""
-    pairs: list = [(estimator, functools.partial(_run, check, samples)) for check in checks]
+    pairs: list = [(estimator, functools.partial(_run_check, check, samples)) for check in checks]
     if generate_only:
         return pairs
     for _, check in pairs:
@@ -63,7 +63,7 @@ def run_or_list(
     return None
 
 
-def _run(check, samples, estimator):
+def _run_check(check, samples, estimator):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "not saved, since they are no plain values")  # the backbone is passed again
         try:

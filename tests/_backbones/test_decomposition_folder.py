@@ -33,7 +33,7 @@ def computed(monkeypatch):
 
 
 def decompose(weight=WEIGHT, kind="linear"):
-    return decomposition_folder.decompose(weight, kind)
+    return decomposition_folder.decompose_once(weight, kind)
 
 
 def same(one, other):

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from skve._runtime.progress import progress_bar, report
+from skve._runtime.progress import progress_bar, report_progress
 from skve.testing import ToyClassifier
 
 X, y = np.random.default_rng(0).normal(size=(48, 3)), np.arange(48) % 2
@@ -64,7 +64,7 @@ def test__progress__standard_error_closed_half_way__goes_on(monkeypatch):
 
 
 def test__report__message__one_line_on_standard_error(capsys):
-    report("a message")
+    report_progress("a message")
     assert capsys.readouterr() == ("", "a message\n")
 
 
