@@ -435,7 +435,7 @@ class _Progress(Callback):
     def on_epoch_end(self, net, **kwargs):
         record = net.history[-1]
         epoch, epochs = (net.course.epochs(n_rounds) for n_rounds in (record["epoch"], net.course.n_rounds))
-        shown = {"epoch": f"{epoch:.4g}/{epochs:.4g}", "loss": f"{record['train_loss']:.3f}"}
+        shown = {"epoch": f"{round(epoch, 1):g}/{round(epochs, 1):g}", "loss": f"{record['train_loss']:.3f}"}
         if "valid_loss" in record:
             shown["valid_nll"] = f"{record['valid_loss']:.3f}"
         self.bar.set_postfix(shown)
