@@ -51,6 +51,7 @@ def test__studies__all_that_are_promised__there():
         "members_that_differ",
         "remedies",
         "remedies_clinc",
+        "head_bootstrap",
     }
     promised |= {"paper_sst2_bert", "paper_arc_easy_llama2"}
     promised |= {"paper_flowers102_dino_vits16", "paper_flowers102_dinov2", "paper_pets_dinov2"}
