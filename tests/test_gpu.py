@@ -10,7 +10,7 @@ from sklearn.model_selection import GridSearchCV
 import skve
 from skve import SVETextClassifier, _ensembles
 from skve.testing import make_toy_text_backbone
-from tests.toys import TinyCNN, TinyMLP, TinyTransformer, members_close, same_arrays, toy_classifier
+from tests.toys import TinyCNN, TinyMLP, TinyTransformer, assert_members_close, same_arrays, toy_classifier
 
 pytestmark = [
     pytest.mark.gpu,
@@ -25,7 +25,7 @@ SMALL_RATES = {"member_lr": 1e-3, "head_lr": 1e-3}
 def test__fit__float32__members_and_predictions_as_on_the_cpu(images, toy, ensemble):
     on_cpu = toy_classifier(toy(), ensemble=ensemble, **SMALL_RATES).fit(*images)
     on_gpu = toy_classifier(toy(), ensemble=ensemble, device="cuda", **SMALL_RATES).fit(*images)
-    members_close(on_cpu, on_gpu, atol=5e-3)
+    assert_members_close(on_cpu, on_gpu, atol=5e-3)
     np.testing.assert_allclose(on_gpu.predict_proba(images[0]), on_cpu.predict_proba(images[0]), atol=5e-3)
 
 
@@ -48,7 +48,7 @@ def test__fit__members_in_chunks_or_in_turn__the_same(images, train_in_chunks):
     together = toy_classifier(TinyCNN(), device="cuda", n_members=3, **SMALL_RATES).fit(*images)
     train_in_chunks(1)
     in_turn = toy_classifier(TinyCNN(), device="cuda", n_members=3, **SMALL_RATES).fit(*images)
-    members_close(together, in_turn, atol=1e-3)
+    assert_members_close(together, in_turn, atol=1e-3)
 
 
 def test__fit__real_shortage_of_memory__same_members(images, monkeypatch):
@@ -63,7 +63,7 @@ def test__fit__real_shortage_of_memory__same_members(images, monkeypatch):
         return original(self, inputs, indices)
 
     monkeypatch.setattr(_ensembles.Ensemble, "chunk_logits", chunk_logits)
-    members_close(expected, toy_classifier(TinyCNN(), device="cuda", **SMALL_RATES).fit(*images), atol=1e-3)
+    assert_members_close(expected, toy_classifier(TinyCNN(), device="cuda", **SMALL_RATES).fit(*images), atol=1e-3)
     assert sizes[:3] == [(2, 16), (1, 16), (1, 8)]
 
 

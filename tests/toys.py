@@ -221,7 +221,7 @@ def arrays_of(classifier):
     return classifier._state.arrays
 
 
-def members_close(one, other, atol=2e-4):
+def assert_members_close(one, other, atol=2e-4):
     """Assert that two estimators have the same members to rounding."""
     assert arrays_of(one).keys() == arrays_of(other).keys()
     for key, value in arrays_of(one).items():

@@ -60,6 +60,7 @@ def test__ignored__around_the_end_of_a_block_of_catch_warnings__no_filter_stays(
         ours = ignored("that")
         ours.__enter__()
     ours.__exit__(None, None, None)
+    assert warnings.filters == filters
 
 
 def test__fit__in_threads__no_filter_of_ours_stays(images):

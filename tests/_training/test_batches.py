@@ -9,7 +9,7 @@ from skorch.callbacks import Callback
 
 from skve import _ensembles
 from skve._runtime.randomness import Seeds
-from tests.toys import TinyCNN, TinyMLP, arrays_of, members_close, same_arrays, toy_classifier
+from tests.toys import TinyCNN, TinyMLP, arrays_of, assert_members_close, same_arrays, toy_classifier
 
 OWN, BOOTSTRAP, DIVERSE = {"order": "own"}, {"bootstrap": True}, {"diversity": 0.5}
 
@@ -53,7 +53,7 @@ def test__bootstrap__weights__as_sample_weights_of_the_drawn_counts(images):
     counts = np.bincount(drawn, minlength=24)
     bootstrapped = toy_classifier(TinyCNN(), ensemble_params=BOOTSTRAP, **settings).fit(X, y)
     weighted = toy_classifier(TinyCNN(), **settings).fit(X, y, sample_weight=counts)
-    members_close(weighted, bootstrapped, atol=1e-6)
+    assert_members_close(weighted, bootstrapped, atol=1e-6)
     assert not same_arrays(toy_classifier(TinyCNN(), **settings).fit(X, y), bootstrapped)
 
 
@@ -61,7 +61,7 @@ def test__bootstrap__members_together_or_in_turn__equal(images, train_in_chunks)
     settings = {"n_members": 3, "ensemble_params": BOOTSTRAP, "max_epochs": 1, "member_lr": 1e-3}
     in_turn = toy_classifier(TinyMLP(), **settings).fit(*images)
     train_in_chunks(3)
-    members_close(toy_classifier(TinyMLP(), **settings).fit(*images), in_turn)
+    assert_members_close(toy_classifier(TinyMLP(), **settings).fit(*images), in_turn)
 
 
 # --------------------------------------------------------------------------------------------- diversity

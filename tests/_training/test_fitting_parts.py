@@ -12,7 +12,7 @@ from skve._runtime.memory import is_out_of_memory
 from skve._training import step as step_module
 from skve._training.fitting_parts import FittingParts
 from skve.testing import make_toy_text_backbone
-from tests.toys import TinyCNN, TinyMLP, members_close, same_arrays, toy_classifier
+from tests.toys import TinyCNN, TinyMLP, assert_members_close, same_arrays, toy_classifier
 
 CPU_MESSAGE = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
 ERRORS = [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError(CPU_MESSAGE), MemoryError()]
@@ -69,7 +69,7 @@ def test__fit__memory_for_one_member_and_five_samples__same_members_and_the_size
     expected = toy_classifier(TinyCNN(), **SETTINGS).fit(*images, weights)
     train_in_chunks(4)
     passes = limited(5, error)
-    members_close(expected, toy_classifier(TinyCNN(), **SETTINGS).fit(*images, weights))
+    assert_members_close(expected, toy_classifier(TinyCNN(), **SETTINGS).fit(*images, weights))
     assert passes[:4] == [(4, 16), (2, 16), (1, 16), (1, 8)]
     assert set(passes[4:]) == {(1, 4)}
     assert len(passes[4:]) == 2 * 4 * (4 + 2)  # epochs, members, parts of 16 and of 8 samples
@@ -80,7 +80,7 @@ def test__fit__fails_in_the_backward_pass__half_done_gradients_are_not_counted(i
     settings = {**SETTINGS, "ensemble": ensemble}
     expected = toy_classifier(**settings).fit(*images)
     passes = limited(6, after_backward=True)
-    members_close(expected, toy_classifier(**settings).fit(*images))
+    assert_members_close(expected, toy_classifier(**settings).fit(*images))
     assert (1, 8) in passes
 
 
@@ -92,7 +92,7 @@ def test__fit__members_that_differ_in_parts__same_members(images, train_in_chunk
     expected = toy_classifier(TinyMLP(), **settings).fit(*images)
     train_in_chunks(4)
     passes = limited(5)
-    members_close(expected, toy_classifier(TinyMLP(), **settings).fit(*images))
+    assert_members_close(expected, toy_classifier(TinyMLP(), **settings).fit(*images))
     assert {n_members for n_members, _ in passes[-4:]} == {1}
     assert max(n_samples for _, n_samples in passes[-4:]) <= 4  # fewer where a bootstrap gave samples no weight
 
@@ -132,7 +132,7 @@ def test__fit__texts_in_parts__same_members(limited):
 
     expected = fit()
     passes = limited(2)
-    members_close(expected, fit())
+    assert_members_close(expected, fit())
     assert (1, 2) in passes
 
 
@@ -156,7 +156,7 @@ def test__fit__batch_statistics_and_too_many_members__statistics_move_once(image
     expected = toy_classifier(TinyCNN(), **settings).fit(*images)
     train_in_chunks(2)
     passes = limited(16, after_backward=True)
-    members_close(expected, toy_classifier(TinyCNN(), **settings).fit(*images))
+    assert_members_close(expected, toy_classifier(TinyCNN(), **settings).fit(*images))
     assert passes[:3] == [(2, 16), (1, 16), (1, 16)]
 
 

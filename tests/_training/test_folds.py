@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from skve._training.folds import split_folds
-from tests.toys import TinyMLP, arrays_of, members_close, same_arrays, toy_classifier
+from tests.toys import TinyMLP, arrays_of, assert_members_close, same_arrays, toy_classifier
 
 FOLDS = {"n_members": 4, "ensemble_params": {"folds": 4}, "max_epochs": 3, "member_lr": 1e-2}
 
@@ -79,7 +79,7 @@ def test__fit__folds_with_other_differences__probabilities_of_every_sample(image
 def test__fit__folds_and_chunks__same_members(images, train_in_chunks):
     expected = toy_classifier(TinyMLP(), **FOLDS).fit(*images)
     train_in_chunks(4)
-    members_close(toy_classifier(TinyMLP(), **FOLDS).fit(*images), expected)
+    assert_members_close(toy_classifier(TinyMLP(), **FOLDS).fit(*images), expected)
 
 
 def test__oof_proba__samples_set_aside__nan(images):

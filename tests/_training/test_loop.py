@@ -13,7 +13,7 @@ from skve._ensembles import Defaults, SingularValues
 from skve._runtime import progress
 from skve._training import schedule
 from skve._training.schedule import learning_rate_factor
-from tests.toys import TinyCNN, TinyMLP, arrays_of, members_close, pooled_nll, same_arrays, toy_classifier
+from tests.toys import TinyCNN, TinyMLP, arrays_of, assert_members_close, pooled_nll, same_arrays, toy_classifier
 
 # ---------------------------------------------------------------------------------------- learning rates
 
@@ -143,7 +143,7 @@ def test__sample_weight__zero__sample_absent(images):
     X, y = images
     weights = np.ones(len(X))
     weights[:8] = 0
-    members_close(one_batch().fit(X[8:], y[8:]), one_batch().fit(X, y, sample_weight=weights))
+    assert_members_close(one_batch().fit(X[8:], y[8:]), one_batch().fit(X, y, sample_weight=weights))
 
 
 def test__sample_weight__whole_numbers__sample_repeated(images):
@@ -151,7 +151,7 @@ def test__sample_weight__whole_numbers__sample_repeated(images):
     weights = np.ones(len(X))
     weights[:6] = 3
     repeated = np.concatenate([np.arange(len(X)), np.arange(6), np.arange(6)])
-    members_close(one_batch().fit(X[repeated], y[repeated]), one_batch().fit(X, y, sample_weight=weights))
+    assert_members_close(one_batch().fit(X[repeated], y[repeated]), one_batch().fit(X, y, sample_weight=weights))
 
 
 def test__sample_weight__constant__as_none(images):
@@ -194,7 +194,7 @@ def test__class_weight__balanced__as_inverse_frequency(images):
     counts = {"a": 2, "b": 8, "c": 8}
     balanced = one_batch(class_weight="balanced").fit(X, y)
     by_sample = one_batch().fit(X, y, sample_weight=[18 / (3 * counts[label]) for label in y])
-    members_close(balanced, by_sample, atol=1e-6)
+    assert_members_close(balanced, by_sample, atol=1e-6)
     assert not same_arrays(balanced, one_batch().fit(X, y))
 
 
@@ -413,7 +413,7 @@ def test__out_of_memory__several_members_at_once__half_as_many_and_the_same_resu
     expected = toy_classifier(toy(), **settings).fit(*images)
     train_in_chunks(4)
     tried = fail_for_large_chunks(monkeypatch, 2, torch.OutOfMemoryError("injected"))
-    members_close(expected, toy_classifier(toy(), **settings).fit(*images))
+    assert_members_close(expected, toy_classifier(toy(), **settings).fit(*images))
     assert tried == [4] + [2, 2] * 4  # once too many, then two halves for each of the four steps
 
 
@@ -430,7 +430,7 @@ def test__out_of_memory__after_a_backward_pass__gradients_are_not_counted_twice(
             raise torch.OutOfMemoryError("injected")
 
     monkeypatch.setattr(torch.Tensor, "backward", backward)
-    members_close(expected, toy_classifier(**settings).fit(*images))
+    assert_members_close(expected, toy_classifier(**settings).fit(*images))
     assert len(calls) == 2 + 2 + 2 * 2
 
 

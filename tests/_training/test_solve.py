@@ -40,7 +40,7 @@ def best_head(problem, strength, weights=None):
     return weight.numpy(), bias.numpy() - bias.numpy().mean()  # a constant in all logits changes nothing
 
 
-def same_heads(first, second, tolerance=1e-3):
+def assert_same_heads(first, second, tolerance=1e-3):
     for one, other in zip(first, second, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * max(1, np.abs(other).max()))
 
@@ -59,7 +59,7 @@ def test__optimum__weighted_samples__that_of_scikit_learn(strength, n_features):
     features, targets = make_data(n_features=n_features)
     weights = np.random.default_rng(1).uniform(0.5, 2, len(targets))
     problem = make_problem(features, targets, weights)
-    same_heads(best_head(problem, strength), sklearn_head(features, targets, strength, weights))
+    assert_same_heads(best_head(problem, strength), sklearn_head(features, targets, strength, weights))
 
 
 def test__optimum__samples_of_weight_0__as_without_them():
@@ -67,7 +67,7 @@ def test__optimum__samples_of_weight_0__as_without_them():
     weights = (np.arange(60) % 4 > 0).astype(float)
     kept = weights > 0
     found = best_head(make_problem(features, targets), 0.1, torch.as_tensor(weights))
-    same_heads(found, sklearn_head(features[kept], targets[kept], 0.1))
+    assert_same_heads(found, sklearn_head(features[kept], targets[kept], 0.1))
 
 
 def test__optimum__no_weight_at_all__head_of_the_start():
@@ -82,14 +82,14 @@ def test__optimum__probabilities_as_targets__as_samples_with_these_weights():
     proba = np.random.default_rng(2).dirichlet(np.ones(3), 60)
     repeated, targets = np.repeat(features, 3, axis=0), np.tile(np.arange(3), 60)
     found = best_head(make_problem(features, proba), 0.1)
-    same_heads(found, sklearn_head(repeated, targets, 0.1, proba.ravel()))
+    assert_same_heads(found, sklearn_head(repeated, targets, 0.1, proba.ravel()))
 
 
 def test__optimum__label_smoothing__as_smoothed_targets():
     features, targets = make_data()
     smoothed = 0.7 * np.eye(3)[targets] + 0.1
     found = best_head(make_problem(features, targets, label_smoothing=0.3), 0.1)
-    same_heads(found, best_head(make_problem(features, smoothed), 0.1))
+    assert_same_heads(found, best_head(make_problem(features, smoothed), 0.1))
 
 
 def test__optimum__class_that_is_always_impossible__the_others_as_without_it():
@@ -97,7 +97,7 @@ def test__optimum__class_that_is_always_impossible__the_others_as_without_it():
     impossible = torch.tensor([False, False, True]).expand(60, 3)
     weight, _ = best_head(make_problem(features, targets, impossible=impossible), 0.1)
     expected, _ = best_head(make_problem(features, targets, n_classes=2), 0.1)
-    same_heads([weight[:2]], [expected])
+    assert_same_heads([weight[:2]], [expected])
     np.testing.assert_allclose(weight[2], 0, atol=1e-6)
 
 

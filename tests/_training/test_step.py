@@ -5,7 +5,7 @@ import pytest
 
 from skve._ensembles import Ensemble
 from skve._training import step as step_module
-from tests.toys import TinyCNN, TinyMLP, arrays_of, members_close, same_arrays, toy_classifier
+from tests.toys import TinyCNN, TinyMLP, arrays_of, assert_members_close, same_arrays, toy_classifier
 
 
 @pytest.mark.parametrize("ensemble", ["sve", "deep", "bias"])
@@ -109,7 +109,7 @@ def test__fit__samples_without_weight_for_a_member__not_computed_and_the_same_me
     classifier, counts = members_and_counts(images, monkeypatch, skips=True, **settings)
     assert set(all_samples.values()) == {48}  # two epochs of 24
     assert set(counts.values()) == {36}
-    members_close(classifier, plain, atol=1e-5)
+    assert_members_close(classifier, plain, atol=1e-5)
 
 
 def test__fit__batches_without_a_weight__steps_of_momentum_as_before(images, monkeypatch):
@@ -121,7 +121,7 @@ def test__fit__batches_without_a_weight__steps_of_momentum_as_before(images, mon
         fits.append(members_and_counts(X_y_weights, monkeypatch, skips, TinyMLP, **settings))
     (classifier, counts), (plain, all_samples) = fits
     assert counts == all_samples == {0: 96}
-    members_close(classifier, plain, atol=1e-6)
+    assert_members_close(classifier, plain, atol=1e-6)
 
 
 def test__fit__members_share_layers__all_samples_pass_together(images, monkeypatch):
