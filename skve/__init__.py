@@ -24,7 +24,16 @@ DOCUMENTATION = os.environ.get("SKVE_DOCS_URL", "")
 
 ESTIMATORS = ("SVEClassifier", "SVETextClassifier")  # what `load` may build
 
+#: The types of skve in a file of skops, for `skops.io.load(file, trusted=skve.SKOPS_TYPES)`.
+SKOPS_TYPES = [
+    "skve._fitted.state.FittedState",
+    "skve.selective.SelectiveClassifier",
+    "skve.text.SVETextClassifier",
+    "skve.vision.SVEClassifier",
+]
+
 __all__ = [
+    "SKOPS_TYPES",
     "SVEClassifier",
     "SVETextClassifier",
     "SelectiveClassifier",
