@@ -1,10 +1,13 @@
 """The errors that skve raises for a reason of its own; each is also the built-in error that it refines."""
 
+_LONGEST_MESSAGE = 4000
+
 
 class SkveError(Exception):
     """Base of the errors of this module.
 
-    Messages quote what strangers wrote into files: control characters, which could command a terminal, are escaped.
+    Messages quote what strangers wrote into files: control characters, which could command a terminal, are escaped,
+    and of a long message the middle is left out.
     """
 
     def __init__(self, *args: object) -> None:
@@ -12,6 +15,8 @@ class SkveError(Exception):
 
 
 def _printable(text: str) -> str:
+    if len(text) > _LONGEST_MESSAGE:
+        text = f"{text[: _LONGEST_MESSAGE // 2]} [...] {text[-_LONGEST_MESSAGE // 2 :]}"
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 

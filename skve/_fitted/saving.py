@@ -435,7 +435,7 @@ def _new_estimator(path, document):
     own = {name: getattr(skve, name) for name in skve.ESTIMATORS}
     classes = {**_subclasses(own.values()), **own}
     name = document["selective"]["class"] if document["class"] == _SELECTIVE else document["class"]
-    if name not in classes:
+    if not isinstance(name, str) or name not in classes:
         raise SavedModelError(
             f"{path}: the class must be one of {sorted(own)} or an imported subclass, got {name!r}. "
             f"Upgrade skve, or import the module that defines the class."
@@ -484,7 +484,9 @@ def _read_whole(folder, path, attempts=10):
             if attempt == attempts or _read_document(path) == document:
                 raise
         except (KeyError, TypeError, AttributeError) as error:
-            raise SavedModelError(f"{path} is damaged: its 'files' are {error!r}. Save the model again.") from error
+            raise SavedModelError(
+                f'{path} is damaged: its "files" must name a file and its SHA-256 each. Save the model again.'
+            ) from error
 
 
 def document_hash(document):

@@ -234,6 +234,20 @@ def test__load__again_and_again__arrays_and_ratios_in_the_order_of_the_fit(image
     assert list(skve.load(tmp_path, backbone=TinyCNN()).ratios_) == list(classifier.ratios_)
 
 
+@pytest.mark.parametrize("name", ["a" * 10**6, ["a"], {"a": 1}, None], ids=["long", "list", "dict", "none"])
+def test__load__class_of_a_stranger_that_is_none__short_error_names_the_classes(folder, name):
+    edit(folder, lambda document: document.update({"class": name}))
+    with pytest.raises(ValueError, match="must be one of|class") as caught:
+        skve.load(folder)
+    assert len(str(caught.value)) < 5000
+
+
+def test__load__files_of_a_stranger_that_are_none__error_says_what_they_must_be(folder):
+    edit(folder, lambda document: document.update(files=["members.safetensors"]))
+    with pytest.raises(ValueError, match='its "files" must name a file and its SHA-256 each'):
+        skve.load(folder)
+
+
 def test__load__terminal_escapes_of_a_stranger__shown_harmlessly(folder):
     escape = "\x1b]0;owned\x07"
     edit(folder, lambda document: document.update(format_version=9, versions={"skve": escape}))
