@@ -264,3 +264,32 @@ def test__report__no_jinja__says_what_to_install(iris, monkeypatch):
     monkeypatch.setattr(reporting.importlib.util, "find_spec", lambda name: None if name == "jinja2" else find(name))
     with pytest.raises(ImportError, match=re.escape('pip install "skve[report]"')):
         skve.report(clf, X, y)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "expected"),
+    [
+        (np.full((4, 4, 3), 0.5), 128),
+        (np.full((4, 4, 3), 51.0), 51),
+        (np.ones((4, 4), bool), 255),
+        (np.full((4, 4, 3), 257 * 9, np.uint16), 9),
+        (np.full((4, 4, 1), 7, np.uint8), 7),
+    ],
+    ids=["0 to 1", "0 to 255", "bool", "16 bits", "one channel"],
+)
+def test__report__pixels_of_any_kind__thumbnails_of_8_bits(pixels, expected):
+    import base64
+    import io
+
+    from PIL import Image
+
+    source = reporting._thumbnail(pixels)
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))))
+    assert np.abs(shown.astype(int) - expected).max() <= 1
+
+
+def test__report__more_classes_than_are_legible__no_confusion_matrix():
+    X = np.random.default_rng(0).normal(size=(60, 4))
+    y = np.arange(60) % 30
+    model = ToyClassifier(n_members=2, max_epochs=1, random_state=0).fit(X, y)
+    assert "Confusion matrix" not in skve.report(model, X, y)._repr_html_()

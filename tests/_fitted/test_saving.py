@@ -237,7 +237,7 @@ def test__load__again_and_again__arrays_and_ratios_in_the_order_of_the_fit(image
 @pytest.mark.parametrize("name", ["a" * 10**6, ["a"], {"a": 1}, None], ids=["long", "list", "dict", "none"])
 def test__load__class_of_a_stranger_that_is_none__short_error_names_the_classes(folder, name):
     edit(folder, lambda document: document.update({"class": name}))
-    with pytest.raises(ValueError, match="must be one of|class") as caught:
+    with pytest.raises(ValueError, match="must be one of") as caught:
         skve.load(folder)
     assert len(str(caught.value)) < 5000
 

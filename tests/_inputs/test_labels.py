@@ -11,6 +11,7 @@ import pandas as pd
 import polars as pl
 import pytest
 import torch
+from sklearn.exceptions import DataConversionWarning
 
 import skve
 from skve._inputs.labels import check_labels, encode_labels, labels_from_json, labels_to_json, stratified_part
@@ -380,3 +381,16 @@ def test__fit__early_stopping_with_a_lone_sample__class_is_learned(images):
     kept = np.concatenate([np.flatnonzero(y == 0)[:1], np.flatnonzero(y != 0)])
     classifier = toy_classifier(early_stopping=True, validation_fraction=0.3).fit(X[kept], y[kept])
     assert classifier.classes_.tolist() == [0, 1, 2]
+
+
+def test__check_labels__lists_of_one_label__as_a_column():
+    with pytest.warns(DataConversionWarning):
+        assert check_labels([["a"], ["b"]], "y").tolist() == ["a", "b"]
+
+
+@pytest.mark.parametrize("y", [["a", ["b"]], [["a", "b"], ["c", "d"]]])
+def test__check_labels__lists_of_several_labels__value_error_shows_the_first(y):
+    with pytest.raises(
+        ValueError, match="must be a 1d array with one label for each sample, got a list whose element"
+    ):
+        check_labels(y, "y")
