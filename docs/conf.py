@@ -39,6 +39,7 @@ autosummary_context = {
     "foreign": [*dir(BaseEstimator), "fit_transform", "get_feature_names_out", "set_output"]
     + [f"set_{method}_request" for method in ("fit", "partial_fit", "score", "predict", "transform")],
 }
+toc_object_entries_show_parents = "hide"
 autodoc_typehints = "none"  # numpydoc's sections say more
 numpydoc_show_class_members = False
 numpydoc_xref_param_type = True
