@@ -34,7 +34,7 @@ class Network:
         self.module = copy.deepcopy(backbone.module, {id(tensor): tensor for tensor in tensors})
         self._features = backbone.features
         self._modules = dict(self.module.named_modules(remove_duplicate=False))
-        self._shared_outputs: dict[str, object] = {}
+        self._shared_outputs: dict[str, tuple] = {}
         self._forwards: dict[nn.Module, _Forward] = {}
         self._narrow: dict[str, torch.dtype] = {}
         self.replaced: dict[str, torch.Tensor] = {}
@@ -146,9 +146,30 @@ class Network:
         for layer in layers:
             self._forward(layer).checkpointed = True
 
-    def new_batch(self):
-        """Forget what the previous batch left behind; call before its first member."""
+    @property
+    def shared_layers(self):
+        """Names of the modules that `share` was called with."""
+        return [forward.layer for forward in self._forwards.values() if forward.shared]
+
+    def new_batch(self, outputs=None):
+        """Forget what the previous batch left behind; call before its first member.
+
+        Parameters
+        ----------
+        outputs : dict of str to output, default=None
+            What shared modules return for the new batch, by name, where that is known: these are not computed.
+        """
         self._shared_outputs.clear()
+        for layer, output in (outputs or {}).items():
+            self._shared_outputs[layer] = (output, _tensor_versions(output))
+
+    def batch_outputs(self):
+        """Return what the shared modules returned for the present batch, by name."""
+        return {layer: output for layer, (output, _) in self._shared_outputs.items()}
+
+    def wrote_to_shared(self):
+        """Say whether later code wrote into what a shared module returned for the present batch."""
+        return any(_tensor_versions(output) != versions for output, versions in self._shared_outputs.values())
 
     @property
     def shared_outputs(self):

@@ -58,12 +58,12 @@ def trace(backbone, changed, inputs, size, added=()):
     recorder = _Recorder(network.module, {name.rpartition(".")[0] for name in changed})
     with recorder, torch.enable_grad():
         features = network.features(inputs)
-    used = _depends_on(features, leaves)
+    used = depends_on(features, leaves)
     positions = {layer: rows / size for layer, rows in recorder.rows.items()}
     return Trace(frozenset(used), positions, recorder.shareable(), int(features.shape[1]))
 
 
-def _depends_on(output, leaves):
+def depends_on(output, leaves):
     """Return the names of the leaves that `output` was computed from, by walking the autograd graph."""
     names = {id(leaf): name for name, leaf in leaves.items()}
     found, seen, stack = set(), set(), [output.grad_fn]

@@ -175,9 +175,12 @@ class Ensemble(nn.Module):
                     member[key].copy_(moved)
         return logits
 
-    def forward(self, inputs):
-        """Return the logits of all members, (n_members, n_samples, n_classes), one member after another."""
-        self.network.new_batch()
+    def forward(self, inputs, trunk=None):
+        """Return the logits of all members, (n_members, n_samples, n_classes), one member after another.
+
+        What the modules in front of the first adapted layer make of the inputs may be given, see `Group`.
+        """
+        self.network.new_batch(trunk)
         return torch.cat([self.chunk_logits(inputs, [index]) for index in range(len(self.members))])
 
     def keep(self, index):

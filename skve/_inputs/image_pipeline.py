@@ -55,6 +55,11 @@ class ImagePipeline:
     impossible = None  # an image can have any label
     mean_size = 1.0  # what the rows that a layer multiplies grow with: samples
 
+    @property
+    def same_each_epoch(self):
+        """Whether images are not augmented."""
+        return self.augment is None
+
     def content_keys(self):
         """Return a key for each image, None for those in memory that are large beside the network's input."""
         n_pixels = LARGEST_KEYED * self._n_pixels

@@ -19,6 +19,10 @@ class Pipeline(Protocol):
     def impossible(self) -> np.ndarray | None:
         """Which classes an item cannot have: bool (n_items, n_classes), or None where all are possible."""
 
+    @property
+    def same_each_epoch(self) -> bool:
+        """Whether the network makes the same of an item in each epoch of a training, whatever batch it is in."""
+
     def __len__(self) -> int:
         """Return the number of items."""
 

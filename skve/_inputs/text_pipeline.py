@@ -127,6 +127,11 @@ class TextPipeline:
         """Which choices a text does not list, or None without multiple choice."""
         return None if self._listed is None else ~self._listed[self.rows]
 
+    @property
+    def same_each_epoch(self):
+        """Whether a text's features are the same beside longer texts."""
+        return self._mixed
+
     def content_keys(self):
         """Return a key for the tokens of each text."""
         return [content_key(*parts) for parts in self.tokens.contents(self.rows)]

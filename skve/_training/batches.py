@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from skve._backbones.trunk import KeptTrunk, part_of_outputs
 from skve._inputs.pipeline import Pipeline, part_of
 from skve._inputs.weights import to_mean_one
 
@@ -57,19 +58,23 @@ class Group:
         See `Likelihood`.
     weights : torch.Tensor of shape (n_samples,) or (n_members, n_samples)
         In the second case a row for each member of the ensemble, also of those that do not see the samples.
+    trunk : dict of str to output, default=None
+        What the modules in front of the first adapted layer make of the samples, by name, where that is kept.
     """
 
     members: Sequence[int]
     inputs: Any
     targets: torch.Tensor
     weights: torch.Tensor
+    trunk: dict | None = None
 
     def __len__(self):
         return len(self.targets)
 
     def part(self, samples):
         """Return the group with some of its samples: a slice, or a tensor of indices."""
-        return Group(self.members, part_of(self.inputs, samples), self.targets[samples], self.weights[..., samples])
+        inputs, trunk = part_of(self.inputs, samples), self.trunk and part_of_outputs(self.trunk, samples)
+        return Group(self.members, inputs, self.targets[samples], self.weights[..., samples], trunk)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +117,11 @@ class Batches:
     streams : sequence of Stream
     merges_single : bool, default=False
         Whether a last batch of one sample becomes part of another one, for the sake of batch statistics.
+
+    Attributes
+    ----------
+    kept_trunk : KeptTrunk or None
+        What the groups' `trunk` is made from.
     """
 
     AHEAD = 2  # batches that are read while the network computes
@@ -121,6 +131,7 @@ class Batches:
         self.batch_size, self.device, self.streams = batch_size, device, streams
         self._merges = merges_single and len(targets) > batch_size > 1 and len(targets) % batch_size == 1
         self._reading: Any = None
+        self.kept_trunk: KeptTrunk | None = None
 
     def __len__(self):
         return math.ceil(len(self.targets) / self.batch_size) - self._merges
@@ -143,7 +154,9 @@ class Batches:
 
     def _group(self, stream, indices, raw):
         targets, weights = self.targets[indices].to(self.device), self.weights[..., indices].to(self.device)
-        return Group(stream.members, self.pipeline.prepare(raw, stream.augment), targets, weights)
+        inputs = self.pipeline.prepare(raw, stream.augment)
+        trunk = None if self.kept_trunk is None else self.kept_trunk.outputs(indices, inputs)
+        return Group(stream.members, inputs, targets, weights, trunk)
 
     def close(self):
         """End the reading, and its threads, where an iteration stopped half-way."""

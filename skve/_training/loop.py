@@ -19,6 +19,7 @@ except AttributeError as error:  # it makes docstrings of docstrings
     raise ImportError("Training requires skorch, which python -OO cannot import. Run python -O instead.") from error
 from torch.optim.lr_scheduler import LambdaLR
 
+from skve._backbones.trunk import keep_trunk
 from skve._ensembles import FACTORS, HEAD, WEIGHTS, is_trained
 from skve._runtime.progress import progress_bar
 from skve._runtime.warnings import ignored, warn
@@ -86,6 +87,10 @@ def train(ensemble, train_batches, valid_batches, settings, *, callbacks=None, v
     course = plan_course(len(train_batches), settings.max_epochs, settings.max_steps, settings.least_steps)
     n_cycles = ensemble.rule.n_cycles(len(ensemble.members))
     _check_cycles(n_cycles, course.n_steps, settings)
+    if course.n_steps > course.steps_per_epoch:
+        for batches in (train_batches, valid_batches):
+            if batches is not None:
+                batches.kept_trunk = keep_trunk(ensemble, batches.pipeline, batches.batch_size)
     history, interrupted = _History(course), False
     # LambdaLR is stepped by skorch after each batch, the optimizer inside a closure that torch overlooks.
     with contextlib.ExitStack() as stack, ignored(".*lr_scheduler.step.*"):
@@ -263,8 +268,8 @@ class Net(NeuralNet):
 
         def log_proba():
             with torch.no_grad():
-                parts = [group.part(samples).inputs for samples in self.parts.slices(len(group))]
-                logits = torch.cat([self.module_(inputs).cpu() for inputs in parts], 1)
+                parts = [group.part(samples) for samples in self.parts.slices(len(group))]
+                logits = torch.cat([self.module_(part.inputs, part.trunk).cpu() for part in parts], 1)
             return likelihood.pooled_log_proba(logits)
 
         log_proba = self.parts.run(log_proba, group, undo=lambda: self.step.restore(before))

@@ -45,8 +45,7 @@ class Step:
         self._skipped = [0] * len(members)  # steps since the last one that was taken
         self._still = set(ensemble.trained)  # members that never took a step
         self.must_repeat = False
-        # Samples without weight are left out where that costs nothing: a batch that all see is computed once.
-        self._skips = not ensemble.rule.mixes_samples and not _shares_layers(ensemble)
+        self._shares_layers = _shares_layers(ensemble)
 
     def gradients(self, batch):
         """Give the trained members' parameters the gradients of a `Batch`; return the sum of the members' losses."""
@@ -78,19 +77,28 @@ class Step:
         total = 0.0
         for samples in self.parts.slices(len(group)):
             part = group.part(samples)
-            self.ensemble.network.new_batch()
+            self.ensemble.network.new_batch(part.trunk)
             log_proba = self._log_proba(part) if self.ensemble.rule.options["diversity"] else None
-            # A GPU would have to finish all that is queued before the weights can be looked at.
-            skips = self._skips and log_proba is None and part.weights.is_cpu and bool((part.weights == 0).any())
+            skips = log_proba is None and self._skips(part)
             for indices in self.parts.chunks(part.members):
                 seen = part
                 if skips and len(indices) == 1:
-                    self.ensemble.network.new_batch()  # members that see other samples share nothing
                     seen = _weighted(part, indices[0])
+                    self.ensemble.network.new_batch(seen.trunk)  # members that see other samples share nothing
                 losses = self._member_losses(seen, indices, log_proba) / len(group)
                 self._scaled(losses, indices).sum().backward()
                 total += losses.sum().item()
         return total
+
+    def _skips(self, group):
+        """Say whether members leave out the samples that have no weight for them.
+
+        Not where all see a batch whose first layers are computed once for all of them.
+        """
+        if self.ensemble.rule.mixes_samples or (self._shares_layers and group.trunk is None):
+            return False
+        # A GPU would have to finish all that is queued before the weights can be looked at.
+        return group.weights.is_cpu and bool((group.weights == 0).any())
 
     def _member_losses(self, group, indices, log_proba):
         """Return the sum of the samples' weighted losses of each of some members."""

@@ -154,6 +154,7 @@ class _RowPipeline:
 
     impossible = None
     mean_size = 1.0
+    same_each_epoch = True
 
     def content_keys(self):
         return [pipeline.content_key(row.tobytes()) for row in self.rows]
