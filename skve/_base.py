@@ -97,6 +97,8 @@ class BaseSVEClassifier(
         Options of the ensemble, with their defaults:
 
         * `"sve"` and `"sve+lora"`: `basis` (`"singular"`; `"random"` rotates the right singular vectors at random).
+        * `"sve"`: `rank` (None: all; an integer: members own the singular values of so many leading directions of
+          each layer, which makes fits of few tokens faster).
         * `"lora"` and `"sve+lora"`: `rank` (8); `scale` (1.0), by which the product is multiplied; `gain` (10.0) of
           the Xavier initialization. `"sve+lora"` also takes `lora_lr` (1e-4), the learning rate of the pairs.
         * `"batch"`: `init` (`"normal"`: factors from N(1, init_scale^2); `"signs"`: -1 or 1).

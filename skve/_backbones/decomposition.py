@@ -22,6 +22,10 @@ class Factors:
         sigma = self.sigma if isinstance(where, torch.dtype) else self.sigma.to(where)
         return Factors(self.U.to(where), sigma, self.Vt.to(where))
 
+    def leading(self, k):
+        """Return the factors of the first k directions; None for all."""
+        return self if k is None else Factors(self.U[:, :k].contiguous(), self.sigma[:k], self.Vt[:k].contiguous())
+
     @property
     def nbytes(self):
         return self.U.nbytes + self.sigma.nbytes + self.Vt.nbytes

@@ -105,3 +105,14 @@ def choose_form(kind, d_out, d_in, n_positions, *, training):
     if not training:
         return "folded" if n_positions > long else "two_factor"
     return "two_factor" if long >= 2 * short or n_positions < 2 * short else "folded"
+
+
+def one_sided_pays(d_out, d_in, k, n_positions, *, training):
+    """Say whether a linear layer is cheaper one-sided, with k directions, than folded, by counting multiply-adds.
+
+    With N positions a training step costs `4 N d_out d_in + 4 N k (d_out + d_in)` one-sided and
+    `6 N d_out d_in + 4 k d_out d_in` folded; a prediction saves the folding, `2 k d_out d_in`, and pays
+    `2 N k (d_out + d_in)`.
+    """
+    extra, folding = n_positions * k * (d_out + d_in), k * d_out * d_in
+    return 2 * extra < n_positions * d_out * d_in + 2 * folding if training else extra < folding

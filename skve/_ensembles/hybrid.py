@@ -13,6 +13,8 @@ class SingularValuesAndPairs(SingularValues, LowRank):
     prefixes = SingularValues.prefixes + LowRank.prefixes
     takes = {**SingularValues.takes, **LowRank.takes, "lora_lr": (1e-4, [POSITIVE])}
 
+    n_directions = None  # `rank` is that of the pairs
+
     def new_layer(self, site, weight, generator):
         ratios = SingularValues.new_layer(self, site, weight, generator)
         return {**ratios, **LowRank.new_layer(self, site, weight, generator)}

@@ -1,6 +1,8 @@
 """Singular value ensembles: members own the singular values of the adapted weights."""
 
-from sklearn.utils._param_validation import StrOptions
+import numbers
+
+from sklearn.utils._param_validation import Interval, StrOptions
 
 from skve._backbones.decomposition import Factors
 from skve._ensembles import forms
@@ -13,21 +15,40 @@ class SingularValues(LayerRule):
     With `basis="random"` the same number r = min(d_out, d_in) of log ratios scales the directions Q = V R in place of
     the right singular vectors V (d_in, r): `W + W Q diag(expm1(delta)) Q^T`, with a random rotation R, fixed for each
     layer. The row space stays that of V; with Q = V it is the singular value ensemble, since W V = U diag(sigma).
+
+    With `rank` members own the log ratios of so many leading directions only,
+    `W + U_k diag(sigma_k expm1(delta)) V_k^T`.
     """
 
     defaults = {"image": Defaults(5e-2, 1e-2, 30.0), "text": Defaults(1e-2, 1e-2, 3.0, folds=4)}
     set_apart = LayerRule.set_apart
     has_ratios = True
     prefixes: tuple[str, ...] = (RATIOS,)
-    takes = {**DIFFERENCES, "basis": ("singular", [StrOptions({"singular", "random"})])}
+    takes = {
+        **DIFFERENCES,
+        "basis": ("singular", [StrOptions({"singular", "random"})]),
+        "rank": (None, [Interval(numbers.Integral, 1, None, closed="left"), None]),
+    }
 
     def __init__(self, backbone, sites, **settings):
         super().__init__(backbone, sites, **settings)
+        self._factors: dict[str, Factors] = {}
         self._cast: dict[str, Factors] = {}
 
     def factors(self, site):
         """Return the factors in which the layer's ratios are diagonal."""
-        return self.backbone.factors(site, self.options["basis"])
+        if site.layer not in self._factors:
+            self._factors[site.layer] = self.backbone.factors(site, self.options["basis"]).leading(self.n_directions)
+        return self._factors[site.layer]
+
+    @property
+    def n_directions(self):
+        """How many directions of a layer members own at most; None for all."""
+        return self.options["rank"]
+
+    @property
+    def _makes_up_weight(self):
+        return self.options["basis"] == "singular" and self.n_directions is None
 
     def fingerprints(self):
         return {site.layer: self.backbone.fingerprint(site, self.options["basis"]) for site in self.sites}
@@ -36,7 +57,11 @@ class SingularValues(LayerRule):
         return {RATIOS: draw(len(self.factors(site).sigma), generator, self.init_scale)}
 
     def calls(self, shape, n_positions, training):
-        return forms.choose_form("linear", shape[0], shape[1], n_positions, training=training) == "two_factor"
+        if self._makes_up_weight:
+            return forms.choose_form("linear", shape[0], shape[1], n_positions, training=training) == "two_factor"
+        return forms.one_sided_pays(
+            shape[0], shape[1], self.n_directions or min(shape), n_positions, training=training
+        )
 
     def fold(self, site, weight, own):
         return forms.fold(weight, site.kind, self.factors(site), own[RATIOS])
@@ -45,6 +70,6 @@ class SingularValues(LayerRule):
         if site.layer not in self._cast:
             self._cast[site.layer] = self.factors(site).to(weight.dtype)
         factors = self._cast[site.layer]
-        if self.options["basis"] == "singular":
+        if self._makes_up_weight:
             return forms.two_factor(inputs, factors, own[RATIOS], bias)
         return forms.one_sided(inputs, weight, factors, own[RATIOS], bias)

@@ -32,6 +32,7 @@ LAYER_RULES = [
     ("batch", {"init": "normal"}),
     ("batch", {"init": "signs"}),
     ("sve", {"basis": "random"}),
+    ("sve", {"rank": 3}),
     ("sve+lora", {"rank": 2, "gain": 1.0}),
 ]
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -124,8 +125,8 @@ def test__layer_rule__random_member__features_of_the_rebuilt_network(toy, ensemb
 @pytest.mark.parametrize("toy", [TinyTransformer, HuggingFaceStyle])
 def test__layer_rule__called_and_folded__same_gradients(toy, ensemble, options):
     gradients = []
-    for n_positions in (1, 10**9):
-        training = n_positions == 1  # in training layers are called, in prediction of many positions folded
+    for n_positions in (0.01, 10**9):
+        training = n_positions < 1  # in training layers are called, in prediction of many positions folded
         rule, network, member = network_of(toy(), ensemble, options, training=training, n_positions=n_positions)
         assert bool(rule._called) == (training and ensemble != "bias")
         network.avoid_fast_paths()
@@ -147,6 +148,7 @@ def test__layer_rule__called_and_folded__same_gradients(toy, ensemble, options):
         ("scale", {}, 0.0),
         ("batch", {}, 0.0),
         ("sve", {"basis": "random"}, 0.0),
+        ("sve", {"rank": 3}, 0.0),
     ],
 )
 @pytest.mark.parametrize("toy", [TinyCNN, TinyTransformer, ReadsWeight])
@@ -174,6 +176,7 @@ SMALL = [
     ("lora", {"gain": 1.0}),
     ("batch", None),
     ("sve", {"basis": "random"}),
+    ("sve", {"rank": 3}),
     ("sve+lora", {"gain": 1.0, "lora_lr": 1e-4}),
 ]
 
@@ -214,14 +217,14 @@ def test__layer_rule__layers__only_those_owned(images, ensemble, options):
         toy_classifier(TinyMLP(), layers="nothing", **settings).fit(*images)
 
 
-def expected_numbers(ensemble):
+def expected_numbers(ensemble, options):
     d = [(20, 768), (12, 20)]
     return {
         "scale": sum(d_in for _, d_in in d),
         "bias": sum(d_out for d_out, _ in d),
         "lora": sum(8 * (d_out + d_in) for d_out, d_in in d),
         "batch": sum(d_out + d_in for d_out, d_in in d),
-        "sve": sum(min(shape) for shape in d),
+        "sve": sum(min(*shape, (options or {}).get("rank", 768)) for shape in d),
         "sve+lora": sum(min(shape) + 8 * sum(shape) for shape in d),
     }[ensemble]
 
@@ -229,7 +232,7 @@ def expected_numbers(ensemble):
 @pytest.mark.parametrize(("ensemble", "options"), SMALL)
 def test__n_member_parameters__layer_rules__as_counted(images, ensemble, options):
     classifier = toy_classifier(TinyMLP(), ensemble=ensemble, ensemble_params=options, max_epochs=1).fit(*images)
-    assert classifier.n_member_parameters_ == expected_numbers(ensemble) + 3 * 13
+    assert classifier.n_member_parameters_ == expected_numbers(ensemble, options) + 3 * 13
 
 
 @pytest.mark.filterwarnings("ignore:not saved, since")

@@ -152,6 +152,20 @@ def test__choose_form__by_counting__cheaper_form(kind, d_out, d_in, n_positions,
     assert forms.choose_form(kind, d_out, d_in, n_positions, training=training) == form
 
 
+@pytest.mark.parametrize(
+    ("k", "n_positions", "training", "expected"),
+    [(32, 512, True, True), (96, 512, True, True), (384, 512, True, False), (96, 10, True, True)]
+    + [(32, 512, False, False), (32, 100, False, True)],
+)
+def test__one_sided_pays__by_counting__where_it_multiplies_less(k, n_positions, training, expected):
+    d_out = d_in = 384
+    plain, own = n_positions * d_out * d_in, n_positions * k * (d_out + d_in)
+    one_sided = 4 * plain + 4 * own if training else 2 * plain + 2 * own
+    folded = (6 if training else 2) * plain + (4 if training else 2) * k * d_out * d_in
+    assert (one_sided < folded) is expected
+    assert forms.one_sided_pays(d_out, d_in, k, n_positions, training=training) is expected
+
+
 # ---------------------------------------------------------------------------- whole networks, all forms
 
 
