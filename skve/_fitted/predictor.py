@@ -12,7 +12,7 @@ from skve._backbones.cache import cache_limit, keep_predictor, kept_predictor
 from skve._backbones.network import Network
 from skve._backbones.sources import spec_state
 from skve._ensembles import BATCHES_PER_INSTALLATION, Ensemble
-from skve._runtime.device import resolve_prediction_dtype
+from skve._runtime.device import resolve_prediction_dtype, warn_if_emulated
 from skve._runtime.locks import cached_property, new_lock
 
 _building = new_lock()
@@ -81,6 +81,7 @@ class Predictor:
         self._members = state.members(backbone.device)
         weights = [backbone.module.get_parameter(s.parameter) for s in layer_selection.find_sites(backbone.module)[0]]
         self.dtype = resolve_prediction_dtype(precision, backbone.device, weights)
+        warn_if_emulated("predict_precision", precision, backbone.device)
         changed = self._plan.rule_on(backbone).changed
         n_changed = sum(weight.numel() for name, weight in backbone.module.named_parameters() if name in set(changed))
         n_weights = sum(weight.numel() for weight in weights)

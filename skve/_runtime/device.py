@@ -7,6 +7,8 @@ import threading
 import joblib
 import torch
 
+from skve._runtime.warnings import warn
+
 _DEVICES = "'auto', 'cpu', 'cuda', 'cuda:1' or the like, or 'mps'"
 
 
@@ -61,11 +63,8 @@ def resolve_training_dtype(precision, device, linear_share):
         if device.type == "mps" and precision != "float32":
             raise ValueError(f"precision must be 'float32' or 'auto' on MPS, got {precision!r}.")
         return getattr(torch, precision)
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float32
-    if device.type == "cpu" and linear_share > 0.5 and _cpu_multiplies_bfloat16():
-        return torch.bfloat16
-    return torch.float32
+    native = torch.bfloat16 in native_dtypes(device)
+    return torch.bfloat16 if native and (device.type == "cuda" or linear_share > 0.5) else torch.float32
 
 
 _WIDE = 128  # from this many inputs and outputs on, a product saves more than converting its inputs costs
@@ -97,9 +96,25 @@ def resolve_prediction_dtype(precision, device, weights):
     return resolve_training_dtype(precision, device, share)
 
 
-def _cpu_multiplies_bfloat16():
+def native_dtypes(device):
+    """Return the dtypes in which a device multiplies natively; torch emulates the others, which takes longer."""
+    if device.type == "cuda":
+        has_bfloat16 = torch.cuda.get_device_capability(device)[0] >= 8
+        return [torch.float32, torch.float16, *([torch.bfloat16] if has_bfloat16 else [])]
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, probe, bool)() for probe in probes)
+    has_bfloat16 = device.type == "cpu" and any(getattr(torch.cpu, probe, bool)() for probe in probes)
+    return [torch.float32, *([torch.bfloat16] if has_bfloat16 else [])]
+
+
+def warn_if_emulated(name, precision, device):
+    """Warn where a user asks for arithmetic, by the parameter `name`, that costs time instead of saving it."""
+    names = [str(dtype).removeprefix("torch.") for dtype in native_dtypes(device)]
+    if precision != "auto" and precision not in names:
+        where = "this processor" if device.type == "cpu" else str(device)
+        warn(
+            f"{name}={precision!r} is emulated on {where} and slower than 'float32': what it multiplies natively is "
+            f"{' and '.join(map(repr, names))}. Set {name}='auto'."
+        )
 
 
 def autocast(device, dtype):

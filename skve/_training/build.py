@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-import torch
 
 from skve._backbones import layer_selection
 from skve._backbones.backbone import Backbone
@@ -12,7 +11,7 @@ from skve._backbones.trace import Trace, trace
 from skve._ensembles import RULES, Ensemble, Head, MemberRule, is_trained, make_rule
 from skve._fitted.state import READING, FittedState
 from skve._inputs.pipeline import Pipeline
-from skve._runtime.device import resolve_training_dtype
+from skve._runtime.device import resolve_training_dtype, warn_if_emulated
 from skve._runtime.memory import is_out_of_memory, shape_of
 from skve._runtime.warnings import warn
 
@@ -225,8 +224,7 @@ def assemble(design, rule, head, members, traced, selection, pipeline):
     """Return the ensemble, in the arithmetic of the training."""
     backbone, candidates = rule.backbone, selection.candidates
     dtype = resolve_training_dtype(design.precision, backbone.device, _linear_share(backbone, candidates))
-    if dtype == torch.float16 and backbone.device.type == "cpu":
-        warn("precision='float16' is many times slower than 'float32' on CPUs. Set precision='auto'.")
+    warn_if_emulated("precision", design.precision, backbone.device)
     checkpoints = layer_selection.blocks(backbone.module, candidates) if design.activation_checkpointing else ()
     if design.activation_checkpointing and not checkpoints:
         warn(

@@ -251,7 +251,8 @@ def test__limit__predictors_go_before_backbones_and_the_least_recently_used_firs
 @pytest.fixture
 def has_bfloat16(monkeypatch):
     """Let the processor multiply bfloat16 natively, or not."""
-    return lambda has: monkeypatch.setattr(device_module, "_cpu_multiplies_bfloat16", lambda: has)
+    native = {True: [torch.float32, torch.bfloat16], False: [torch.float32]}
+    return lambda has: monkeypatch.setattr(device_module, "native_dtypes", lambda device: native[has])
 
 
 WIDE, NARROW, KERNEL = torch.empty(256, 128), torch.empty(64, 4096), torch.empty(256, 256, 3, 3)

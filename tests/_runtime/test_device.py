@@ -1,5 +1,7 @@
 """Devices and precision."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -50,6 +52,18 @@ def test__resolve_training_dtype__asked_for__whatever_the_processor(processor, p
     for amx in (False, True):
         processor(amx=amx)
         assert resolve_training_dtype(precision, CPU, 1.0) == dtype
+
+
+@pytest.mark.parametrize("name", ["precision", "predict_precision"])
+def test__bfloat16__processor_without_it__warning_that_says_what_it_has(images, processor, name):
+    processor()
+    message = f"{name}='bfloat16' is emulated on this processor .* natively is 'float32'. Set {name}='auto'"
+    with pytest.warns(UserWarning, match=message):
+        toy_classifier(**{name: "bfloat16"}).fit(*images).predict(images[0])
+    processor(amx=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        toy_classifier(**{name: "bfloat16"}).fit(*images).predict(images[0])
 
 
 def test__resolve_training_dtype__processor_probes_missing__float32(monkeypatch):
