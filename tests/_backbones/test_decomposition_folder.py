@@ -105,6 +105,31 @@ def test__folder_is_a_file__warning_and_the_factors(tmp_path, monkeypatch, compu
     assert len(computed) == 1
 
 
+def test__read_only_folder__read_all_the_same_and_a_warning_for_what_is_new(folder, monkeypatch, computed):
+    first = decompose()
+
+    def refused(*args):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(decomposition_folder.tempfile, "mkstemp", refused)
+    assert same(decompose(), first)
+    assert len(computed) == 1
+    with pytest.warns(UserWarning, match=r"that can be written to, got .*: \[Errno 13\] Permission denied"):
+        decompose(WEIGHT + 1)
+    assert len(list(folder.iterdir())) == 1
+
+
+def test__folder_of_two_versions__each_reads_its_own(folder, monkeypatch, computed):
+    first = decompose()
+    with monkeypatch.context() as other:
+        other.setattr(decomposition_folder, "_VERSION", "another")
+        decompose()
+        decompose()
+    assert len(computed) == len(list(folder.iterdir())) == 2
+    assert same(decompose(), first)
+    assert len(computed) == 2
+
+
 def test__disk_full__warning_and_nothing_left(folder, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
