@@ -356,6 +356,10 @@ class BaseSVEClassifier(
 
     _learned: dict[str, list] = {}  # what fit learns of the inputs: attribute -> all values that it may have
 
+    @abstractmethod
+    def _exported_inputs(self, backbone, *, resize):
+        """Return what an exported graph takes, an `ExportedInputs`; `resize` is for images."""
+
     @staticmethod
     @abstractmethod
     def _check_preprocess(preprocess):
@@ -508,17 +512,11 @@ class BaseSVEClassifier(
         return self
 
     def _fit(self, X, y, sample_weight, *, X_val=None, y_val=None, start=None, classes=None, task=None):
-        from skve._runtime.randomness import Seeds
         from skve._training.folds import split_folds
 
         once = classes is not None
         data, classes_ = self._check_training_data(X, y, sample_weight, start, classes)
-        seeds = Seeds(
-            self.random_state
-            if self.random_state is None or isinstance(self.random_state, numbers.Integral)
-            else check_random_state(self.random_state),
-            **({} if start is None else {"n_epochs": start.n_epochs, "split_seed": start.split_seed}),
-        )
+        seeds = self._seeds(start)
         n_folds = self._n_folds(data.targets, once)
         parts = self._split(data, X_val, y_val, classes_, seeds, once, n_folds)
         folds = None
@@ -527,6 +525,17 @@ class BaseSVEClassifier(
         interrupted, regression = self._train(parts, folds, classes_, seeds, start, once, task)
         self._predict_and_calibrate(data, parts, folds, regression)
         return interrupted
+
+    def _seeds(self, start=None):
+        """Return the seeds of a training, which may go on from an earlier state."""
+        from skve._runtime.randomness import Seeds
+
+        return Seeds(
+            self.random_state
+            if self.random_state is None or isinstance(self.random_state, numbers.Integral)
+            else check_random_state(self.random_state),
+            **({} if start is None else {"n_epochs": start.n_epochs, "split_seed": start.split_seed}),
+        )
 
     def _check_training_data(self, X, y, sample_weight, start, classes):
         """Return what the user passed as a `Part`, with weights of mean 1, and the classes."""
@@ -827,7 +836,7 @@ class BaseSVEClassifier(
             "max_length": "a smaller max_length",
             "device": "device='cpu', which uses the memory of the machine",
         }
-        if doing == "fit":
+        if doing != "predict":
             remedies |= {
                 "layers": "fewer layers, as layers='last:2'",
                 "precision": "precision='bfloat16'",
@@ -840,8 +849,9 @@ class BaseSVEClassifier(
         """Return an array for each of `kinds`, of all members or of some; the items are read once for all.
 
         "proba": the members' probabilities (n_members, n_samples, n_classes); "features": those of the frozen
-        backbone (n_samples, n_features); "member_features": (n_members, n_samples, n_features); "regression": the
-        probabilities (n_samples, n_classes) of the regression that predictions are blended with.
+        backbone (n_samples, n_features); "member_features": (n_members, n_samples, n_features); "body_features":
+        (n_samples, n_features), of the one body of all members where they differ by their heads alone; "regression":
+        the probabilities (n_samples, n_classes) of the regression that predictions are blended with.
         """
         found: dict[str, Any] = {}
 
@@ -876,13 +886,17 @@ class BaseSVEClassifier(
             pipeline = self._make_pipeline(items, predictor.backbone, device, training=False)
             with predictor.lend(pipeline) as networks:
                 ensemble, features = networks.ensemble, None
-                heads_only = ensemble.rule.is_solved
+                heads_only = state.heads_only
+                own_body = heads_only and not ensemble.rule.is_solved  # not the frozen backbone
                 passes: list = []
                 of_members = [kind for kind in kinds if kind in ("proba", "member_features") and not heads_only]
                 for kind in of_members:
                     new = prediction.probability_passes if kind == "proba" else prediction.feature_passes
                     passes += new(ensemble, members)
-                if "features" in kinds or "regression" in kinds or heads_only:
+                if own_body:
+                    passes += prediction.feature_passes(ensemble, [0])
+                regression_reads_frozen = "regression" in kinds and not state.own_features
+                if "features" in kinds or regression_reads_frozen or (heads_only and not own_body):
                     frozen, features = prediction.frozen_passes(
                         predictor.backbone, pipeline, state.n_features, lambda: networks.frozen
                     )
@@ -891,19 +905,21 @@ class BaseSVEClassifier(
                 def keep_block(rows, outputs):
                     n_each = len(outputs) // max(1, len(of_members))
                     found = {kind: np.stack(outputs[i * n_each :][:n_each]) for i, kind in enumerate(of_members)}
+                    impossible = None if pipeline.impossible is None else pipeline.impossible[rows]
                     if features is not None:
-                        found["features"] = own = features[rows]
-                        impossible = None if pipeline.impossible is None else pipeline.impossible[rows]
-                    if "regression" in kinds:
-                        heads = [state.regression_head(device)]
-                        (found["regression"],) = prediction.head_probabilities(ensemble.head, heads, own, impossible)
+                        found["features"] = features[rows]
                     if heads_only:
+                        body = found["body_features"] = outputs[0] if own_body else found["features"]
                         chosen = range(len(ensemble.members)) if members is None else members
                         heads = [ensemble.member(index) for index in chosen]
-                        found["proba"] = prediction.head_probabilities(ensemble.head, heads, own, impossible)
-                        found["member_features"] = np.broadcast_to(own, (len(ensemble.members), *own.shape))
+                        found["proba"] = prediction.head_probabilities(ensemble.head, heads, body, impossible)
+                        found["member_features"] = np.broadcast_to(body, (len(ensemble.members), *body.shape))
+                    if "regression" in kinds:
+                        read = found[state.compared]
+                        heads = [state.regression_head(device)]
+                        (found["regression"],) = prediction.head_probabilities(ensemble.head, heads, read, impossible)
                     for kind in kinds:
-                        _check_finite(found[kind], rows, kind)
+                        _check_finite(found[kind], rows)
                     keep(rows, *(found[kind] for kind in kinds))
 
                 prediction.predict(passes, pipeline, self.batch_size, device, keep_block, verbose=self.verbose)
@@ -1100,7 +1116,8 @@ class BaseSVEClassifier(
                             _put(arrays, name, len(items), rows, values)
 
             # Models that were saved before there was such a thing have no novelty.
-            fitted._predict_blocks(items, kinds if novelty is None else (*kinds, "features"), keep)
+            compared = () if novelty is None else (fitted._state.compared,)
+            fitted._predict_blocks(items, (*kinds, *compared), keep)
         return Uncertainty(**measures), arrays
 
     def score_samples(self, X: Samples) -> NDArray[np.float64]:
@@ -1148,7 +1165,7 @@ class BaseSVEClassifier(
                 "Fit it again."
             )
         with self._out_of_memory_explained("predict"):
-            (features,) = fitted._predict(fitted._check_inputs(X, reset=False), "features")
+            (features,) = fitted._predict(fitted._check_inputs(X, reset=False), fitted._state.compared)
         return -novelty.distances_of(features)
 
     # ---------------------------------------------------------------------------------------- features
@@ -1197,6 +1214,91 @@ class BaseSVEClassifier(
     def _n_features_out(self):
         """Number of columns of `transform`, which `get_feature_names_out` names."""
         return self._state.n_features * (self._state.n_members if self.features == "members" else 1)
+
+    # -------------------------------------------------------------------------------------- distilling
+
+    def distill(self, X: Samples | None = None) -> Self:
+        """Return a student: an estimator with one network that predicts in one pass what the members predict.
+
+        The student's network is the average of the members', in the singular basis that they share. On it stands a
+        head for each member (as in Hydra, arXiv 2001.04694), which is solved so that it predicts for X what the
+        member does; a penalty, chosen by cross-validation, keeps it close to the member's own head. So the heads
+        differ as the members do, and `predict_uncertainty` returns aleatoric and epistemic uncertainty.
+
+        Parameters
+        ----------
+        X : array-like of length n_samples, default=None
+            Inputs of one of the kinds that the class lists, without labels. The training samples are enough; more
+            samples of the kind that predictions are made for are better. None keeps the members' own heads on the
+            average network, which is less faithful.
+
+        Returns
+        -------
+        student : estimator
+            A fitted estimator of the same class with `n_members=1`; full fine-tunes become `ensemble="single"`.
+            Novelty is measured on features of the student's network, from those samples of X that are no novelty to
+            the ensemble; without X, it takes a pass of the frozen backbone, as before.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            If the estimator is not fitted.
+        ValueError, TypeError
+            If the members pass through one network already, as those of `"head"`, `"laplace"` and `"single"` do; if
+            nothing lies in the middle of them, as of `"batch"` with `init="signs"`; or if X is not of the kind that
+            `fit` was given.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from skve.testing import ToyClassifier
+        >>> X, y = load_iris(return_X_y=True)
+        >>> clf = ToyClassifier(n_members=3, random_state=0).fit(X, y)
+        >>> student = clf.distill(X)
+        >>> student.predict_proba_members(X).shape
+        (3, 150, 3)
+        >>> student.predict_uncertainty(X).epistemic.shape
+        (150,)
+        """
+        from skve._runtime.device import neutral_modes, resolve_device
+        from skve._training import distillation
+
+        teacher = self._snapshot()
+        student = copy.copy(teacher)
+        student.__dict__.pop("oof_proba_", None)
+        student._state = state = distillation.average(teacher._state)
+        student.set_params(n_members=1, ensemble=state.ensemble, ensemble_params=state.ensemble_params or None)
+        if X is not None:
+            with self._out_of_memory_explained("distill"), neutral_modes(resolve_device(self.device)):
+                student._learn_from(teacher, teacher._check_inputs(X, reset=False))
+        return student
+
+    def _learn_from(self, teacher, items):
+        """Let a student learn what the ensemble that it was made of predicts for items."""
+        from skve._fitted.novelty import FAMILIAR, Novelty
+        from skve._training import distillation
+
+        state, novelty = self._state, self._state.novelty
+        kinds = (*self._pooled_kinds(), *(() if novelty is None else ("features",)))
+        predicted = dict(zip(kinds, teacher._predict(items, *kinds), strict=True))
+        targets = [*predicted["proba"], *([predicted["regression"]] if state.regression else ())]
+        (features,) = self._predict(items, "body_features")
+        backbone = self._load_backbone(state.spec, self.preprocess_)
+        pipeline = self._make_pipeline(items, backbone, backbone.device, training=False)
+        likelihood = state.head_on(backbone).likelihood
+        fold_seed = self._seeds().generator("split").initial_seed()
+        learned = distillation.learn(state, likelihood, features, np.stack(targets), pipeline.impossible, fold_seed)
+        if novelty is not None:
+            shares = novelty.shares(novelty.distances_of(predicted["features"]))
+            familiar = features[shares <= FAMILIAR]
+            if not len(familiar):
+                raise ValueError(
+                    f"X must have a sample of the kind of the training data, with a novelty up to {FAMILIAR}, got "
+                    f"{len(items)} of which all are foreign. Pass the training samples, too."
+                )
+            known = Novelty.of_training(familiar, n_classes=state.n_classes)
+            learned = dataclasses.replace(learned, training=vars(known))
+        self._state = learned
 
     # ------------------------------------------------------------------------------------ fitted state
 
@@ -1259,6 +1361,61 @@ class BaseSVEClassifier(
         check_is_fitted(fitted)
         saving.save(fitted, folder, include_backbone=include_backbone)
 
+    def export(
+        self, path: str | os.PathLike[str], *, format: str = "onnx", opset: int = 18, resize: bool = True
+    ) -> None:
+        """Export the fitted estimator as one graph that predicts without skve, with its settings in a JSON file.
+
+        The graph holds all members, their weights folded into the backbone's, and the calibration. It takes
+        prepared inputs in batches of any size: of images the pixels, uint8 of shape (n_samples, height, width,
+        channels); of texts of any length `input_ids`, `attention_mask` and, where the backbone takes them,
+        `token_type_ids`, int64 of shape (n_samples, length). It returns `member_proba` of shape (n_members,
+        n_samples, n_classes), `proba` (what `predict_proba` returns), and `total`, `aleatoric`, `epistemic` and
+        `novelty` of shape (n_samples,), all float32. The JSON file has the classes, what the inputs are, how they
+        are prepared (for texts with the tokenizer), and the thresholds.
+
+        Parameters
+        ----------
+        path : str or path
+            File to write, which ends in ".onnx" or ".pt2"; the JSON file beside it has the same name and ends in
+            ".json". Older files are replaced.
+        format : {"onnx", "torch"}, default="onnx"
+            `"onnx"` for onnxruntime and others, which requires the extra `export`; `"torch"` for
+            `torch.export.load` in Python and AOTInductor.
+        opset : int, default=18
+            Version of ONNX's operators, 18 or newer.
+        resize : bool, default=True
+            For images, whether the graph resizes and crops images of any size, as the estimator does; all images of
+            a batch have one size then. With False images have the network's size.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            If the estimator is not fitted.
+        ValueError
+            If the backbone cannot be traced by torch.export, `opset` is too low or too new, the weights take
+            2 GiB or more (ONNX), or images are resized in a way that the graph cannot.
+        ImportError
+            If the extra `export` is not installed and the format is `"onnx"`.
+
+        Examples
+        --------
+        >>> import tempfile, torch
+        >>> from sklearn.datasets import load_iris
+        >>> from skve.testing import ToyClassifier
+        >>> X, y = load_iris(return_X_y=True)
+        >>> clf = ToyClassifier(n_members=2, random_state=0).fit(X, y)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     clf.export(f"{folder}/iris.pt2", format="torch")
+        ...     graph = torch.export.load(f"{folder}/iris.pt2").module()
+        >>> outputs = graph(torch.tensor(X[:5]).float())
+        >>> bool(abs(outputs["proba"].numpy() - clf.predict_proba(X[:5])).max() < 1e-4)
+        True
+        """
+        from skve._fitted import exporting
+
+        exporting.export(self._snapshot(), path, format=format, opset=opset, resize=resize)
+
 
 def _put(arrays, name, n_items, rows, block):
     """Put a block (n_rows,) or (..., n_rows, width) in its place among all items, in `arrays` under a name."""
@@ -1269,13 +1426,13 @@ def _put(arrays, name, n_items, rows, block):
     arrays[name][where] = block
 
 
-def _check_finite(array, rows, kind):
+def _check_finite(array, rows):
     """Raise ValueError where the numbers (..., n_rows, width) of a sample in `rows` are not finite."""
     if np.isfinite(array).all():
         return
     *member, place, _ = np.argwhere(~np.isfinite(array))[0]
     sample = rows[place]
-    if kind not in ("features", "regression"):
+    if member:
         raise ValueError(
             f"Members must predict finite probabilities, got NaN from member {member[0]} for X[{sample}]: "
             f"numbers overflow in the backbone or in the member. Fit again with lower member_lr and head_lr, or "

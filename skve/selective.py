@@ -424,6 +424,66 @@ class SelectiveClassifier(DocumentedMixin, MetaEstimatorMixin, ClassifierMixin, 
         >>> same.threshold_ == selective.threshold_
         True
         """
+        from skve._fitted import saving
+
+        ensemble = self._ensemble_with_plain_thresholds("saved")
+        parameters = self.get_params(deep=False)
+        del parameters["estimator"]
+        if not isinstance(self.random_state, int | np.integer):
+            parameters["random_state"] = None  # the state of a generator is no setting
+        if callable(self.uncertainty):  # changed since the fit
+            parameters["uncertainty"] = self._measure
+        fitted = {name: getattr(self, name) for name in _SAVED}
+        saving.save(
+            ensemble,
+            folder,
+            include_backbone=include_backbone,
+            selective={
+                "parameters": parameters,
+                "fitted": fitted,
+                "is_frozen": isinstance(self.estimator_, FrozenEstimator),
+            },
+        )
+
+    def export(
+        self, path: str | os.PathLike[str], *, format: str = "onnx", opset: int = 18, resize: bool = True
+    ) -> None:
+        """Export the ensemble as one graph, with the thresholds among its settings in a JSON file.
+
+        The graph does not abstain by itself: a program compares its outputs with the thresholds, which are
+        ``uncertainty``, ``threshold``, ``max_novelty`` and ``abstention``. A sample is answered where the uncertainty
+        is at most the threshold, and the novelty at most ``max_novelty`` where that is not null.
+
+        Parameters
+        ----------
+        path, format, opset, resize
+            As of :meth:`skve.SVEClassifier.export`.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            If the classifier is not fitted.
+        ValueError, ImportError
+            If the wrapped estimator is none of skve's, bare or in a FrozenEstimator; if ``uncertainty`` is a
+            callable or ``abstention`` no plain value; and as :meth:`skve.SVEClassifier.export`.
+
+        Examples
+        --------
+        See :meth:`skve.SVEClassifier.export`.
+        """
+        from skve._fitted import exporting
+
+        ensemble = self._ensemble_with_plain_thresholds("exported")
+        thresholds = {
+            "uncertainty": self._measure,
+            "threshold": self.threshold_,
+            "max_novelty": self._max_novelty,
+            "abstention": self.abstention,
+        }
+        exporting.export(ensemble._snapshot(), path, format=format, opset=opset, resize=resize, selective=thresholds)
+
+    def _ensemble_with_plain_thresholds(self, stored):
+        """Return the ensemble of skve's that answers, if all beside it are plain values that can be stored."""
         from skve._base import BaseSVEClassifier
         from skve._fitted import saving
 
@@ -432,30 +492,18 @@ class SelectiveClassifier(DocumentedMixin, MetaEstimatorMixin, ClassifierMixin, 
         ensemble = self.estimator_.estimator if is_frozen else self.estimator_
         if not isinstance(ensemble, BaseSVEClassifier):
             raise SavedModelError(
-                f"estimator must be a classifier of skve's to be saved, got a {type(ensemble).__name__}. Save others "
-                f"as scikit-learn's user guide says, for instance with skops."
+                f"estimator must be a classifier of skve's to be {stored}, got a {type(ensemble).__name__}. Save "
+                f"others as scikit-learn's user guide says, for instance with skops."
             )
         if callable(self._measure):
             raise SavedModelError(
-                f"uncertainty must be one of {list(MEASURES)} to be saved, got {self._measure!r}, a function."
+                f"uncertainty must be one of {list(MEASURES)} to be {stored}, got {self._measure!r}, a function."
             )
-        parameters = self.get_params(deep=False)
-        del parameters["estimator"]
-        if not isinstance(self.random_state, int | np.integer):
-            parameters["random_state"] = None  # the state of a generator is no setting
-        if callable(self.uncertainty):  # changed since the fit
-            parameters["uncertainty"] = self._measure
         try:
             saving.plain(self.abstention)
         except TypeError as error:
-            raise SavedModelError(f"abstention must be a plain value to be saved, got {error}.") from error
-        fitted = {name: getattr(self, name) for name in _SAVED}
-        saving.save(
-            ensemble,
-            folder,
-            include_backbone=include_backbone,
-            selective={"parameters": parameters, "fitted": fitted, "is_frozen": is_frozen},
-        )
+            raise SavedModelError(f"abstention must be a plain value to be {stored}, got {error}.") from error
+        return ensemble
 
     @classmethod
     def _of_saved(cls, saved, ensemble):

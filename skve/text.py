@@ -12,6 +12,7 @@ from sklearn.utils._param_validation import StrOptions
 from skve._backbones import from_transformers
 from skve._base import COUNT, BaseSVEClassifier, inherit_parameter_docs
 from skve._inputs.containers import check_column_names, plain_str
+from skve._inputs.exported import exported_texts
 from skve._inputs.text_pipeline import TextPipeline
 from skve._inputs.texts import check_texts
 
@@ -230,6 +231,9 @@ class SVETextClassifier(BaseSVEClassifier):
         return TextPipeline(
             items, backbone.tokenizer, backbone.preprocess, device, ignores_padding=backbone.ignores_padding
         )
+
+    def _exported_inputs(self, backbone, *, resize):
+        return exported_texts(backbone, len(self.classes_))
 
     def _defaults(self):
         defaults = super()._defaults()

@@ -13,6 +13,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from skve._backbones import from_timm
 from skve._base import BaseSVEClassifier, inherit_parameter_docs
 from skve._inputs.containers import check_column_names
+from skve._inputs.exported import exported_images
 from skve._inputs.image_pipeline import ImagePipeline
 from skve._inputs.images import check_images
 
@@ -154,6 +155,9 @@ class SVEClassifier(BaseSVEClassifier):
 
     def _make_pipeline(self, items, backbone, device, *, training):
         return ImagePipeline(items, backbone.preprocess, device, augment=self.augment, keep=training)
+
+    def _exported_inputs(self, backbone, *, resize):
+        return exported_images(backbone.preprocess, resize=resize)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -687,4 +687,4 @@ def pool(hidden, mask, pooling):
         weights = mask.unsqueeze(-1).to(torch.float32)
         return (hidden.float() * weights).sum(1) / weights.sum(1)
     at = mask.to(torch.int64).argmax(1) if pooling == "cls" else mask.shape[1] - 1 - mask.long().flip(1).argmax(1)
-    return hidden[torch.arange(len(at), device=at.device), at]
+    return hidden[torch.arange(at.shape[0], device=at.device), at]  # torch.export keeps this size open

@@ -5,6 +5,7 @@ import numbers
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 
@@ -79,6 +80,7 @@ class MemberRule:
     mixes_samples = False  # whether a training batch gives other gradients than its parts do in turn
     selects_layers = False  # whether `layers` says what members own
     is_solved = False  # whether members are heads on the frozen backbone, for which fit calls `solve`
+    student: str | None = None  # the ensemble that one body of the members belongs to, where it is another
 
     def __init__(self, backbone, sites, *, init_scale, train_bias, **options):
         self.backbone = backbone
@@ -177,6 +179,32 @@ class MemberRule:
     def new_copy(self, member, generator):
         """Return the start of a member that shares the tensors of `member`."""
         return dict(member)
+
+    @classmethod
+    def average(cls, arrays, options):
+        """Return the one body in the middle of several members', from which their student starts.
+
+        Parameters
+        ----------
+        arrays : dict of str to ndarray of shape (n_members, ...)
+            What members own of the backbone, or (1, ...) for what they share.
+        options : dict
+            `ensemble_params`.
+
+        Returns
+        -------
+        body : dict of str to ndarray of shape (1, ...)
+        options : dict
+            Those that the body has.
+
+        Raises
+        ------
+        ValueError
+            If there is nothing in the middle of the members.
+        """
+        body = {key: value.mean(axis=0, keepdims=True, dtype=np.float64) for key, value in arrays.items()}
+        options = {name: value for name, value in options.items() if name not in DIFFERENCES}
+        return {key: value.astype(np.float32) for key, value in body.items()}, options
 
     def solve(self, problem, weights, generators):
         """Return the heads of the members, of a rule that is solved; see `LinearHeads`."""

@@ -60,6 +60,11 @@ class Dropout(FullFineTuning):
             masks[MASKS + site.layer] = kept.to(weight.device)
         return {**member, **masks}
 
+    @classmethod
+    def average(cls, arrays, options):
+        """Return the network without masks, which the masked ones are unbiased draws of."""
+        return super().average({key: value for key, value in arrays.items() if not key.startswith(MASKS)}, {})
+
     def _rate(self, kind, n_channels):
         if n_channels <= _COLOURS:
             return 0.0

@@ -26,6 +26,7 @@ class FullFineTuning(MemberRule):
     defaults = {"image": Defaults(1e-4, 1e-2, 30.0), "text": Defaults(5e-5, 1e-2, 3.0, folds=4)}
     set_apart = SAME_START
     takes = {**DIFFERENCES, **BATCH_NORM}
+    student = "single"
 
     def __init__(self, backbone, sites, **settings):
         super().__init__(backbone, sites, **settings)

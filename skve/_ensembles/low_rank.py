@@ -3,6 +3,7 @@
 import math
 import numbers
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.utils._param_validation import Interval
@@ -42,6 +43,21 @@ class LowRank(LayerRule):
         bound = self.options["gain"] * math.sqrt(6 / (rank + d_in))
         uniform = 2 * torch.rand((rank, d_in), generator=generator, dtype=torch.float32) - 1
         return {DOWN: bound * uniform, UP: torch.zeros((d_out, rank), dtype=torch.float32)}
+
+    @classmethod
+    def average(cls, arrays, options):
+        """Return the pair whose product is the mean of the members' products, of a rank as large as that takes."""
+        others = {key: value for key, value in arrays.items() if not key.startswith((UP, DOWN))}
+        body, options = super().average(others, options)
+        for layer in [key.removeprefix(UP) for key in arrays if key.startswith(UP)]:
+            up, down = np.hstack(arrays[UP + layer]) / len(arrays[UP + layer]), np.vstack(arrays[DOWN + layer])
+            if len(down) > min(len(up), down.shape[1]):  # more than any product needs
+                left, values, right = np.linalg.svd(up.astype(np.float64) @ down, full_matrices=False)
+                up, down = left * values, right
+            body |= {UP + layer: up[None].astype(np.float32), DOWN + layer: down[None].astype(np.float32)}
+        n_members = max(len(value) for value in arrays.values())
+        rank = options.get("rank", cls.takes["rank"][0])
+        return body, {**options, "rank": n_members * rank}
 
     def fold(self, site, weight, own):
         return forms.add_change(weight, site.kind, self.options["scale"] * (own[UP] @ own[DOWN]))

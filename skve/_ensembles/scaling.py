@@ -62,6 +62,15 @@ class BatchEnsemble(LayerRule):
         d_out = weight.numel() // weight.shape[0] if site.kind == "transposed" else weight.shape[0]
         return {INPUT_OFFSETS: self._offsets(d_in, generator), OUTPUT_OFFSETS: self._offsets(d_out, generator)}
 
+    @classmethod
+    def average(cls, arrays, options):
+        if options.get("init") == "signs":
+            raise ValueError(
+                "init in ensemble_params must be 'normal' for distill, got 'signs', with which members are far from "
+                "one another and nothing lies in the middle. Fit with init='normal'."
+            )
+        return super().average(arrays, options)
+
     def _offsets(self, n, generator):
         if self.options["init"] == "normal":
             return draw(n, generator, self.init_scale)

@@ -12,6 +12,7 @@ from sklearn.utils.extmath import randomized_svd
 N_NEIGHBORS = 5
 _KEPT_BYTES = 49_500  # of the two arrays of half precision, for each class; decides on the number of directions
 _FEWEST_CLASSES = 20  # for which there is room always: under a megabyte
+FAMILIAR = 0.95  # the share up to which an input counts as one of the training data's kind
 RESOLUTION = 1e-3  # what half precision and the projection leave of a distance
 _DUPLICATE = 1e-5  # distance up to which two training samples count once
 _ROWS = 512  # inputs that are compared at once
@@ -99,18 +100,27 @@ class Novelty:
         ndarray of shape (n_samples,)
             Between 0 and 1.
         """
-        known, n_nearer = np.unique(self.distances, return_index=True)
-        shares = (n_nearer + 1) / (len(self.distances) + 1)
-        known, shares = np.append(min(known[0], 0) - RESOLUTION, known), np.append(0, shares)
-        middle = np.median(self.distances)
-        spread = max(RESOLUTION, np.mean(self.distances[self.distances >= middle]) - middle)
+        known, shares, spread = self.curve()
         beyond = np.maximum(distances - known[-1], 0) / spread
         # A power law: an exponential one would round to 1, and lose the order, a few spreads away.
         return np.where(beyond > 0, 1 - (1 - shares[-1]) / (1 + beyond), np.interp(distances, known, shares))
 
+    def curve(self) -> tuple[np.ndarray, np.ndarray, float]:
+        """Return distances in ascending order, the share at each, and the spread that scales what lies beyond."""
+        known, n_nearer = np.unique(self.distances, return_index=True)
+        shares = (n_nearer + 1) / (len(self.distances) + 1)
+        middle = np.median(self.distances)
+        spread = max(RESOLUTION, float(np.mean(self.distances[self.distances >= middle]) - middle))
+        return np.append(min(known[0], 0) - RESOLUTION, known), np.append(0, shares), spread
+
+    @property
+    def n_neighbors(self) -> int:
+        """The number of neighbours of an input that count."""
+        return max(1, min(N_NEIGHBORS, len(self.coordinates) - 1))
+
     def _to_nearest(self, units, *, others=False):
         """Return the distances of unit vectors; with `others`, of the kept samples, each without itself."""
-        n_neighbors = max(1, min(N_NEIGHBORS, len(self.coordinates) - 1))
+        n_neighbors = self.n_neighbors
         kept, directions = self.coordinates.astype(np.float64), self.directions.astype(np.float64)
         distances = np.zeros(len(units))
         if others and len(units) == 1:  # no other sample

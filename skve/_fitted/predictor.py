@@ -85,7 +85,8 @@ class Predictor:
         changed = self._plan.rule_on(backbone).changed
         n_changed = sum(weight.numel() for name, weight in backbone.module.named_parameters() if name in set(changed))
         n_weights = sum(weight.numel() for weight in weights)
-        in_place = self.dtype.itemsize * (n_changed * len(self._members) + n_weights * (self.dtype != torch.float32))
+        n_bodies = 1 if state.heads_only else len(self._members)
+        in_place = self.dtype.itemsize * (n_changed * n_bodies + n_weights * (self.dtype != torch.float32))
         self.nbytes = sum({id(t): t.nbytes for member in self._members for t in member.values()}.values())
         self._kept: dict | None = None
         if backbone.nbytes + self.nbytes + in_place <= cache_limit():

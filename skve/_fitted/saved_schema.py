@@ -71,6 +71,7 @@ def check_document(document, estimator, tensors):
     for name in ("fingerprints", "positions"):
         _check(name, all(_is_finite(value) for value in state[name].values()))
     _check("fingerprints", state["fingerprints"].keys() <= set(state["layers"]))
+    _check("own_features", isinstance(state.get("own_features", False), bool))  # there since students are
     _check_members(tensors["members"])
     if "training" in tensors:  # models saved by 0.1 have none
         _check_training(tensors["training"], state["n_features"])

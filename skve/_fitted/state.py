@@ -45,6 +45,9 @@ class FittedState:
     regression : dict of str to ndarray
         The logistic regression on features of the frozen backbone that predictions are blended with: `weight`
         (n_classes, n_features), `bias` (n_classes,) and its `share` (1,); none without it.
+    own_features : bool
+        Whether `training` and `regression` are about features of the one body that all members of a student share;
+        else about those of the frozen backbone.
     spec : object
         The estimator's `backbone` when it was fitted; an `EmbeddedBackbone` where that was saved with the model.
     """
@@ -66,6 +69,7 @@ class FittedState:
     n_epochs: int = 0
     training: dict = dataclasses.field(default_factory=dict)
     regression: dict = dataclasses.field(default_factory=dict)
+    own_features: bool = False
     spec: object = None
 
     def fitted(self, arrays, n_epochs, spec, novelty):
@@ -90,6 +94,17 @@ class FittedState:
     @property
     def n_members(self):
         return max(len(value) for value in self.arrays.values())
+
+    @property
+    def heads_only(self):
+        """Whether members differ by their heads alone, so that one pass through a network serves all of them."""
+        lengths = [len(value) for key, value in self.arrays.items() if not key.startswith(HEAD)]
+        return not lengths or (max(lengths) == 1 and self.n_members > 1)
+
+    @property
+    def compared(self):
+        """What of a prediction `novelty` compares: a kind of `BaseSVEClassifier._predict`."""
+        return "body_features" if self.own_features else "features"
 
     def ratios(self):
         return {k.partition(".")[2]: np.exp(v) for k, v in self.arrays.items() if k.startswith(FACTORS)}
@@ -171,7 +186,9 @@ class FittedState:
 
     def _check_shapes(self, rule, head):
         shapes = {**head.shapes(), **rule.shapes()}
-        required = {key: (1 if rule.shares(key) else self.n_members, *shape) for key, shape in shapes.items()}
+        one_body = self.heads_only
+        shared = {key for key in shapes if (not key.startswith(HEAD) if one_body else rule.shares(key))}
+        required = {key: (1 if key in shared else self.n_members, *shape) for key, shape in shapes.items()}
         found = {key: value.shape for key, value in self.arrays.items()}
         wrong = sorted(key for key in required.keys() | found.keys() if required.get(key) != found.get(key))
         if wrong:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 
@@ -123,6 +124,35 @@ def fold_regression(ensemble, train, weights, folds, seeds):
     return tuple(value.float().numpy() for value in problem.head(best)), proba
 
 
+def soft_heads(likelihood, features, targets, starts, impossible, fold_seed):
+    """Return linear heads (weight, bias), float32, that predict given probabilities and stay close to given heads.
+
+    How close is chosen once, on the means of the probabilities and of the heads.
+
+    Parameters
+    ----------
+    likelihood : Likelihood
+    features : ndarray of shape (n_samples, n_features)
+    targets : ndarray of shape (n_heads, n_samples, n_classes)
+    starts : sequence of tuple of ndarray
+        Weight (n_classes, n_features) and bias (n_classes,) of each head.
+    impossible : ndarray of bool, shape (n_samples, n_classes), or None
+        See `Pipeline`.
+    fold_seed : int
+        Decides on the folds of the cross-validation.
+    """
+    impossible = None if impossible is None else torch.from_numpy(impossible)
+    mean = FrozenFeatures(torch.from_numpy(features), torch.tensor(targets.mean(axis=0)), impossible)
+    start = tuple(torch.tensor(np.mean(parts, axis=0)) for parts in zip(*starts, strict=True))
+    pooled = HeadProblem(likelihood, mean, torch.ones(len(features)), fold_seed, start=start)
+    strength = pooled.best_strength()
+    heads = []
+    for target, own in zip(targets, starts, strict=True):
+        problem = pooled.another(torch.tensor(target), tuple(map(torch.tensor, own)))
+        heads.append(problem.head(problem.optimum(problem.weights, strength)))
+    return [tuple(value.float().numpy() for value in head) for head in heads]
+
+
 @dataclasses.dataclass(frozen=True)
 class FrozenFeatures:
     """What the frozen backbone makes of samples.
@@ -201,12 +231,22 @@ class HeadProblem:
         n_classes = likelihood.n_classes
         if start is None:
             start = torch.zeros(n_classes, features.shape[1]), torch.zeros(n_classes)
-        self._start = [value.detach().cpu().double() for value in start]
-        self._offset = F.linear(features, *self._start)
-        self._center = features.mean(0)
+        self._features, self._center = features, features.mean(0)
+        self._draw_to(start)
         left, singular, right = torch.linalg.svd(features - self._center, full_matrices=False)
         rank = int((singular > singular[:1] * max(features.shape) * torch.finfo(torch.float32).eps).sum())
         self.coordinates, self.directions = left[:, :rank] * singular[:rank], right[:rank]
+
+    def _draw_to(self, start):
+        self._start = [value.detach().cpu().double() for value in start]
+        self._offset = F.linear(self._features, *self._start)
+
+    def another(self, targets, start):
+        """Return the problem of other targets for the same samples, whose penalty draws towards another head."""
+        problem = copy.copy(self)
+        problem.targets = targets
+        problem._draw_to(start)
+        return problem
 
     @property
     def n_features(self):

@@ -10,6 +10,7 @@ from torch import nn
 from skve._backbones.backbone import from_module
 from skve._base import BaseSVEClassifier, inherit_parameter_docs
 from skve._inputs import pipeline
+from skve._inputs.exported import ExportedInputs
 
 
 def make_toy_backbone(n_inputs: int = 8, *, width: int = 16, depth: int = 2, seed: int = 0) -> nn.Sequential:
@@ -119,6 +120,16 @@ class ToyClassifier(BaseSVEClassifier):
     def _make_pipeline(self, items, backbone, device, *, training):
         return _RowPipeline(items.rows, device)
 
+    def _exported_inputs(self, backbone, *, resize):
+        n_columns = self.n_features_in_
+        return ExportedInputs(
+            torch.zeros(2, n_columns),
+            {"rows": {0: "n_samples"}},
+            {"rows": f"float32, (n_samples, {n_columns})"},
+            {"preprocess": backbone.preprocess},
+            _Squash(),
+        )
+
     @staticmethod
     def _check_preprocess(preprocess):
         if preprocess != {"squash": "arcsinh"}:
@@ -128,6 +139,11 @@ class ToyClassifier(BaseSVEClassifier):
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array = True
         return tags
+
+
+class _Squash(nn.Module):
+    def forward(self, rows):
+        return torch.asinh(rows)
 
 
 def _call(module, inputs):
