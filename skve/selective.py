@@ -450,9 +450,11 @@ class SelectiveClassifier(DocumentedMixin, MetaEstimatorMixin, ClassifierMixin, 
     ) -> None:
         """Export the ensemble as one graph, with the thresholds among its settings in a JSON file.
 
-        The graph does not abstain by itself: a program compares its outputs with the thresholds, which are
-        ``uncertainty``, ``threshold``, ``max_novelty`` and ``abstention``. A sample is answered where the uncertainty
-        is at most the threshold, and the novelty at most ``max_novelty`` where that is not null.
+        The graph does not abstain by itself: a program compares its outputs with ``uncertainty``, ``threshold``,
+        ``max_novelty`` and ``abstention``. A sample is answered where the uncertainty is at most the threshold, and
+        the novelty at most ``max_novelty`` where that is not null. ``computed_from`` says whether ``"total"`` and
+        ``"margin"`` are those of the output ``proba`` or of the mean of ``member_proba``; ``"confidence"`` and
+        ``"margin"`` stand for 1 minus their values.
 
         Parameters
         ----------
@@ -474,8 +476,10 @@ class SelectiveClassifier(DocumentedMixin, MetaEstimatorMixin, ClassifierMixin, 
         from skve._fitted import exporting
 
         ensemble = self._ensemble_with_plain_thresholds("exported")
+        of_members = self._measure not in ("total", "confidence", "margin")
         thresholds = {
             "uncertainty": self._measure,
+            "computed_from": "member_proba" if self._max_novelty is not None or of_members else "proba",
             "threshold": self.threshold_,
             "max_novelty": self._max_novelty,
             "abstention": self.abstention,

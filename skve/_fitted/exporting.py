@@ -70,7 +70,8 @@ def export(estimator, path, *, format, opset, resize, selective=None):
             if format == "onnx":
                 _write_onnx(program, partial, opset, inputs, outputs)
             else:
-                torch.export.save(program, partial)
+                with _quiet():
+                    torch.export.save(program, partial)
     document = _document(estimator, path.name, format, opset, inputs, outputs, selective)
     with _replacing(path.with_suffix(".json")) as partial:
         partial.write_text(json.dumps(plain(document), indent=1), "utf-8")

@@ -246,6 +246,7 @@ def test__export__selective__thresholds_in_the_settings(tmp_path):
     thresholds = json.loads((tmp_path / "model.json").read_text())["thresholds"]
     assert thresholds["threshold"] == selective.threshold_
     assert thresholds["uncertainty"] == "total"
+    assert thresholds["computed_from"] == "proba"
     assert thresholds["abstention"] == "ask a person"
 
 
