@@ -3,8 +3,8 @@
     python examples/benchmarks/serving.py --models FOLDER
 
 Fits four members of "sve" on the bundled intents (last block, a few steps: times do not depend on quality), writes
-the ensemble and its student to FOLDER, saved and exported, serves each by examples/serving.py in a process of its own,
-and measures requests of one text over the loopback address: 200 in turn, then 50 by each of eight clients at once.
+the ensemble and its student to FOLDER, saved and exported, serves each by examples/serving.py in a process of its
+own, and measures requests of one text over the loopback address: 200 in turn, then 50 by each of eight clients.
 Requires fastapi, httpx, uvicorn and the extras `export`, `offline` and `text`.
 """
 

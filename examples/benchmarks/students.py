@@ -4,8 +4,8 @@
     python examples/benchmarks/students.py show    --csv docs/data/students.csv
 
 `measure` fits an ensemble of four members with the defaults of "sve" (kept in FOLDER, saved), distils it without
-samples, on its training samples, and on these with 1,000 unlabelled ones, and compares them on 400 other samples of the
-training split and 200 foreign inputs. It goes on where it was stopped.
+samples, on its training samples, and on these with 1,000 unlabelled ones, and compares them on 400 other samples of
+the training split and 200 foreign inputs. It goes on where it was stopped.
 
 DATA is that of examples/benchmarks/novelty.py, whose docstring says where anybody gets it.
 """
@@ -39,11 +39,8 @@ def read(name, data_dir):
         return [r["text"] for r in records], np.array([str(r["label"]) for r in records]), foreign[:N_FOREIGN]
     fashion = np.load(path / IMAGES["fashion"][0])
     if name == "fashion":
-        return (
-            list(fashion["x_train"]),
-            fashion["y_train"].astype(str),
-            list(skve.datasets.load_fashion().images_ood[:N_FOREIGN]),
-        )
+        foreign = list(skve.datasets.load_fashion().images_ood[:N_FOREIGN])
+        return list(fashion["x_train"]), fashion["y_train"].astype(str), foreign
     X, y, _ = load_jpegs(path / IMAGES[name][0], "train")
     return X, y.astype(str), list(fashion["x_train"][:N_FOREIGN])
 
@@ -101,17 +98,14 @@ def measure(arguments):
             ensemble = skve.load(folder)
             held_out = [X[i] for i in test]
             reference = ensemble.predict_uncertainty(held_out)
-            cells = {
-                "ensemble": lambda ensemble=ensemble: ensemble,
-                "no samples": ensemble.distill,
-                "training samples": lambda rows=train: ensemble.distill([X[i] for i in rows]),
-                "and unlabelled": lambda rows=(*train, *unlabelled): ensemble.distill([X[i] for i in rows]),
-            }
-            for model, made in cells.items():
+            students = {"no samples": (), "training samples": train, "and unlabelled": (*train, *unlabelled)}
+            for model in ("ensemble", *students):
                 if (cell := {"data": name, "seed": seed, "model": model}) in table:
                     continue
                 start = time.perf_counter()
-                one = made()
+                one = ensemble
+                if model in students:
+                    one = ensemble.distill([X[i] for i in students[model]] or None)
                 seconds = time.perf_counter() - start
                 measured = row_of(one, held_out, y[test], foreign, reference)
                 table.add({**cell, **measured, "seconds_of_distilling": seconds})
