@@ -451,6 +451,7 @@ SAVED = {
     "unknown ensemble": put("state", "ensemble", value="pickle"),
     "negative batch": put("state", "batch_size", value=-1),
     "layer without fingerprint": put("state", "fingerprints", value={}),
+    "features of neither kind": put("state", "own_features", value="yes"),
     "shared layer that is not there": put("state", "shareable", value=["os.system"]),
     "parameter that is not there": put("parameters", "shell", value="rm"),
     "parameter of another type": put("parameters", "n_members", value="four"),
@@ -550,6 +551,43 @@ def text_cases():
         lambda: text().fit(TEXTS, LABELS).predict([("a", "b")])))  # fmt: skip
 
 
+# ------------------------------------------------------------------------------------------ deployment
+
+
+class Branching(TinyMLP):
+    """A forward with a branch on the values of a tensor, which no graph can hold."""
+
+    def forward(self, x):
+        return super().forward(x if bool(x.mean() > 0) else -x)
+
+
+def deployment_cases():
+    def with_ensemble(ensemble, **parameters):
+        return toy_classifier(ensemble=ensemble, max_epochs=1, **parameters).fit(X, Y)
+
+    distilled = {
+        "one member": lambda: with_ensemble("sve", n_members=1).distill(X),
+        "heads on the frozen backbone": lambda: with_ensemble("head").distill(X),
+        "a student": lambda: fitted().distill(X).distill(X),
+        "members with random signs": lambda: with_ensemble("batch", ensemble_params={"init": "signs"}).distill(X),
+        "samples of another kind": lambda: fitted().distill(["a text"]),
+    }
+    for name, run in distilled.items():
+        yield Case("deployment", f"distill: {name}", "distill(X)", r"^distill|init|\bX\b", ignoring(run))
+    exported = {
+        "opset=11": lambda folder: fitted().export(folder / "model.onnx", opset=11),
+        "opset=True": lambda folder: fitted().export(folder / "model.onnx", opset=True),
+        "format='pickle'": lambda folder: fitted().export(folder / "model.onnx", format="pickle"),
+        "a file of another kind": lambda folder: fitted().export(folder / "model.pkl"),
+        "path=3": lambda folder: fitted().export(3),
+        "a forward with a branch": lambda folder: (
+            toy_classifier(Branching(), max_epochs=1).fit(X, Y).export(folder / "model.pt2", format="torch")
+        ),
+    }
+    for name, run in exported.items():
+        yield Case("deployment", f"export: {name}", "export(path)", "^(opset|format|path|backbone) must", run)
+
+
 CASES = [
     *image_cases(),
     *file_cases(),
@@ -558,6 +596,7 @@ CASES = [
     *backbone_cases(),
     *saved_cases(),
     *text_cases(),
+    *deployment_cases(),
 ]
 
 
