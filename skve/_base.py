@@ -167,9 +167,9 @@ class BaseSVEClassifier(
         those given to `fit`; else, where members leave out `folds`, all training samples, each predicted by the
         members that left it out; else `validation_fraction` of the samples. `"auto"` does so only where members leave
         out folds, since no sample is lost to it then; it also blends the prediction with a logistic regression on
-        features of the frozen backbone, as far as the out-of-fold likelihood rises by more than its standard error,
-        which costs predictions one pass of the frozen backbone more. With few samples the temperature stays close to
-        1. Both change `predict_proba`; the members and their uncertainty stay as they are.
+        features of the frozen backbone, as far as the out-of-fold predictions of more than a handful of samples
+        support it; predictions then take one more pass of the frozen backbone. With few samples the temperature stays
+        close to 1. Both change `predict_proba`; the members and their uncertainty stay as they are.
     precision : {"auto", "float32", "bfloat16", "float16"}, default="auto"
         Arithmetic of the backbone in training. `"auto"` uses bfloat16 where the processor supports it and it is
         faster, else float32. `"float16"`, for GPUs without bfloat16, scales each member's loss and skips the steps of

@@ -62,6 +62,7 @@ def read(path):
     rows, found = tested(path), {}
     for name, wanted in {
         "sve": {"method": "sve", "defaults": "0.2"},
+        "sve, blended": {"method": "sve blended", "defaults": "0.2"},
         "scale": {"method": "scale", "defaults": "0.2"},
         "bias": {"method": "bias", "defaults": "0.2"},
         "deep": {"method": "deep", "defaults": "0.2"},
@@ -155,16 +156,17 @@ def main(arguments=None):
     with open(parsed.data / "defaults_intervals.csv", newline="", encoding="utf-8") as stream:
         paired = list(csv.DictReader(stream))
     rivals = [("sve", rival) for rival in ("logreg", "sve (0.1)", "deep", "bias", "scale")]
+    blended = [("sve blended", rival) for rival in ("logreg", "sve", "deep", "bias", "scale")]
     members = [(method, f"{method} mean member") for method in ("sve", "scale", "deep", "bias")]
     overall = {"all": "all ten", "texts": "texts", "images": "images"}
-    parts = {"differences": differences(paired, rivals, overall)}
+    parts = {"differences": differences(paired, [*rivals, *blended], overall)}
     parts["members"] = differences(paired, [*members, ("sve eight", "sve")], overall)
     for kind, sets in KINDS.items():
         parts[f"first members of {kind}"] = first_members(methods, rows, kind)
         parts[f"summary of {kind}"] = summary(methods, kind)
         parts[f"NLL of {kind}"] = each(methods, kind, ["nll"])
         parts[f"other measures of {kind}"] = each(methods, kind, [name for name in METRICS if name != "nll"])
-        parts[f"differences of {kind}"] = differences(paired, rivals, sets)
+        parts[f"differences of {kind}"] = differences(paired, [*rivals, *(blended if kind == "texts" else [])], sets)
     page = parsed.page.read_text(encoding="utf-8")
     for name, lines in parts.items():
         page = fill(page, name, "\n".join(lines))

@@ -9,7 +9,7 @@ from safetensors.numpy import load, save
 import skve
 from skve._ensembles import Likelihood
 from skve._fitted import saving
-from skve._fitted.blending import fit_share
+from skve._fitted.blending import PRIOR_RATE, fit_share
 from skve.testing import ToyClassifier
 from skve.uncertainty import predictive_entropy
 from tests.toys import TinyMLP, toy_classifier
@@ -30,12 +30,15 @@ def loss(proba):
     return -np.log(proba[np.arange(300), TRUTH]).mean()
 
 
-def test__fit_share__other_is_better__its_share_minimises_the_loss():
+def test__fit_share__other_is_better__its_share_maximises_the_posterior():
     own, other = predictions(1.0, 1), predictions(1.2, 2)
     share = fit_share(own, other, TRUTH, np.ones(300))
-    losses = [loss((1 - s) * own + s * other) for s in np.linspace(0, 1, 101)]
+
+    def objective(s):
+        return 300 * loss((1 - s) * own + s * other) + PRIOR_RATE * s
+
     assert 0.2 < share < 0.9
-    assert loss((1 - share) * own + share * other) <= min(losses) + 1e-9
+    assert objective(share) <= min(map(objective, np.linspace(0, 1, 101))) + 1e-6
 
 
 def test__fit_share__other_knows_all__alone():
@@ -49,13 +52,12 @@ def test__fit_share__other_does_not_help__zero(other):
     assert fit_share(predictions(1.5, 1), other, TRUTH, np.ones(300)) == 0.0
 
 
-def test__fit_share__gain_within_its_standard_error__zero():
-    own = predictions(1.0, 1)
-    other = own.copy()
-    for sample, right in ((0, 0.98), (1, 0.02)):  # two samples that contradict one another cannot decide
-        other[sample] = (1 - right) / 2
-        other[sample, TRUTH[sample]] = right
-    assert fit_share(own, other, TRUTH, np.ones(300)) == 0.0
+@pytest.mark.parametrize("n", [1, 6])
+def test__fit_share__handful_of_samples__cannot_decide(n):
+    own = np.full((n, 3), 1 / 3)
+    other = np.full((n, 3), 0.3)
+    other[np.arange(n), TRUTH[:n]] = 0.4  # a little better on each
+    assert fit_share(own, other, TRUTH[:n], np.ones(n)) == 0.0
 
 
 def test__fit_share__weights__count_as_copies():
