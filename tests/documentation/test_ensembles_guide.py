@@ -101,6 +101,18 @@ def test__guide__recipe__blend_not_worse_than_either_out_of_fold():
     assert log_loss(y, names["blend"].predict_proba(X)) < 0.2
 
 
+def test__guide__recipe__sets_without_validation_samples__contain_the_truth():
+    page = (GUIDE.parent / "uncertainty.md").read_text("utf-8")
+    recipe = page.partition("**Without validation samples.**")[2].partition("```python\n")[2].partition("```")[0]
+    X, y = load_iris(return_X_y=True)
+    clf = ToyClassifier(n_members=4, ensemble_params={"folds": 4}, max_epochs=20, random_state=0).fit(X[::2], y[::2])
+    names = {"np": np, "clf": clf, "y": y[::2], "X_test": X[1::2]}
+    exec(recipe, names)
+    contained = names["sets"][np.arange(75), y[1::2]].mean()
+    assert 0.8 < contained < 1
+    assert names["sets"].sum(axis=1).mean() < 1.5
+
+
 @pytest.mark.parametrize("estimator", [skve.SVEClassifier, skve.SVETextClassifier])
 def test__docstring__ensembles__all_named_with_their_options(estimator):
     text = estimator.__doc__
