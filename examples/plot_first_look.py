@@ -3,15 +3,15 @@
 1. First steps: which predictions can you rely on?
 ==================================================
 
-An ensemble learns ten kinds of clothes from about 20 photographs each. Then it sees photographs that are new to it,
-and handwritten digits, which are no clothes at all. From above: the clothes it is most confident about, the clothes
-it is most uncertain about, and of all images those that are least like its training data.
+An ensemble learns ten kinds of clothes from about 20 photographs each. Then it sees new photographs of clothes, and
+handwritten digits, which are not clothes at all. From top to bottom: the clothes it is most confident about, the
+clothes it is most uncertain about, and, of all images, those least like its training data.
 
-Two numbers answer two questions. The *total uncertainty*, in nats, says how likely the answer is wrong: captions in
-colour are errors, none in the first row and most of the second. The *novelty* says how unlike the training data an
-image is: 0.95 means that 95 % of the training images lie nearer to the rest. Most of the third row are digits,
-although the model has never seen any. So answer the first kind, let a person decide the second, and do not answer the
-third.
+Two numbers answer two questions. The *total uncertainty*, in nats, shows whether the answer may be wrong: captions in
+colour are errors, none of them in the first row and most of them in the second. The *novelty* shows how unlike the
+training data an image is: 0.95 means that 95 % of the training images lie nearer to the rest of them. Most images of
+the third row are digits, although the model has never seen any. So use the answers of the first row, let a person
+decide about the second, and reject the third.
 """
 
 import sys

@@ -6,10 +6,10 @@
 An ensemble of a sentence encoder learns 25 intents, and adapts the linear layers of its last two blocks. On the
 left, each cell is one layer of one member: the root mean square change of its singular values, where 0 % is
 pretrained. On the right are the values themselves as ratios to the pretrained ones: the tick is the median and the
-bar holds the middle 90 %, over all members. Healthy training looks like this: every layer moved, by some tens of
+bar spans the middle 90 %, over all members. In healthy training, as here, every layer moves by some tens of
 percent, to a similar degree in all members, and the ratios stay around 1. A dark row is a layer that did not learn,
-a column unlike the others a member that went astray, and ratios of several times 1 mean that ``member_lr`` is too
-high.
+a column unlike the others is a member that went astray, and ratios several times above 1 mean that ``member_lr`` is
+too high.
 """
 
 import sys

@@ -3,13 +3,13 @@
 2. First steps: what does each member say?
 ==========================================
 
-Each row shows an image and, for its three most probable classes, the probability that each of four members gives
-(marks) and their mean (bars). The true class is in bold type, and has a row of its own where it is not among the
-three. From above: the test image that the ensemble is most certain of, where the marks fall together; the most
-ambiguous one, where every member spreads its probability over several classes (aleatoric uncertainty); the most
-contested one, where members favour different classes (epistemic uncertainty); and the digit that is contested most,
-for which no class is right. Single members are more certain of it than their mean: one member alone would have hidden
-that. Texts are drawn in the same manner: fit ``SVETextClassifier`` and pass a list of texts.
+Each row shows an image and, for its three most probable classes, the probabilities of the four members (marks) and
+their mean (bars). The true class is in bold type, and has a row of its own if it is not among the three. From top to
+bottom: the test image that the ensemble is most certain about, where the marks coincide; the most ambiguous one,
+where every member spreads its probability over several classes (aleatoric uncertainty); the most contested one, where
+members favour different classes (epistemic uncertainty); and the most contested digit, for which no class is right.
+Single members are more certain about it than their mean, so that one member alone would have hidden the uncertainty.
+Texts are drawn in the same way: fit ``SVETextClassifier`` and pass a list of texts.
 """
 
 import sys
@@ -21,7 +21,7 @@ from skve.datasets import load_fashion
 from skve.plots import MembersDisplay
 
 data = load_fashion()
-clf = SVEClassifier(n_members=4, image_size=32, max_epochs=6, random_state=0)
+clf = SVEClassifier(n_members=4, layers="last:3", image_size=32, random_state=0)
 clf.fit(data.images[::3], data.target[::3])  # about 20 images of each class
 
 u = clf.predict_uncertainty(data.images_test)

@@ -6,11 +6,11 @@
 An ensemble learns 25 intents of a bank's customers from six questions each. Suppose that it answers only the
 questions that it is most certain about, and leaves the others to a person: each curve shows the error rate among its
 answers (risk) against the share that it answers (coverage). All curves end at the same point, where everything is
-answered. The lower a curve before that, the better the measure ranks the model's errors; the dotted line is the best
-that any ranking could do. Which measure is best depends on the coverage. Up to about 0.7 it is the total uncertainty:
-the most certain half has hardly an error. The disagreement counts votes: it cannot rank the nine tenths of the
-questions on which all four members agree, so that its curve is flat there, but answering just those is a good choice.
-The epistemic uncertainty alone ranks this model's errors worst.
+answered. The lower a curve is before that point, the better the measure ranks the model's errors; the dotted line is
+the best possible ranking. Which measure is best depends on the coverage. Up to about 0.9 it is the total uncertainty:
+the most certain half of the answers has hardly an error. The disagreement counts votes: it cannot rank the 90 % of
+the questions on which all four members agree, so that its curve is flat there, but answering exactly those is a good
+choice. The epistemic uncertainty alone ranks errors worse than the total.
 """
 
 import sys

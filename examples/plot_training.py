@@ -4,12 +4,12 @@
 ============================================
 
 Two ensembles of the same kind learn clothes: on the left with the default learning rate of the singular values, on
-the right with one that is far too small. Above are the training loss and the negative log-likelihood (NLL) of
-validation images; below, for each adapted layer, how widely its singular values spread, as ratios to the pretrained
-ones. On the left all layers move, and the validation NLL stops falling after a few epochs while the training loss
-goes on: more epochs would not help, and ``early_stopping=True`` would save some. On the right the loss falls as
-well, which looks healthy, but the singular values stay where they were drawn: only the heads learned, and both
-losses end higher. ``skve.diagnose`` reports such a model as "ratios hardly moved".
+the right with one that is far too small. The upper panels show the training loss and the negative log-likelihood
+(NLL) of validation images. The lower panels show, for each adapted layer, how widely its singular values spread, as
+ratios to the pretrained ones. On the left all layers move. The validation NLL falls for about seven epochs and then
+hardly further, while the training loss continues to fall: more epochs would not help. On the right both losses fall
+for two epochs and then stay high, because only the heads learn; the lower panel shows the reason, singular values
+that stay where they were drawn. ``skve.diagnose`` reports such a model as "ratios hardly moved".
 """
 
 import sys

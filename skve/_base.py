@@ -81,7 +81,7 @@ class BaseSVEClassifier(
     Parameters
     ----------
     backbone : object, default=None
-        The pretrained network; each class lists the kinds that it takes.
+        The pretrained network; each class lists the kinds that it accepts.
     ensemble : str, default="sve"
         What each member owns besides its head. Parameters of the selected layers: `"sve"`, singular values;
         `"lora"`, a low-rank pair of matrices for each layer (LoRA-Ensemble); `"sve+lora"`, both; `"batch"`, a factor
@@ -90,9 +90,9 @@ class BaseSVEClassifier(
         `"snapshot"`, one, of which a member is kept after each cycle of the learning rate; `"dropout"`, one, whose
         members are passes with different dropout masks (Monte Carlo dropout). Nothing else:
         `"head"`, logistic regressions on features of the frozen backbone; `"laplace"`, draws from the approximate
-        posterior of one. These two are solved: features are computed once, without augmentation, and the penalty
-        comes from cross-validation. Rates, decays, the length of the training and its schedule then only matter to
-        `partial_fit`, `early_stopping` has nothing to stop, and `callbacks` are not called.
+        posterior of one. These two are solved directly: features are computed once, without augmentation, and the
+        penalty comes from cross-validation. Learning rates, decays, the length of the training and its schedule then
+        only affect `partial_fit`; `early_stopping` has nothing to stop, and `callbacks` are not called.
     ensemble_params : dict, default=None
         Options of the ensemble, with their defaults:
 
@@ -108,19 +108,19 @@ class BaseSVEClassifier(
         * All that train several members: `order` (`"shared"`: members see the same batches; `"own"`: each member
           draws its own; None: `"own"` where members would otherwise start alike, as those of `"deep"` and `"bias"` do
           with `head="lm"`, else `"shared"`); `bootstrap` (False; True: each member draws samples with replacement;
-          `"bayesian"`, the default of `"head"`: each draws weights of the samples, from a flat Dirichlet
-          distribution); `folds` (`"auto"`; an integer from 2 to `n_members`: the training samples are split into as
-          many parts, stratified by class, and member m leaves out part m % folds, see `oof_proba_`; None: all members
-          train on all samples; `"auto"`: 4 for texts, if there are four members and four samples of each class; None
-          for images, for `"head"`, in `partial_fit` and beside the other options); `diversity` (0.0 to 1.0: the
-          weight of the pooled prediction's loss in the members' loss; not for `"head"`).
+          `"bayesian"`, the default of `"head"`: each member draws weights of the samples from a flat Dirichlet
+          distribution); `folds` (an integer from 2 to `n_members`: the training samples are split into that many
+          parts, stratified by class, and member m leaves out part m % folds, see `oof_proba_`; None: all members
+          train on all samples; `"auto"`, the default: 4 for texts with at least four members and four samples of each
+          class, otherwise None; also None for `"head"`, in `partial_fit`, and if another of these options is set);
+          `diversity` (0.0 to 1.0: the weight of the mean prediction's loss in the members' loss; not for `"head"`).
     n_members : int, default=4
         Number of members. `"single"` always has one.
     layers : str or list of str, default="all"
-        Layers that the members adapt, or in front of which `"dropout"` drops: `"all"`, `"attention"`, `"mlp"`,
-        `"last:k"` (the last k blocks), a regular expression that is searched in the layer names, or a list of names.
+        Layers that the members adapt, or whose inputs `"dropout"` masks: `"all"`, `"attention"`, `"mlp"`, `"last:k"`
+        (the last k blocks), a regular expression that is searched in the layer names, or a list of names.
     init_scale : float, default=0.01
-        Standard deviation, at the start, of the log ratios of singular values or channels, and of the factors of
+        Standard deviation of the initial log ratios of singular values or channels, and of the initial factors of
         `"batch"` around 1.
     train_bias : bool, default=False
         Whether members also own the biases of the selected layers.
@@ -136,11 +136,11 @@ class BaseSVEClassifier(
     max_epochs : int, default=None
         Number of passes over the training data. None leaves the length of the training to `max_steps`.
     max_steps : int, default=None
-        Number of training steps, each on one batch; only one of `max_epochs` and `max_steps` can be given. None, for
-        both, takes the larger of 160 steps and 6 epochs, so that few samples are seen often enough and many samples
-        a few times. A training whose length is given or derived in steps is divided into 5 to 20 rounds, each an
-        epoch where that is possible; what happens once per epoch (validation, `history_`, `early_stopping`) happens
-        once per round then. With `warm_start` each fit trains for the full length; `partial_fit` always trains for
+        Number of training steps, each on one batch; only one of `max_epochs` and `max_steps` can be given. If both
+        are None, training takes 160 steps or 6 epochs, whichever is longer, so that few samples are seen often enough
+        and many samples a few times. A training that is counted in steps is divided into 5 to 20 rounds, if possible
+        of one epoch each; what otherwise happens once per epoch (validation, `history_`, `early_stopping`) then
+        happens once per round. With `warm_start` each fit trains for the full length; `partial_fit` always trains for
         one epoch.
     batch_size : int, default=32
         Number of samples in a batch, in training and in prediction.
@@ -155,7 +155,7 @@ class BaseSVEClassifier(
     class_weight : dict or "balanced", default=None
         Weights of the classes in the loss, as elsewhere in scikit-learn.
     validation_fraction : float, default=0.1
-        Fraction of the samples that `early_stopping` and `calibrate` set aside, stratified by class.
+        Fraction of the samples that `early_stopping` and `calibrate` hold out, stratified by class.
     early_stopping : bool, default=False
         Whether to stop when the negative log-likelihood of the mean prediction on the validation data has not
         improved for `n_iter_no_change` epochs, and to restore the best epoch; see `max_steps` for trainings whose
@@ -163,30 +163,30 @@ class BaseSVEClassifier(
     n_iter_no_change : int, default=5
         Number of epochs, or of rounds, without improvement after which `early_stopping` stops.
     calibrate : {"auto", "temperature"} or None, default="auto"
-        `"temperature"` divides the logarithms of the mean prediction by a temperature fitted on the validation data:
-        those given to `fit`; else, where members leave out `folds`, all training samples, each predicted by the
-        members that left it out; else `validation_fraction` of the samples. `"auto"` does so only where members leave
-        out folds, since no sample is lost to it then; it also blends the prediction with a logistic regression on
-        features of the frozen backbone, as far as the out-of-fold predictions of more than a handful of samples
-        support it; predictions then take one more pass of the frozen backbone. With few samples the temperature stays
-        close to 1. Both change `predict_proba`; the members and their uncertainty stay as they are.
+        `"temperature"` divides the logarithms of the mean prediction by a temperature that is fitted on validation
+        data: those passed to `fit`; otherwise, if members leave out `folds`, all training samples, each predicted by
+        the members that left it out; otherwise `validation_fraction` of the samples. With few samples the temperature
+        stays close to 1. `"auto"` calibrates only if members leave out folds, because this costs no training sample.
+        It also blends the prediction with a logistic regression on features of the frozen backbone, as far as the
+        out-of-fold predictions of more than a handful of samples support it; predictions then take one more pass of
+        the frozen backbone. Both change `predict_proba`, but not the members and their uncertainty.
     precision : {"auto", "float32", "bfloat16", "float16"}, default="auto"
-        Arithmetic of the backbone in training. `"auto"` uses bfloat16 where the processor supports it and it is
+        Arithmetic of the backbone in training. `"auto"` uses bfloat16 if the processor supports it and it is
         faster, else float32. `"float16"`, for GPUs without bfloat16, scales each member's loss and skips the steps of
         a member whose gradient overflows. Heads and losses are always float32 or better.
     predict_precision : {"auto", "float32", "bfloat16"}, default="auto"
-        Arithmetic of the members' networks in prediction. `"auto"` uses bfloat16 for transformers where the processor
-        multiplies it natively, which takes less than half the time, else float32. Probabilities differ by less than
-        0.01 from those in float32. Heads, probabilities and the frozen backbone's features are always float32 or
-        better.
+        Arithmetic of the members' networks in prediction. `"auto"` uses bfloat16 for transformers if the processor
+        multiplies it natively, which takes less than half the time, else float32. Probabilities in bfloat16 differ by
+        less than 0.01 from those in float32. Heads, probabilities and the frozen backbone's features are always
+        float32 or better.
     device : str or torch.device, default="auto"
         `"auto"` uses a GPU if there is one.
     warm_start : bool, default=False
         Whether `fit` continues from the previous fit.
     random_state : int or RandomState, default=None
-        An int makes fits repeatable: same seed, number of threads and processor give the same bits.
+        An int makes fits repeatable: the same seed, number of threads and processor give the same bits.
     verbose : int, default=0
-        1 shows progress bars, with the time left, in training and in predictions of many batches.
+        1 shows progress bars with the remaining time, in training and in predictions of many batches.
     callbacks : list, default=None
         Callbacks of skorch that take part in the training.
     features : {"backbone", "mean", "members"}, default="backbone"
@@ -204,18 +204,18 @@ class BaseSVEClassifier(
     n_iter_ : int
         Number of epochs, or of rounds, trained.
     oof_proba_ : ndarray of shape (n_samples, n_classes), float32
-        Only where members leave out `folds`: the probabilities of each training sample, in the order of `y`, by the
-        mean of the members that left it out, at no extra training and without calibration. NaN for samples that were
-        set aside for validation. It is not saved with the model.
+        Only if members leave out `folds`: the probabilities of each training sample, in the order of `y`, as the mean
+        of the members that left it out, without extra training and without calibration. NaN for samples that were
+        held out for validation. It is not saved with the model.
     temperature_ : float
-        Temperature of the predictions: above 1 where `calibrate` found them overconfident, 1 without it.
+        Temperature of the predictions: above 1 if `calibrate` found them overconfident, and 1 without calibration.
     regression_share_ : float
-        Share of a logistic regression on features of the frozen backbone in the predictions, from 0, where
+        Share of a logistic regression on features of the frozen backbone in the predictions, from 0, if
         `calibrate` does not blend, to 1.
     ratios_ : dict of str to ndarray of shape (n_members, r)
-        For each adapted layer, the ratios of the members' singular values to the pretrained ones. With
-        `basis="random"` the ratios along its directions; with `"scale"` the factors of the r input channels. Empty
-        for other ensembles.
+        For each adapted layer, the ratios of the members' singular values to the pretrained ones; with
+        `basis="random"` the ratios along its directions, and with `"scale"` the factors of the r input channels.
+        Empty for other ensembles.
     n_member_parameters_ : int
         Number of parameters that each member owns.
     """
@@ -392,8 +392,8 @@ class BaseSVEClassifier(
         sample_weight : array-like of shape (n_samples,), default=None
             Weights of the samples in the loss, scaled to mean 1. None gives all samples the same weight.
         X_val, y_val : array-like, default=None
-            Validation data, whose negative log-likelihood is recorded in `history_`. Without it, `early_stopping`
-            and `calibrate` set `validation_fraction` of the samples aside, stratified by class. Class weights do not
+            Validation data, whose negative log-likelihood is recorded in `history_`. Without them, `early_stopping`
+            and `calibrate` hold out `validation_fraction` of the samples, stratified by class. Class weights do not
             apply to validation data.
 
         Returns
@@ -404,10 +404,10 @@ class BaseSVEClassifier(
         Raises
         ------
         ValueError, TypeError
-            If a parameter or an input is not as described. The estimator stays as it was.
+            If a parameter or an input is not as described. The estimator does not change.
         torch.OutOfMemoryError
             If one member and one sample do not fit into memory, after retrying with smaller parts of a batch. The
-            estimator stays as it was.
+            estimator does not change.
         KeyboardInterrupt
             On Ctrl-C. The last complete epoch or round becomes the fitted state.
 
@@ -438,7 +438,7 @@ class BaseSVEClassifier(
     ) -> Self:
         """Train for one epoch on the samples given, at a constant learning rate.
 
-        The optimizer starts anew in each call; `history_` and `n_iter_` describe the last one.
+        The optimizer starts anew in each call; `history_` and `n_iter_` describe the last call.
 
         Parameters
         ----------
@@ -733,7 +733,7 @@ class BaseSVEClassifier(
             if not 0 < held_out.sum() < len(codes):
                 raise ValueError(
                     f"validation_fraction must leave a sample for validation and one for training, got "
-                    f"{self.validation_fraction}, which sets {held_out.sum()} of {len(codes)} aside. Pass more "
+                    f"{self.validation_fraction}, which holds out {held_out.sum()} of {len(codes)}. Pass more "
                     f"samples, or X_val and y_val."
                 )
             out = np.flatnonzero(held_out)
@@ -1063,9 +1063,9 @@ class BaseSVEClassifier(
         -------
         uncertainty : skve.uncertainty.Uncertainty
             Arrays of shape (n_samples,): `total` = `aleatoric` + `epistemic`, and others. With `calibrate`,
-            `confidence` is the largest calibrated probability; the other measures describe the members as they
-            are. `novelty` says how unlike the training data a sample is; it takes one pass of the frozen backbone
-            beside those of the members.
+            `confidence` is the largest calibrated probability; the other measures describe the uncalibrated
+            members. `novelty` measures how unlike the training data a sample is; it takes one pass of the frozen
+            backbone in addition to those of the members.
 
         Raises
         ------
@@ -1124,7 +1124,8 @@ class BaseSVEClassifier(
         """Return the negative distance of each sample from the training data: the higher, the more normal.
 
         The distance is one minus the mean cosine similarity to the 5 nearest training samples, by features of the
-        frozen backbone. `predict_uncertainty` gives the same as a share of the training samples, `novelty`.
+        frozen backbone. `predict_uncertainty` returns the same distance as a share of the training samples,
+        `novelty`.
 
         Parameters
         ----------
@@ -1182,7 +1183,7 @@ class BaseSVEClassifier(
         -------
         features : ndarray of shape (n_samples, n_features), float32
             With `features="members"` of shape (n_samples, n_members * n_features), one member after another.
-            A table where `set_output` asks for one.
+            A table if `set_output` selects one.
 
         Raises
         ------
@@ -1348,7 +1349,7 @@ class BaseSVEClassifier(
             If `include_backbone` is set and the backbone cannot be rebuilt from its weights alone, as a module of
             your own; if `folder` is a file; or if the labels are of a kind that cannot be saved.
         OSError
-            If the disk is full or cannot be written to. An older model in the folder stays intact, also when the
+            If the disk is full or cannot be written to. An older model in the folder stays intact, even if the
             process is killed during a save.
 
         Examples

@@ -161,11 +161,11 @@ def load_image_folder(
     Parameters
     ----------
     path : str or path
-        Its folders are the classes; images lie in them, or in folders within. Links are followed. Hidden files
+        Its folders are the classes; images lie in them, or in folders within them. Links are followed. Hidden files
         and folders, whose names begin with a dot, and files with other extensions are skipped.
     extensions : list of str, default=None
-        Extensions of images, as in `[".jpg", ".png"]`; capitals do not matter. None: those of all formats that
-        are read, those of registered plugins of Pillow included.
+        Extensions of images, as in `[".jpg", ".png"]`, in upper or lower case. None: those of all supported formats,
+        including those of registered Pillow plugins.
 
     Returns
     -------
@@ -184,8 +184,8 @@ def load_image_folder(
     Warns
     -----
     UserWarning
-        If a class folder has no image, images lie beside the class folders, files of other formats are left out, or
-        the class folders are called as parts of a data set, such as "train" and "test".
+        If a class folder has no image, images lie outside of the class folders, files of other formats are left out,
+        or the class folders have names of parts of a data set, such as "train" and "test".
 
     Examples
     --------
@@ -224,18 +224,21 @@ def load_image_folder(
         )
     empty = [name for name, listed in found.items() if not listed]
     if empty:
-        warn(f"The folders {empty} have no image and are no classes. Remove them, or see to their files' extensions.")
+        warn(
+            f"The folders {empty} have no image and are not used as classes. Remove them, or check the extensions of "
+            f"their files."
+        )
     if beside:
-        warn(f"{len(beside)} images, as {beside[0]!r}, lie beside the class folders and are left out. Move them.")
+        warn(f"{len(beside)} images, as {beside[0]!r}, lie outside of the class folders and are left out. Move them.")
     if others and extensions is None:
         kinds = sorted({pathlib.Path(file).suffix.lower() for file in others})
         warn(
             f"{len(others)} files, as {os.path.relpath(others[0], root)!r}, are left out, since no reader is "
-            f"registered for {kinds}, or they are links to nowhere. A plugin of Pillow, such as pillow-heif, adds "
+            f"registered for {kinds}, or they are broken links. A plugin of Pillow, such as pillow-heif, adds "
             f"one; extensions=[...] lists only what you name, without this warning."
         )
     if {name.lower() for name in found} <= _SPLITS:
-        warn(f"The class folders are called {list(found)}. Pass one of them as path if the classes lie within.")
+        warn(f"The class folders are named {list(found)}. Pass one of them as path if the classes lie within.")
     pairs = [(file, name) for name, files in found.items() for file in files]
     return np.array([file for file, _ in pairs]), np.array([name for _, name in pairs])
 

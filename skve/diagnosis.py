@@ -72,13 +72,13 @@ class Diagnosis:
     Attributes
     ----------
     findings : list of Finding
-        The failures, in the order in which to mend them.
+        The failures, in the order in which to address them.
     checked : list of str
-        Names of the failures that were looked for.
+        Names of the failures that were checked.
     skipped : dict of {str: str}
-        Names of those that were not, and what was lacking.
+        Names of the failures that were not checked, and what was missing.
     measured : dict of {str: str}
-        Figures that are reported for healthy models, too: what the ensemble gains over its mean member, the
+        Figures that are reported for healthy models, too: the gain of the ensemble over its average member, the
         temperature that fits `X` best, the comparison with logistic regression or the reference, and how well
         foreign samples are detected.
     """
@@ -118,11 +118,11 @@ def diagnose(
     X_ood: Any = None,
     reference: Any = None,
 ) -> Diagnosis:
-    """Look for the known failures of an ensemble, and say what to do about each.
+    """Look for the known failures of an ensemble, and suggest a remedy for each.
 
-    Without data, training and singular values are looked at; with samples, the members' diversity; with
-    classes, accuracy, calibration and whether the uncertainty rises with error; with foreign samples, whether they
-    are detected.
+    Without data, training and singular values are checked; with samples, also the members' diversity; with
+    classes, also accuracy, calibration and whether the uncertainty is higher for errors; with foreign samples, also
+    whether they are detected.
 
     Parameters
     ----------
@@ -134,9 +134,9 @@ def diagnose(
     y : array-like of shape (n_samples,), default=None
         Their classes.
     X_train : array-like or list of length n_train, default=None
-        The samples the ensemble was trained on, which it does not keep. A logistic regression on features of the
-        frozen backbone learns from them, for comparison. Without them it is cross-validated on `X`, where it
-        learns from at most as many samples as the ensemble did.
+        The samples the ensemble was trained on, which it does not keep. For comparison, a logistic regression on
+        features of the frozen backbone is fitted on them. Without them it is cross-validated on `X`, with at most as
+        many samples as the ensemble was trained on.
     y_train : array-like of shape (n_train,), default=None
         Their classes.
     X_ood : array-like or list of length n_out, default=None
@@ -148,20 +148,20 @@ def diagnose(
     Returns
     -------
     Diagnosis
-        Holds a ``Finding`` (``name``, ``evidence``, ``remedy``) for each of these that is the case:
+        Contains a ``Finding`` (``name``, ``evidence``, ``remedy``) for each of these failures that it detects:
 
         - ``"layer without gradient"``: a layer never received a gradient.
-        - ``"ratios ran away"``: those of a layer changed by a factor, not by a share.
+        - ``"ratios ran away"``: singular values of a layer changed several-fold, not by some percent.
         - ``"ratios hardly moved"``: the singular values, or the factors of channels, stayed where they were drawn.
         - ``"init_scale too large"``: above 0.05, and the members are not accurate.
-        - ``"training stopped too early"``: it took fewer than 20 steps, or the training loss was still falling: in
-          the last quarter of the learning (the sum of learning rates over the steps) by more than 8 % of its fall
-          since the first entry of ``history_``; where there is validation data, its NLL was lowest at the end, too.
-        - ``"members collapsed"``: the members say the same, so there is no epistemic uncertainty.
+        - ``"training stopped too early"``: it took fewer than 20 steps, or the training loss was still falling, that
+          is, by more than 8 % of its fall since the first entry of ``history_`` in the last quarter of the learning
+          (the sum of learning rates over the steps); with validation data, only if their NLL was lowest at the end.
+        - ``"members collapsed"``: the members predict the same, so that there is no epistemic uncertainty.
         - ``"overconfident"``: the temperature that fits ``X`` best is above 1.2, and above 1 by more than chance
           (bootstrap, 95 %).
-        - ``"worse than logistic regression"``, or ``"worse than the reference"``: the NLL is higher, or the accuracy
-          lower, by 0.05 and 0.02 or more, and by more than chance (paired, 95 %).
+        - ``"worse than logistic regression"``, or ``"worse than the reference"``: the NLL is higher by 0.05 or more,
+          or the accuracy lower by 0.02 or more, and by more than chance (paired, 95 %).
         - ``"calibration worse than the reference"``: the ECE is larger by 0.01 or more, and by more than
           chance (paired bootstrap, 95 %).
         - ``"uncertainty does not rise with error"``: the total uncertainty does not detect errors (AUROC below
@@ -174,16 +174,17 @@ def diagnose(
     Raises
     ------
     ValueError
-        If ``y``, ``X_train``, ``X_ood`` or ``reference`` is given without the data that it needs, or ``est`` holds
-        several fitted models.
+        If ``y``, ``X_train``, ``X_ood`` or ``reference`` is given without the data that it requires, or ``est``
+        contains several fitted models.
     TypeError
-        If ``est`` is no ensemble.
+        If ``est`` is not an ensemble.
     sklearn.exceptions.NotFittedError
         If ``est`` is not fitted.
 
     Notes
     -----
-    The limits are rules of thumb. A finding is a reason to look, no proof; no finding is no warranty.
+    The limits are rules of thumb. A finding is a reason to look, not a proof, and the absence of findings is no
+    guarantee.
 
     The regularisation of the logistic regression is chosen by cross-validation. It takes seconds for hundreds of
     samples, and one pass of the frozen backbone. A model that was saved by skve 0.1 does not know how many samples

@@ -1,4 +1,4 @@
-"""A report of a model on one page: how good, how honest, what it does not know, in one file for a colleague."""
+"""A report of a model on one page, in one file for a colleague."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def report(
     reference: Any = None,
     path: str | os.PathLike[str] | None = None,
 ) -> Report:
-    """Report on one page how good a fitted ensemble is, and how well it knows what it does not know.
+    """Report on one page how good a fitted ensemble is, and how reliable its uncertainty.
 
     The page shows accuracy, NLL, Brier score and calibration error with 95 % intervals, a comparison with a
     reference, the reliability diagram, the risk-coverage curve with a recommended threshold, the detection of
@@ -85,15 +85,16 @@ def report(
     Returns
     -------
     Report
-        The same as an object: ``html``, ``to_dict()``, ``to_frame()`` and ``save(path)``. A notebook shows the page.
+        The report as an object: ``html``, ``to_dict()``, ``to_frame()`` and ``save(path)``. A notebook shows the
+        page.
 
     Raises
     ------
     ValueError
-        If `X` is empty, `y` has another length or a label that the model does not know, or `est` holds several fitted
-        models.
+        If `X` is empty, `y` has another length or a label that the model does not know, or `est` contains several
+        fitted models.
     TypeError
-        If `est` is no ensemble.
+        If `est` is not an ensemble.
     OSError
         If `path` cannot be written. This is checked before anything is predicted.
     ImportError
@@ -498,12 +499,12 @@ class Report:
         sheets = [
             (
                 "The most confident errors",
-                "Wrong, yet confident: look for wrong labels, overlapping classes or gaps in the training data.",
+                "Wrong, but confident: look for wrong labels, overlapping classes or gaps in the training data.",
                 self._items(self._familiar, wrong[np.argsort(-u.confidence[wrong], kind="stable")]),
             ),
             (
                 "The most uncertain items",
-                "The highest total uncertainty: leave these to a person. Their labels teach the model most.",
+                "The highest total uncertainty: leave these to a person, and add their labels to the training data.",
                 self._items(self._familiar, np.argsort(-u.total, kind="stable")),
             ),
         ]

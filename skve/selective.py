@@ -35,9 +35,9 @@ def _estimator_has(method):
 
 
 class SelectiveClassifier(DocumentedMixin, MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
-    """Classifier that abstains from the samples it is least sure of.
+    """Classifier that abstains from the samples it is least certain about.
 
-    Answers where the uncertainty is at most a threshold, which ``fit`` chooses on validation data so
+    It answers where the uncertainty is at most a threshold, which ``fit`` chooses on validation data so
     that a given share of the samples is answered, or a given accuracy is reached on the answers.
 
     Parameters
@@ -46,31 +46,31 @@ class SelectiveClassifier(DocumentedMixin, MetaEstimatorMixin, ClassifierMixin, 
         Any classifier with ``predict_proba``, or a pipeline that ends in one. It is cloned and fitted, unless
         ``prefit`` is set or it is wrapped in :class:`~sklearn.frozen.FrozenEstimator`.
     coverage : float, default=1.0
-        Share of the validation samples to answer, in (0, 1]; at least this share is. At 1.0 everything is
-        answered, and no validation data is needed.
+        Smallest share of the validation samples to answer, in (0, 1]. With 1.0 everything is
+        answered, and no validation data are required.
     accuracy : float, default=None
-        Accuracy to reach on the answered validation samples, in (0, 1]; as many are answered as allow it.
-        Goes with ``coverage=1.0`` only.
+        Accuracy to reach on the answered validation samples, in (0, 1]; as many samples as possible are answered.
+        Requires ``coverage=1.0``.
     uncertainty : str or callable, default="total"
         What is compared with the threshold: "total" (entropy, nats), "confidence" or "margin" (each as one
         minus it) of the predicted probabilities; "aleatoric", "epistemic", "epkl", "disagreement",
         "variation_ratio" or "variance" of the members, or "novelty", for ensembles; or ``uncertainty(estimator, X)``
-        that returns an array of shape (n_samples,), higher where less sure.
+        that returns an array of shape (n_samples,), higher for less certain samples.
     max_novelty : float, default=None
-        Abstain from foreign samples, too: those whose ``novelty`` exceeds it, however sure the ensemble is. 0.95
-        costs about 5 % of the samples like the training data. ``coverage`` and ``accuracy`` speak of the other
-        samples then. For ensembles; None answers foreign samples like others.
+        Abstain from foreign samples, too: those whose ``novelty`` exceeds this value, however certain the ensemble
+        is. 0.95 rejects about 5 % of the samples like the training data. ``coverage`` and ``accuracy`` then refer to
+        the other samples. For ensembles only; None answers foreign samples like others.
     prefit : bool, default=False
-        Whether ``estimator`` is fitted and stays as it is; ``fit`` takes validation samples then, which it was not
-        trained on.
+        Whether ``estimator`` is fitted already and stays as it is; ``fit`` then requires validation samples, which
+        it was not trained on.
     abstention : object, default=None
         What ``predict`` returns for an unanswered sample: one value, which may not be a class. Predictions
         become an object array if numbers and strings (or None) have to mix. Scorers that compare predictions
         with classes, such as ``scoring="accuracy"``, fail on such arrays: leave ``scoring=None``, which takes
         ``score``, or choose a value like the classes, say -1 or "?", which then counts as an error.
     validation_fraction : float, default=0.2
-        Share of the training data held out to choose the threshold, where ``fit`` gets no validation data
-        and ``estimator`` is not frozen. In (0, 1); stratified where the classes allow it.
+        Share of the training data held out to choose the threshold, if ``fit`` gets no validation data
+        and ``estimator`` is not frozen. In (0, 1); stratified if the classes allow it.
     random_state : int, RandomState instance or None, default=None
         Seed of that split.
 
@@ -79,17 +79,17 @@ class SelectiveClassifier(DocumentedMixin, MetaEstimatorMixin, ClassifierMixin, 
     estimator_ : classifier
         The fitted classifier.
     threshold_ : float
-        Samples of a larger uncertainty are not answered; infinite if all are.
+        Samples of a larger uncertainty are not answered; infinite if all are answered.
     validation_coverage_ : float
-        Share of the validation samples answered; 1.0 if there were none.
+        Share of the validation samples answered; 1.0 without validation samples.
     validation_accuracy_ : float
-        Accuracy on them; NaN if there were none.
+        Accuracy on them; NaN without validation samples.
     classes_ : ndarray of shape (n_classes,)
         The classes, without the abstention.
     n_features_in_ : int
-        As of ``estimator_``, where it has it.
+        That of ``estimator_``, if it has the attribute.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        As of ``estimator_``, where it has it.
+        That of ``estimator_``, if it has the attribute.
 
     Notes
     -----
@@ -199,8 +199,8 @@ class SelectiveClassifier(DocumentedMixin, MetaEstimatorMixin, ClassifierMixin, 
         self._validate_params()
         if self.accuracy is not None and self.coverage < 1:
             raise ValueError(
-                f"coverage must be 1.0 where accuracy is given, got coverage={self.coverage} and "
-                f"accuracy={self.accuracy}. Ask for one of the two."
+                f"coverage must be 1.0 if accuracy is given, got coverage={self.coverage} and "
+                f"accuracy={self.accuracy}. Set only one of them."
             )
         if (X_val is None) != (y_val is None):
             raise ValueError("X_val and y_val must be given together, got one of them.")
@@ -497,7 +497,7 @@ class SelectiveClassifier(DocumentedMixin, MetaEstimatorMixin, ClassifierMixin, 
         if not isinstance(ensemble, BaseSVEClassifier):
             raise SavedModelError(
                 f"estimator must be a classifier of skve's to be {stored}, got a {type(ensemble).__name__}. Save "
-                f"others as scikit-learn's user guide says, for instance with skops."
+                f"others as scikit-learn's user guide describes, for instance with skops."
             )
         if callable(self._measure):
             raise SavedModelError(
@@ -567,7 +567,7 @@ class SelectiveClassifier(DocumentedMixin, MetaEstimatorMixin, ClassifierMixin, 
         if not known.any():
             raise ValueError(
                 f"max_novelty must leave validation samples to answer, but all exceed {self.max_novelty}. Raise it, "
-                f"or give validation samples like the training data."
+                f"or pass validation samples like the training data."
             )
         threshold, coverage, accuracy = choose_threshold(
             scores[familiar], correct[familiar], weight[familiar], coverage=self.coverage, accuracy=self.accuracy

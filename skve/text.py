@@ -28,8 +28,8 @@ class SVETextClassifier(BaseSVEClassifier):
     `sigma * exp(delta)`, and a head. The method is that of arXiv 2601.22068. Requires the extra `text`.
 
     X is a list, tuple, array or Series of strings, or a DataFrame with one column of them; for sentence pairs a
-    list of tuples `(first, second)` or a DataFrame with two columns. Texts may be empty. Where the tokenizer puts no
-    separator between the texts of a pair, as most decoders' tokenizers, they are joined by a line break.
+    list of tuples `(first, second)` or a DataFrame with two columns. Texts may be empty. If the tokenizer puts no
+    separator between the texts of a pair, as those of most decoders, they are joined by a line break.
 
     Parameters
     ----------
@@ -59,13 +59,13 @@ class SVETextClassifier(BaseSVEClassifier):
         How the features of a text's tokens become one vector for `head="linear"`: their mean, those of the first
         token, or those of the last token before the padding. `"auto"` takes the last for decoders, else the mean.
     head : {"linear", "lm"}, default="linear"
-        `"linear"`: a new linear head for each member. `"lm"`: the pretrained language-model head, read at the
-        first token of each class's label word, for few examples and multiple choice. Decoders are read after the
-        last token, so that a text is a prompt such as `"Great film! It was"`; encoders at the mask token. Each
-        member owns a copy of the rows that are read.
+        `"linear"`: a new linear head for each member. `"lm"`: the pretrained language-model head, whose logits of the
+        first token of each class's label word are used, for few examples and multiple choice. They are read after
+        the last token of decoders, so that a text is a prompt such as `"Great film! It was"`, and at the mask token
+        of encoders. Each member owns a copy of the label words' rows.
     label_words : array-like of str or dict, default=None
-        With `head="lm"`, the word of each class as it continues the text, usually with a space in front: in the
-        order of the sorted classes, or a dict from class to word. None takes a space and the name of the class.
+        With `head="lm"`, the word of each class as it continues the text, usually with a leading space: in the
+        order of the sorted classes, or a dict from class to word. None uses a space and the name of the class.
     multiple_choice : bool, default=False
         With `head="lm"`, whether each text lists its choices, on lines that begin with the label word and `.`, `)`
         or `:`. Classes that a text does not list have probability 0 and cannot be its label in `fit`.

@@ -156,13 +156,13 @@ def test__load_image_folder__empty_class__warning_names_it(tmp_path):
 
 def test__load_image_folder__images_beside_the_classes__warning_names_one(tmp_path):
     make(tmp_path, "a/1.png", "b/2.png", "3.png", "4.png", "notes.txt")
-    with pytest.warns(UserWarning, match=r"2 images, as '3\.png', lie beside .*Move them"):
+    with pytest.warns(UserWarning, match=r"2 images, as '3\.png', lie outside .*Move them"):
         assert len(load_image_folder(tmp_path)[0]) == 2
 
 
 def test__load_image_folder__parts_of_a_data_set__warning_says_which_folder_to_pass(tmp_path):
     make(tmp_path, "train/a/1.png", "test/a/2.png")
-    with pytest.warns(UserWarning, match=r"called \['test', 'train'\]\. Pass one of them as path"):
+    with pytest.warns(UserWarning, match=r"named \['test', 'train'\]\. Pass one of them as path"):
         load_image_folder(tmp_path)
 
 

@@ -288,7 +288,7 @@ def test__selective__failed_fit__leaves_the_fitted_state(digits):
         ({"uncertainty": "entropy"}, "'uncertainty' parameter"),
         ({"validation_fraction": 1.0}, "'validation_fraction' parameter"),
         ({"estimator": LinearSVC()}, "'estimator' parameter"),
-        ({"coverage": 0.8, "accuracy": 0.9}, "coverage must be 1.0 where accuracy is given"),
+        ({"coverage": 0.8, "accuracy": 0.9}, "coverage must be 1.0 if accuracy is given"),
     ],
 )
 def test__fit__bad_parameter__value_error_names_it(params, message, digits):

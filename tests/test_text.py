@@ -446,7 +446,7 @@ def test__embedded_tokenizer__broken__value_error_names_the_backbone(tmp_path, c
     files = {**loaded._state.spec.files, "tokenizer.json": content}
     loaded._state = dataclasses.replace(loaded._state, spec=dataclasses.replace(loaded._state.spec, files=files))
     with pytest.raises(
-        ValueError, match=r"(?i)the embedded backbone .* could not be rebuilt with .* Take a whole copy"
+        ValueError, match=r"(?i)the embedded backbone .* could not be rebuilt with .* Use a complete copy"
     ):
         loaded.predict(TEXTS)
 

@@ -311,8 +311,8 @@ def without_wrapper(module):
     prompts = [config for config in getattr(module, "peft_config", {}).values() if config.is_prompt_learning]
     if prompts:
         raise BackboneError(
-            f"backbone must be a model whose own weights are adapted, got one with {type(prompts[0]).__name__}, "
-            f"whose prompts stand in front of the inputs. Use another method of PEFT, such as LoRA."
+            f"backbone must be a model whose own weights can be adapted, got one with {type(prompts[0]).__name__}, "
+            f"which adds prompts before the inputs. Use another method of PEFT, such as LoRA."
         )
     return model_of_transformers(module)
 

@@ -62,7 +62,8 @@ def check_rebuilt(backbone, spec):
     if wrong:
         raise BackboneError(
             f"The embedded backbone {spec.description['name']!r} must have the weights that its description names, "
-            f"got others. Take a whole copy of the saved model, or pass the weights: skve.load(folder, backbone=...)."
+            f"got others. Use a complete copy of the saved model, or pass the weights: "
+            f"skve.load(folder, backbone=...)."
         )
     return backbone
 
@@ -118,8 +119,8 @@ class _Bounded(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         self._calls_left -= 1
         if self._calls_left < 0:
-            raise _TooLargeError("the network has more layers than weights came")
+            raise _TooLargeError("the network has more layers than there are weights")
         result = func(*args, **(kwargs or {}))
         if isinstance(result, torch.Tensor) and result.numel() * result.element_size() > self._room:
-            raise _TooLargeError(f"a tensor of shape {tuple(result.shape)} is larger than all weights that came")
+            raise _TooLargeError(f"a tensor of shape {tuple(result.shape)} is larger than all weights together")
         return result

@@ -266,7 +266,7 @@ def _load_timm(spec, name, image_size):
         if "No pretrained weights" in message:
             raise BackboneError(
                 f"backbone must be a model with pretrained weights, got {spec!r}, for which timm has none. "
-                f"Name a tag that has, or a file as in '{spec}@weights.safetensors'."
+                f"Name a tag that has some, or a file as in '{spec}@weights.safetensors'."
             ) from error
         raise BackboneError(
             f"backbone must be a model that timm can load, got {spec!r}: {words_of(error)}. {_CHOOSE}"
@@ -309,8 +309,8 @@ def _load_file(spec, architecture, file, image_size):
     if keys.missing_keys or extra:
         raise BackboneError(
             f"backbone must name the weights of a {architecture}, got {spec!r}, where {len(keys.missing_keys)} are "
-            f"missing ({', '.join(keys.missing_keys[:3])}) and {len(extra)} belong to nothing "
-            f"({', '.join(extra[:3])}). Name the architecture that they are of."
+            f"missing ({', '.join(keys.missing_keys[:3])}) and {len(extra)} are unexpected "
+            f"({', '.join(extra[:3])}). Name the architecture of these weights."
         )
     description = {"kind": "file", "name": spec, "architecture": architecture}
     return freeze(module.float(), description, image_preprocess(module, image_size), image_features)
@@ -335,7 +335,7 @@ def _build_embedded(spec, size):
     if difference and size != fitted_size:
         raise BackboneError(
             f"image_size must be {fitted_size}, which the embedded weights are for, got {size}. Set it, or set "
-            f"backbone to where the original weights are."
+            f"backbone to the location of the original weights."
         )
     if difference:
         raise BackboneError(

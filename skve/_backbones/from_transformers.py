@@ -281,7 +281,7 @@ def _from_embedded(spec, head, dtype):
     if head == "linear" and architecture.endswith("LM"):
         raise BackboneError(
             f"head must be 'lm' for the backbone {name!r}, which was embedded for that, got 'linear'. Keep it, or "
-            f"set backbone to where the original weights are."
+            f"set backbone to the location of the original weights."
         )
     try:
         return check_rebuilt(_rebuild(spec, head, dtype, transformers), spec)
@@ -291,7 +291,7 @@ def _from_embedded(spec, head, dtype):
         saved_by = str(spec.description["config"].get("transformers_version", "another version"))
         raise BackboneError(
             f"The embedded backbone {name!r}, saved with transformers {saved_by:.20}, could not be rebuilt with "
-            f"{transformers.__version__}: {type(error).__name__}: {words_of(error)}. Take a whole copy of the "
+            f"{transformers.__version__}: {type(error).__name__}: {words_of(error)}. Use a complete copy of the "
             f"saved model, install that version, or pass the backbone: skve.load(folder, backbone=...)."
         ) from error
 
@@ -313,7 +313,7 @@ def _rebuild(spec, head, dtype, transformers):
         if difference:
             raise BackboneError(
                 f"The embedded weights must fit the configuration of {spec.description['name']!r}, got others: "
-                f"{difference}. Take a whole copy of the saved model, or pass the backbone: "
+                f"{difference}. Use a complete copy of the saved model, or pass the backbone: "
                 f"skve.load(folder, backbone=...)."
             )
         module = build()
@@ -557,7 +557,7 @@ def configure(backbone, *, pooling, max_length, truncation_side, label_words=Non
     limit = _length_limit(backbone.module, tokenizer)
     if max_length is not None and max_length > limit:
         raise BackboneError(
-            f"max_length must not exceed {limit}, the tokens that this backbone takes, got {max_length}."
+            f"max_length must not exceed {limit}, the number of tokens that this backbone supports, got {max_length}."
         )
     masked = label_words is not None and not is_causal(config)
     if masked and tokenizer.mask_token_id is None:

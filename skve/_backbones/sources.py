@@ -87,8 +87,8 @@ def hub_unreachable(spec, ways, error, bundled):
     meant = [f"'bundled:{name}'" for name in bundled if name == spec.rpartition("/")[2]]
     hint = f"Did you mean {meant[0]}? " if meant else ""
     return HubError(
-        f"backbone must be on this machine where the model hub cannot be reached, got {spec!r}. {hint}Ways out "
-        f"without a network: {ways}; or fill the hub's cache folder on a machine with a network and set HF_HOME to "
+        f"backbone must be on this machine if the model hub cannot be reached, got {spec!r}. {hint}Without "
+        f"a network, use {ways}; or fill the hub's cache folder on a machine with a network and set HF_HOME to "
         f"it. The hub said: {words_of(error)}."
     )
 

@@ -150,8 +150,8 @@ class MemberRule:
         options = self.options
         if options["folds"] not in (None, "auto") and options["folds"] > n_members:
             raise ValueError(
-                f"folds in ensemble_params must be at most n_members={n_members}, so that a member leaves out each, "
-                f"got {options['folds']}."
+                f"folds in ensemble_params must be at most n_members={n_members}, so that some member leaves out "
+                f"each fold, got {options['folds']}."
             )
         if options["diversity"] == 0:
             return

@@ -55,7 +55,7 @@ class Head:
         if features.shape[-1] != self.n_features:
             raise ValueError(
                 f"The backbone must return {self.n_features} features, as in fit, got {features.shape[-1]}. Fit "
-                f"again, or load the model from a whole copy."
+                f"again, or load the model from a complete copy."
             )
         outputs = F.linear(features.float(), member[HEAD + "weight"], member[HEAD + "bias"])
         return self.likelihood.logits(outputs, impossible)

@@ -46,7 +46,7 @@ class LinearHeads(MemberRule):
         """
         if len(weights) > 1 and torch.equal(weights, weights[:1].expand_as(weights)):
             warn(
-                f"All {len(weights)} members are the same head, without epistemic uncertainty, as each is the one "
+                f"All {len(weights)} members are the same head, without epistemic uncertainty: each is the only "
                 f"optimum for the same samples. Set bootstrap='bayesian' in ensemble_params, or n_members=1."
             )
         strength = problem.best_strength()

@@ -81,7 +81,7 @@ def check_document(document, estimator, tensors):
 
 def _check(name, good):
     if not good:
-        raise ValueError(f"{name!r} is not what save writes. Take a whole copy.")
+        raise ValueError(f"{name!r} is not what save writes. Use a complete copy.")
 
 
 def _is_finite(value):

@@ -499,7 +499,7 @@ def _read_json(path):
     """Return what a file of JSON holds."""
     size = path.stat().st_size
     if size > _LARGEST_DOCUMENT:
-        raise SavedModelError(f"{path} must not exceed {_LARGEST_DOCUMENT} bytes, got {size}. Take a whole copy.")
+        raise SavedModelError(f"{path} must not exceed {_LARGEST_DOCUMENT} bytes, got {size}. Use a complete copy.")
     try:
         return json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -523,8 +523,8 @@ def _read_document(path):
         )
     if document.get("sha256") != digest:
         raise SavedModelError(
-            f"{path} is damaged or altered: its content does not have the SHA-256 that it names. Take a whole copy; "
-            f"parameters are changed by set_params on the loaded estimator."
+            f"{path} is damaged or altered: its content does not have the SHA-256 that it names. Use a complete "
+            f"copy; parameters are changed by set_params on the loaded estimator."
         )
     return document
 
@@ -542,10 +542,10 @@ def _read_checked(folder, file, sha256):
         )
     path = folder / file
     if not path.is_file():
-        raise SavedModelError(f"{path} is missing. Take a whole copy of the model.")
+        raise SavedModelError(f"{path} is missing. Use a complete copy of the model.")
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != sha256:
         raise SavedModelError(
-            f"{path} is truncated or altered: its SHA-256 is not the one in {DOCUMENT}. Take a whole copy."
+            f"{path} is truncated or altered: its SHA-256 is not the one in {DOCUMENT}. Use a complete copy."
         )
     return data

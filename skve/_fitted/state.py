@@ -167,7 +167,7 @@ class FittedState:
         if now != then:
             raise ValueError(
                 f"The backbone {self.backbone['name']!r} must have the weights of the fit (SHA-256 {then[:12]}...), "
-                f"but they have changed since, got {now[:12]}.... Bring back the fitted weights, or fit again."
+                f"but they have changed since, got {now[:12]}.... Restore the fitted weights, or fit again."
             )
 
     def _check_bases(self, rule):
@@ -180,7 +180,7 @@ class FittedState:
             if abs(fingerprint - self.fingerprints[layer]) > 1e-4:
                 raise ValueError(
                     f"The singular vectors of layer {layer!r} must be those of the fit, but those computed on this "
-                    f"machine differ: the linear-algebra library of one of the two is at fault, or the model was "
+                    f"machine differ: one of the two linear-algebra libraries is wrong, or the model was "
                     f"altered. Fit again here."
                 )
 

@@ -72,7 +72,7 @@ def decode_file(source, where):
                 _check_scans(image.fp)
             return to_rgb(image, where)
     except FileNotFoundError:
-        raise ValueError(f"{where} must be a file, got a path where there is none. Check the path.") from None
+        raise ValueError(f"{where} must be a file, got a path that does not exist. Check the path.") from None
     except (RefusedError, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -143,8 +143,8 @@ def _refusal(error, problem, hint=""):
     """Return the error for whatever was raised: an image is not to blame for what the system says."""
     if isinstance(error, OSError) and error.errno not in _BROKEN:
         return RefusedError(
-            f"{problem} that the system lets be read, got its error: {error.strerror}. Keep the image, see to the "
-            f"disk, the memory, the number of open files and who may read it, and try again."
+            f"{problem} that the system lets be read, got its error: {error.strerror}. Keep the image, check the "
+            f"disk, the memory, the number of open files and the permissions, and try again."
         )
     return RefusedError(
         f"{problem}, got content that cannot be read as one: {_first_line(error)}. Replace it or leave it out.{hint}"
@@ -164,8 +164,8 @@ def to_rgb(image, where):
         rgb = Image.fromarray(from_16_bits(np.asarray(image)))
     elif mode in ("I", "F") or mode.startswith("I;"):  # Pillow would cut off what exceeds 255
         raise RefusedError(
-            f"{where} must have pixels of 1, 8 or 16 bits, got 32 bits (mode {mode!r}), of which nothing says what "
-            f"is white. Scale it to 0 to 255, as in Image.fromarray(np.uint8(np.asarray(image) / white * 255))."
+            f"{where} must have pixels of 1, 8 or 16 bits, got 32 bits (mode {mode!r}), whose value of white is "
+            f"not known. Scale it to 0 to 255, as in Image.fromarray(np.uint8(np.asarray(image) / white * 255))."
         )
     else:
         # Palettes with transparency go by way of RGBA: the same colours without a warning.
@@ -212,8 +212,8 @@ def from_array(pixels, float_scale, where):
     if pixels.dtype.kind == "f":
         if float_scale == 1 and pixels.max() > ONE:
             raise ValueError(
-                f"{where} must have float pixels from 0 to 1 as in fit, got {pixels.max():g}. Bring all images to "
-                f"one scale, or to uint8."
+                f"{where} must have float pixels from 0 to 1 as in fit, got {pixels.max():g}. Use one scale for "
+                f"all images, or convert them to uint8."
             )
         scale = float_scale or (1 if pixels.max() <= ONE else 255)
         pixels = np.rint(np.clip(pixels / scale, 0, 1) * 255).astype(np.uint8)

@@ -149,7 +149,7 @@ class _Resized:
         if self._sides[0] * self._sides[1] > self._limit:
             raise ValueError(
                 f"preprocess_['crop_pct'] must leave a resized image at most {self._limit} pixels, got {crop_pct!r} "
-                f"for an input of {sides[0]} x {sides[1]} pixels. See to the configuration of the backbone."
+                f"for an input of {sides[0]} x {sides[1]} pixels. Check the configuration of the backbone."
             )
 
     def check(self, size, where):

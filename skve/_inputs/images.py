@@ -136,7 +136,7 @@ def check_images(X, *, image_shape=None, float_scale=None, learn=True):
         if ONE < largest < 64:
             warn(
                 f"The float pixels of X reach only {largest:g} and are taken as 0 to 255: nearly black. "
-                f"Bring them to 0 to 1 if that is not meant."
+                f"Rescale them to 0 to 1 if that is not intended."
             )
     elif float_scale == 255 and 0 < largest <= ONE and any((array != np.rint(array)).any() for array in floats):
         raise ValueError(
@@ -162,8 +162,8 @@ def _unwrap(X, image_shape):
         raise TypeError(f"X must be a list of images, got one {kind}. Pass [X].")
     if _is_torch_dataset(X):
         raise TypeError(
-            f"X must be {ACCEPTED}, got a torch {kind}. Pass what it reads instead; X = [image for image, label in "
-            f"dataset] makes a list of it."
+            f"X must be {ACCEPTED}, got a torch {kind}. Pass the images instead; X = [image for image, label in "
+            f"dataset] makes a list of them."
         )
     if is_frame(X):
         if X.shape[1] != 1 and image_shape is None:
@@ -337,7 +337,7 @@ def _check_16_bits(arrays, learn):
     if learn and 0 < largest < 2**14:
         warn(
             f"The uint16 pixels of X reach only {largest} and are taken as 0 to 65535: nearly black. "
-            f"Stretch them, as in X * (65535 // {largest}), if that is not meant."
+            f"Stretch them, as in X * (65535 // {largest}), if that is not intended."
         )
 
 
@@ -350,12 +350,12 @@ def _check_path(path, where):
             f"them."
         )
     if os.path.exists(path):  # and is neither; it could block for ever, or never end
-        raise ValueError(f"{where} must be a file, got a pipe, a socket or a device. Pass what it gives as bytes.")
+        raise ValueError(f"{where} must be a file, got a pipe, a socket or a device. Pass its content as bytes.")
     if os.path.islink(path):
-        raise ValueError(f"{where} must be a file, got a link that leads to none. Mend the link, or pass its target.")
+        raise ValueError(f"{where} must be a file, got a broken link. Repair it, or pass its target.")
     remedy = "Check the path."
     if os.fsdecode(path).startswith("~"):
         remedy = "'~' is not expanded, use Path.expanduser()."
     elif "://" in os.fsdecode(path):
         remedy = "Addresses are not read, save the image in a file first."
-    raise ValueError(f"{where} must be a file, got a path where there is none. {remedy}")
+    raise ValueError(f"{where} must be a file, got a path that does not exist. {remedy}")

@@ -119,7 +119,7 @@ def _of_one_kind(values, name, strings):
             first.setdefault(kinds[type(label)], f"{name}[{index}] = {label!r:.60}")
         shown = " and ".join(f"{kind}s ({example})" for kind, example in first.items())
         raise ValueError(
-            f"{name} must hold labels of one kind, got {shown}. Bring them to one, as by list(map(str, {name}))."
+            f"{name} must hold labels of one kind, got {shown}. Convert them to one, as by list(map(str, {name}))."
         )
     kind = "float" if "float" in found else next(iter(found), "string")
     if kind == "string":
@@ -195,8 +195,8 @@ def encode_labels(y, classes, *, name="y", classes_name="the classes"):
     if unknown:
         shown = f"{classes[:5].tolist()}{'...' if len(classes) > 5 else ''}"
         raise ValueError(
-            f"{name} must hold labels that are among {classes_name} {shown}, got {unknown[:5]}. Leave their samples "
-            f"out, or fit anew; partial_fit requires all classes in its first call."
+            f"{name} must hold labels that are among {classes_name} {shown}, got {unknown[:5]}. Leave out their "
+            f"samples, or fit again; partial_fit requires all classes in its first call."
         )
     return np.array(places, np.intp)[codes]
 

@@ -127,11 +127,11 @@ def _check_text(item, where):
             item.encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"{where} must be valid Unicode, got {_show(item)}: {error}. Take such characters out."
+                f"{where} must be valid Unicode, got {_show(item)}: {error}. Remove such characters."
             ) from None
         return plain_str(item)
     if _is_missing(item):
-        raise ValueError(f"{where} must be a text, got {item!r}. Fill missing texts in, or drop them.")
+        raise ValueError(f"{where} must be a text, got {item!r}. Fill in missing texts, or drop them.")
     hint = ""
     if isinstance(item, list):
         hint = " A sentence pair is a tuple (first, second); join tokens with ' '.join."

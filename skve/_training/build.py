@@ -126,7 +126,7 @@ def trace_layers(
             f"{', '.join(name for name in skipped if skipped[name] == reason)} ({reason})"
             for reason in dict.fromkeys(skipped.values())
         )
-        warn(f"These layers are left as they are: {reasons}.")
+        warn(f"These layers are not adapted: {reasons}.")
     return rule, traced, dataclasses.replace(selection, sites=sites, skipped=skipped)
 
 
@@ -192,7 +192,7 @@ def _warn_of_equal_members(rule, n_members, n_samples, batch_size):
         remedies.append(f"a batch_size below the {n_samples} samples, which are one batch")
     if remedies:
         warn(
-            f"All {n_members} members start alike and see the same batches: they will be one and the same, without "
+            f"All {n_members} members start alike and see the same batches: they will be identical, without "
             f"epistemic uncertainty. Set {' and '.join(remedies)}, or bootstrap=True."
         )
 
@@ -206,12 +206,12 @@ def _earlier_members(start, plan, rule, n_members):
     for name, before, now in compared:
         if before != now:
             raise ValueError(
-                f"{name} must stay {before!r} where a fit goes on from the last one, got {now!r}. Set "
+                f"{name} must stay {before!r} if a fit continues the previous one, got {now!r}. Set "
                 f"warm_start=False or use a clone."
             )
     if start.backbone["sha256"] != plan.backbone["sha256"]:
         raise ValueError(
-            "The backbone must have the same weights where a fit goes on from the last one, got other ones. Set "
+            "The backbone must have the same weights if a fit continues the previous one, got other ones. Set "
             "warm_start=False or use a clone."
         )
     members = start.members(rule.backbone.device)
@@ -228,7 +228,7 @@ def assemble(design, rule, head, members, traced, selection, pipeline):
     checkpoints = layer_selection.blocks(backbone.module, candidates) if design.activation_checkpointing else ()
     if design.activation_checkpointing and not checkpoints:
         warn(
-            f"activation_checkpointing=True changes nothing: the backbone {backbone.description['name']!r} has no "
+            f"activation_checkpointing=True has no effect: the backbone {backbone.description['name']!r} has no "
             f"numbered blocks (modules in a ModuleList or Sequential with two weights or more)."
         )
     size = min(design.batch_size, len(pipeline)) * pipeline.mean_size

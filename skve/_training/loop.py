@@ -117,7 +117,7 @@ def train(ensemble, train_batches, valid_batches, settings, *, callbacks=None, v
                 done, planned = course.epochs(n_complete), course.epochs(course.n_rounds)
                 warn(
                     f"The training of {n_cycles} snapshots was interrupted after {done:.4g} of {planned:.4g} epochs: "
-                    f"members of cycles that did not end are one and the same network."
+                    f"the members of unfinished cycles are the same network."
                 )
         net.notify("on_train_end", X=train_batches, y=valid_batches)  # early stopping brings back the best state
     arrays = ensemble.arrays()
@@ -139,12 +139,11 @@ def check_callbacks(callbacks):
 def _check_cycles(n_cycles, n_steps, settings):
     if n_cycles > 1 and settings.early_stopping:
         raise ValueError(
-            "early_stopping must be False where snapshots are taken all along a training, which has to run to its "
-            "end, got True."
+            "early_stopping must be False for snapshots, which are taken throughout the training, got True."
         )
     if n_steps < n_cycles:
         raise ValueError(
-            f"n_members must be at most the number of training steps where members are snapshots, got {n_cycles} "
+            f"n_members must be at most the number of training steps for snapshots, got {n_cycles} "
             f"for {n_steps} steps. Lower n_members or batch_size, or raise max_epochs or max_steps."
         )
 
@@ -405,7 +404,7 @@ def _check_gradients(ensemble):
     if dead:
         raise ValueError(
             f"Gradients must reach what members own of each layer, got none for {', '.join(dict.fromkeys(dead))}: "
-            f"the backbone computes these layers in a way that skve does not see. Leave them out with layers."
+            f"the backbone computes these layers in a way that skve does not detect. Exclude them with layers."
         )
     weights = [key for key in ensemble.keys if key.startswith(WEIGHTS) and is_trained(key)]
     if weights and set(weights) <= set(without):

@@ -59,7 +59,7 @@ def solve(ensemble, train, train_batches, valid_batches, settings, *, weights, s
     """
     check_callbacks(callbacks or [])
     if callbacks:
-        warn("callbacks have no effect on an ensemble that is solved in one go. Set callbacks=None.")
+        warn("callbacks have no effect on an ensemble that is solved directly. Set callbacks=None.")
     if verbose:
         report_progress("skve: solving the heads")
     n_members, likelihood = len(ensemble.members), ensemble.head.likelihood

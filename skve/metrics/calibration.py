@@ -1,4 +1,4 @@
-"""Calibration: does a confidence of 0.8 mean right 80 times in a hundred?"""
+"""Calibration: is a confidence of 0.8 correct 80 % of the time?"""
 
 from dataclasses import dataclass
 from numbers import Real
@@ -204,7 +204,7 @@ def expected_calibration_error(
     check_choice(norm, ("l1", "l2", "max"), name="norm")
     n_bins = check_count(n_bins, name="n_bins")
     if debias and norm != "l2":
-        raise ValueError(f"norm must be 'l2' where debias is set, got {norm!r}.")
+        raise ValueError(f"norm must be 'l2' if debias is set, got {norm!r}.")
     columns, y_proba, sample_weight = check_targets(y_true, y_proba, labels, sample_weight)
     gaps = [
         _gap(_bins(confidence, happened, n_bins, strategy, sample_weight), norm, debias)

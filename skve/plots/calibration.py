@@ -25,7 +25,7 @@ from skve.plots._style import (
 class ReliabilityDisplay:
     """Reliability diagram: accuracy against confidence, with the number of samples below.
 
-    On the diagonal a confidence of 0.8 is right 80 times in a hundred; below it the model is over-confident.
+    On the diagonal a confidence of 0.8 is correct 80 % of the time; below it the model is overconfident.
     Use :meth:`from_estimator` or :meth:`from_predictions` to make one.
 
     Parameters

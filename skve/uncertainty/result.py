@@ -21,10 +21,10 @@ _SUMMARY = ("total", "aleatoric", "epistemic", "novelty", "confidence")  # what 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Uncertainty:
-    """How unsure an ensemble is about each sample, by every measure of this module.
+    """The uncertainty of an ensemble about each sample, by every measure of this module.
 
-    Two questions, two numbers: `total` ranks samples by how likely the answer is wrong, `novelty` by how unlike the
-    training data the sample is. Entropies and divergences are in nats. All but `margin` and `confidence` grow with
+    `total` ranks samples by how likely the answer is wrong, and `novelty` by how unlike the training data the sample
+    is. Entropies and divergences are in nats. All measures but `margin` and `confidence` grow with the
     uncertainty. Indexing selects samples: ``u[3]``, ``u[:10]``, ``u[u.novelty > 0.95]``.
 
     Attributes
@@ -46,13 +46,13 @@ class Uncertainty:
     margin : ndarray of shape (n_samples,)
         Difference between the two largest mean probabilities: :func:`margin`.
     confidence : ndarray of shape (n_samples,)
-        Largest probability of the (calibrated, where there is one) prediction: :func:`max_probability`.
+        Largest probability of the prediction, after calibration if there is one: :func:`max_probability`.
     novelty : ndarray of shape (n_samples,)
         Share of the training samples that lie nearer to the rest of the training data than this sample does, 0 to
-        1. Above 0.95 lie about 5 % of the samples like the training data, and most foreign ones. Grows strictly
-        with the distance. NaN where only probabilities are known, and for models saved by skve 0.1: fit again.
+        1. About 5 % of the samples like the training data exceed 0.95, and most foreign ones do. Increases strictly
+        with the distance. NaN if only probabilities are known, and for models saved by skve 0.1: fit these again.
     prediction : ndarray of shape (n_samples,), or None
-        The predicted classes, where they are known.
+        The predicted classes, if they are known.
 
     Examples
     --------
@@ -193,7 +193,7 @@ class Uncertainty:
         Parameters
         ----------
         index : array-like of length n_samples, default=None
-            Names of the rows. By default the index of `X`, where it is a Series or a DataFrame, else numbers.
+            Names of the rows. By default the index of `X` if it is a Series or a DataFrame, else numbers.
         X : array-like of length n_samples, default=None
             The samples. Texts and paths become the first column, "X"; of a DataFrame, all its columns come first.
             Other kinds, such as pixels, are left out.
@@ -201,7 +201,7 @@ class Uncertainty:
         Returns
         -------
         pandas.DataFrame of shape (n_samples, n_columns)
-            What is known of the samples, the prediction where it is known, and the measures.
+            The samples as described above, the prediction if it is known, and the measures.
 
         Raises
         ------
@@ -253,14 +253,14 @@ def predict_uncertainty(estimator: Any, X: Any) -> Uncertainty:
     Parameters
     ----------
     estimator : fitted estimator
-        Has ``predict_uncertainty(X)``, or wraps an estimator that has.
+        Has ``predict_uncertainty(X)``, or wraps an estimator that has it.
     X : array-like or list of length n_samples
         Samples, of the kind that ``estimator.predict`` takes.
 
     Returns
     -------
     Uncertainty
-        Behind a calibration, `confidence` and `prediction` are those of the calibrated prediction; all else
+        With a calibration, `confidence` and `prediction` are those of the calibrated prediction; everything else
         describes the uncalibrated members.
 
     Raises

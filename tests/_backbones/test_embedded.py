@@ -64,8 +64,8 @@ def test__misfit__own_arrays__none():
     [
         (lambda: nn.Linear(3, 5), r"bias must have shape \(5,\), got shape \(4,\)"),
         (lambda: nn.Linear(3, 4, bias=False), r"bias must have none, got shape \(4,\)"),
-        (lambda: nn.Linear(10**6, 10**6), "larger than all weights that came"),
-        (lambda: nn.Sequential(*(nn.Linear(1, 1) for _ in range(10**9))), "more layers than weights came"),
+        (lambda: nn.Linear(10**6, 10**6), "larger than all weights together"),
+        (lambda: nn.Sequential(*(nn.Linear(1, 1) for _ in range(10**9))), "more layers than there are weights"),
     ],
     ids=["wider", "without bias", "huge", "deep"],
 )
@@ -109,7 +109,7 @@ def test__image__size_of_a_stranger__refused_before_it_is_built(image_spec, no_l
     [
         ({"hidden_size": 120_000}, "must fit the configuration|larger than all weights"),
         ({"vocab_size": 10**9}, "larger than all weights|must fit"),
-        ({"num_hidden_layers": 9_000}, "more layers than weights came"),
+        ({"num_hidden_layers": 9_000}, "more layers than there are weights"),
         ({"num_hidden_layers": 10**12}, "num_hidden_layers of the embedded backbone must not exceed 10000"),
         ({"max_position_embeddings": 10**12}, "larger than all weights"),
         (

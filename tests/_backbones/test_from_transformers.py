@@ -367,7 +367,7 @@ def test__pair__weights_changed_behind_autograd__loaded_anew():
 
 
 def test__activation_checkpointing__backbone_without_blocks__warned():
-    with pytest.warns(UserWarning, match="activation_checkpointing=True changes nothing") as caught:
+    with pytest.warns(UserWarning, match="activation_checkpointing=True has no effect") as caught:
         fit((PlainTextModel(), make_toy_tokenizer()), activation_checkpointing=True)
     assert caught[0].filename == __file__
 
@@ -640,7 +640,7 @@ def test__pair__prompts_in_front_of_the_inputs__refused():
 
     model = Wrapped(transformers.BertForSequenceClassification(make_toy_text_backbone("bert")[0].config))
     model.peft_config = {"default": Config()}
-    with pytest.raises(ValueError, match="whose own weights are adapted, got one with Config"):
+    with pytest.raises(ValueError, match="whose own weights can be adapted, got one with Config"):
         load_text_backbone((model, make_toy_tokenizer()))
 
 

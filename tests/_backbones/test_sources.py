@@ -103,9 +103,7 @@ def test__hub__forgotten_prefix__one_attempt_and_the_bundled_name_suggested(atte
 
 def test__hub_unreachable__other_name__no_suggestion():
     message = str(sources.hub_unreachable("resnet18", "this or that", OSError("no"), BUNDLED))
-    assert message.startswith(
-        "backbone must be on this machine where the model hub cannot be reached, got 'resnet18'. "
-    )
+    assert message.startswith("backbone must be on this machine if the model hub cannot be reached, got 'resnet18'. ")
     assert "Did you mean" not in message
 
 

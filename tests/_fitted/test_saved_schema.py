@@ -68,7 +68,7 @@ def test__check_document__as_saved__accepted(saved):
     ids=str,
 )
 def test__check_document__value_that_save_does_not_write__value_error(path, value, saved):
-    with pytest.raises(ValueError, match=r"must|is not what save writes\. Take a whole copy\."):
+    with pytest.raises(ValueError, match=r"must|is not what save writes\. Use a complete copy\."):
         check_document(*changed(saved, *path, value=value))
 
 

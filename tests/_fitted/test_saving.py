@@ -559,7 +559,7 @@ def test__load__json_altered_without_its_hash__refused_unless_it_says_the_same(f
     if entry == "whitespace":
         assert np.array_equal(skve.load(folder).predict_proba(images[0]), fitted.predict_proba(images[0]))
     else:
-        with pytest.raises(ValueError, match=r"skve\.json is damaged or altered: .*\. Take a whole copy"):
+        with pytest.raises(ValueError, match=r"skve\.json is damaged or altered: .*\. Use a complete copy"):
             skve.load(folder)
 
 

@@ -135,7 +135,7 @@ def test__decode_file__16_bit_colours__within_one_of_divided_by_257():
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test__decode_file__32_bits__refused_with_remedy(mode):
     values = SIXTEEN.astype(np.int32 if mode == "I" else np.float32) * 3
-    assert f"got 32 bits (mode '{mode}'), of which nothing says what is white. Scale it to 0 to 255" in refused(
+    assert f"got 32 bits (mode '{mode}'), whose value of white is not known. Scale it to 0 to 255" in refused(
         encoded(Image.fromarray(values), "TIFF")
     )
 
@@ -419,7 +419,7 @@ def test__decode_file__pipe_or_device__refused_before_it_is_opened(tmp_path):
 
 def test__check_images__link_to_itself__called_a_link(tmp_path):
     (tmp_path / "link.png").symlink_to(tmp_path / "link.png")
-    assert "must be a file, got a link that leads to none" in refused(tmp_path / "link.png")
+    assert "must be a file, got a broken link" in refused(tmp_path / "link.png")
 
 
 @pytest.mark.parametrize("behind", [b"", b"\xff", b"\xff\xda" * 2000])

@@ -374,7 +374,7 @@ VALUE_ERRORS = {
     "two columns of strings": (np.array([["a.png", "b.png"]]), r"one column .*, got shape \(1, 2\)"),
     "no such file": (
         ["no_such_file.png"],
-        r"X\[0\] = 'no_such_file.png' must be a file, got a path where there is none",
+        r"X\[0\] = 'no_such_file.png' must be a file, got a path that does not exist",
     ),
     "32-bit PIL image": (
         [Image.fromarray(GREY[0].astype(np.int32))],
@@ -410,7 +410,7 @@ TYPE_ERRORS = {
     "one PIL image": (Image.fromarray(COLOUR[0]), "got one Image"),
     "dictionary": ({"image": COLOUR}, "got a dict"),
     "generator": ((image for image in COLOUR), "got a generator"),
-    "dataset": (Pairs(), r"got a torch Pairs. Pass what it reads instead; .*image for image, label in dataset"),
+    "dataset": (Pairs(), r"got a torch Pairs. Pass the images instead; .*image for image, label in dataset"),
     "subset": (torch.utils.data.Subset(Pairs(), [0]), "got a torch Subset"),
     "loader": (torch.utils.data.DataLoader(Pairs()), "got a torch DataLoader"),
     "missing image": ([COLOUR[0], None], r"X\[1\] must be a path, PIL image or array, got None, a NoneType"),
@@ -482,7 +482,7 @@ def test__image_sequence__directory__value_error(tmp_path):
 def test__image_sequence__file_gone_after_the_check__value_error(paths):
     sequence = check_images(paths)
     paths[0].unlink()
-    with pytest.raises(ValueError, match=r"X\[0\] = '.*image0.png' must be a file, got a path where there is none"):
+    with pytest.raises(ValueError, match=r"X\[0\] = '.*image0.png' must be a file, got a path that does not exist"):
         sequence[0]
 
 
@@ -518,7 +518,7 @@ def test__predict__float_images__as_the_same_uint8_images(images, scale):
 def test__predict__other_float_scale__value_error_names_the_index(images):
     X, y = images
     classifier = toy_classifier().fit(X / 255, y)
-    with pytest.raises(ValueError, match=r"X\[0\] must have float pixels from 0 to 1 as in fit, got .* Bring"):
+    with pytest.raises(ValueError, match=r"X\[0\] must have float pixels from 0 to 1 as in fit, got .* Use one"):
         classifier.predict(X.astype(float))
 
 

@@ -77,7 +77,7 @@ def test__check_texts__pairs__both_sentences(X):
 @pytest.mark.parametrize(
     ("bad", "error", "message"),
     [
-        (None, ValueError, "X[2] must be a text, got None. Fill missing texts in, or drop them."),
+        (None, ValueError, "X[2] must be a text, got None. Fill in missing texts, or drop them."),
         (float("nan"), ValueError, "X[2] must be a text, got nan."),
         (pd.NA, ValueError, "X[2] must be a text, got <NA>."),
         (3, TypeError, "X[2] must be a string, got 3, a int."),

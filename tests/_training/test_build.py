@@ -95,7 +95,7 @@ def test__select_layers__rules_without_a_choice_of_layers__none(ensemble, n_site
 
 
 def test__trace_layers__a_layer_without_effect__left_as_it_is_with_a_warning():
-    with pytest.warns(UserWarning, match=r"left as they are: unused \(the features do not depend on it\)\.$"):
+    with pytest.warns(UserWarning, match=r"not adapted: unused \(the features do not depend on it\)\.$"):
         _, plan = made(HasUnused())
     assert plan.layers == ("fc1", "fc2")
 
@@ -107,7 +107,7 @@ def test__trace_layers__only_layers_without_effect__value_error():
 
 def test__trace_layers__layers_that_cannot_be_selected__named_only_where_all_were_asked_for(recwarn):
     assert build.select_layers(DESIGN, make_backbone(Tied())).skipped.keys() == {"first", "second"}
-    with pytest.warns(UserWarning, match="left as they are: first, second"):
+    with pytest.warns(UserWarning, match="not adapted: first, second"):
         made(Tied())
     recwarn.clear()
     made(Tied(), layers=["free"])
@@ -170,7 +170,7 @@ def test__assemble__precision__arithmetic_of_the_backbone_alone(precision, dtype
 
 
 def test__assemble__checkpointing_without_blocks__warning():
-    with pytest.warns(UserWarning, match=r"activation_checkpointing=True changes nothing: the backbone 'toy' has no"):
+    with pytest.warns(UserWarning, match=r"activation_checkpointing=True has no effect: the backbone 'toy' has no"):
         made(activation_checkpointing=True)
 
 

@@ -258,7 +258,7 @@ def test__validation__unknown_label__value_error(images, validation):
 def test__early_stopping__too_few_samples__value_error_with_the_remedy(images):
     X, y = images
     few = [int(np.flatnonzero(y == label)[0]) for label in range(3)]
-    with pytest.raises(ValueError, match=r"sets 0 of \d+ aside. Pass more samples"):
+    with pytest.raises(ValueError, match=r"holds out 0 of \d+. Pass more samples"):
         toy_classifier(early_stopping=True).fit(X[few], y[few])
 
 
@@ -312,7 +312,7 @@ def test__head_weight_decay__none__default_of_the_rule(images, monkeypatch):
 
 
 def test__fit__snapshots_with_early_stopping__value_error_with_the_remedy(images):
-    with pytest.raises(ValueError, match=r"early_stopping must be False where snapshots .*, got True"):
+    with pytest.raises(ValueError, match=r"early_stopping must be False for snapshots, .*, got True"):
         toy_classifier(ensemble="snapshot", early_stopping=True).fit(*images)
 
 
@@ -387,7 +387,7 @@ def test__no_gradient__bypassed_layer__value_error_names_it(images, monkeypatch)
 
     original = _ensembles.SingularValues.install
     monkeypatch.setattr(_ensembles.SingularValues, "install", install_nothing_in_fc1)
-    with pytest.raises(ValueError, match=r"Gradients must reach .*, got none for fc1: .* Leave them out"):
+    with pytest.raises(ValueError, match=r"Gradients must reach .*, got none for fc1: .* Exclude them"):
         toy_classifier().fit(*images)
 
 

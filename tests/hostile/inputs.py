@@ -295,7 +295,7 @@ def parameter_cases():
         {"member_lr": "fast"}, {"head_lr": 0}, {"init_scale": np.nan}, {"init_scale": None}, {"warmup": -0.1},
         {"label_smoothing": -0.1}, {"class_weight": {7: 1.0}}, {"class_weight": [1, 2, 3]}, {"layers": "last:0"},
         {"layers": "last:99"}, {"layers": "["}, {"layers": []}, {"layers": ["nothing"]}, {"layers": None},
-        {"ensemble": None}, {"ensemble_params": {"rank": 4}}, {"augment": 1}, {"augment": lambda batch: None},
+        {"ensemble": None}, {"ensemble_params": {"alpha": 4}}, {"augment": 1}, {"augment": lambda batch: None},
         {"image_size": 0}, {"image_size": (16, 16)}, {"device": "cuda:99"}, {"device": "meta"}, {"device": 1.5},
         {"calibrate": "isotonic"}, {"precision": "float64"}, {"callbacks": [print]}, {"verbose": "loud"},
         {"member_lr": 1e30, "max_epochs": 3},
@@ -608,7 +608,7 @@ def note():
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with open(TABLE, "w", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS)
+        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(case.row() for case in CASES)
         writer.writerow(dict.fromkeys(COLUMNS, "") | {"group": "written with", "message": note()})

@@ -341,7 +341,7 @@ def test__metric__bad_input__value_error_says_what(metric, y_true, y_proba, opti
         ({"norm": "l3"}, "norm must be one of"),
         ({"strategy": "best"}, "strategy must be one of"),
         ({"kind": "marginal"}, "kind must be one of"),
-        ({"debias": True}, "norm must be 'l2' where debias is set"),
+        ({"debias": True}, "norm must be 'l2' if debias is set"),
     ],
 )
 def test__ece__bad_option__value_error_names_it(options, message):
