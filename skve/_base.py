@@ -1282,13 +1282,19 @@ class BaseSVEClassifier(
         state, novelty = self._state, self._state.novelty
         kinds = (*self._pooled_kinds(), *(() if novelty is None else ("features",)))
         predicted = dict(zip(kinds, teacher._predict(items, *kinds), strict=True))
-        targets = [*predicted["proba"], *([predicted["regression"]] if state.regression else ())]
         (features,) = self._predict(items, "body_features")
         backbone = self._load_backbone(state.spec, self.preprocess_)
         pipeline = self._make_pipeline(items, backbone, backbone.device, training=False)
-        likelihood = state.head_on(backbone).likelihood
         fold_seed = self._seeds().generator("split").initial_seed()
-        learned = distillation.learn(state, likelihood, features, np.stack(targets), pipeline.impossible, fold_seed)
+        learned = distillation.learn(
+            state,
+            backbone,
+            features,
+            predicted["proba"],
+            predicted.get("regression"),
+            pipeline.impossible,
+            fold_seed,
+        )
         if novelty is not None:
             shares = novelty.shares(novelty.distances_of(predicted["features"]))
             familiar = features[shares <= FAMILIAR]

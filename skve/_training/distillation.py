@@ -46,7 +46,7 @@ def average(state):
     )
 
 
-def learn(student, likelihood, features, targets, impossible, fold_seed):
+def learn(student, backbone, features, members, regression, impossible, fold_seed):
     """Return the state of a student whose heads predict what the members do, and its regression what theirs does.
 
     The body stays the average, and heads on its features are solved, drawn towards the members' own: on the data sets
@@ -56,23 +56,30 @@ def learn(student, likelihood, features, targets, impossible, fold_seed):
     ----------
     student : FittedState
         From `average`.
-    likelihood : Likelihood
+    backbone : Backbone
     features : ndarray of shape (n_samples, n_features)
-        Of its body.
-    targets : ndarray of shape (n_members, n_samples, n_classes), or (n_members + 1, ...)
-        Probabilities by the members and, where predictions are blended with it, the regression.
+        Of the student's body.
+    members : ndarray of shape (n_members, n_samples, n_classes)
+        Probabilities by the members.
+    regression : ndarray of shape (n_samples, n_classes), or None
+        Those by the regression that predictions are blended with.
     impossible : ndarray of bool, shape (n_samples, n_classes), or None
         See `Pipeline`.
     fold_seed : int
         Decides on the folds of the cross-validation.
     """
-    own = [(student.arrays[HEAD + "weight"][m], student.arrays[HEAD + "bias"][m]) for m in range(student.n_members)]
-    if student.regression:
-        own.append((student.regression["weight"], student.regression["bias"]))
-    heads = soft_heads(likelihood, features, targets, own, impossible, fold_seed)
-    weights, biases = (np.stack(parts) for parts in zip(*heads, strict=True))
-    n_members, regression = student.n_members, {}
-    if student.regression:
-        regression = {**student.regression, "weight": weights[n_members], "bias": biases[n_members]}
-    arrays = {**student.arrays, HEAD + "weight": weights[:n_members], HEAD + "bias": biases[:n_members]}
-    return dataclasses.replace(student, arrays=arrays, regression=regression, own_features=True)
+    likelihood = student.head_on(backbone).likelihood
+
+    def solved(targets, starts):
+        heads = soft_heads(likelihood, features, targets, starts, impossible, fold_seed)
+        return dict(zip(("weight", "bias"), map(np.stack, zip(*heads, strict=True)), strict=True))
+
+    own = [tuple(student.arrays[HEAD + name][m] for name in ("weight", "bias")) for m in range(student.n_members)]
+    arrays = {**student.arrays, **{HEAD + name: values for name, values in solved(members, own).items()}}
+    blended = {}
+    if regression is not None:  # that on the frozen backbone's features would be no start for others
+        start = backbone.head_start or (np.zeros_like(own[0][0]), np.zeros_like(own[0][1]))
+        blended = {name: values[0] for name, values in solved(regression[None], [start]).items()}
+    return dataclasses.replace(
+        student, arrays=arrays, regression={**student.regression, **blended}, own_features=True
+    )

@@ -134,7 +134,7 @@ def soft_heads(likelihood, features, targets, starts, impossible, fold_seed):
     likelihood : Likelihood
     features : ndarray of shape (n_samples, n_features)
     targets : ndarray of shape (n_heads, n_samples, n_classes)
-    starts : sequence of tuple of ndarray
+    starts : sequence of tuple of ndarray or torch.Tensor
         Weight (n_classes, n_features) and bias (n_classes,) of each head.
     impossible : ndarray of bool, shape (n_samples, n_classes), or None
         See `Pipeline`.
@@ -143,12 +143,13 @@ def soft_heads(likelihood, features, targets, starts, impossible, fold_seed):
     """
     impossible = None if impossible is None else torch.from_numpy(impossible)
     mean = FrozenFeatures(torch.from_numpy(features), torch.tensor(targets.mean(axis=0)), impossible)
-    start = tuple(torch.tensor(np.mean(parts, axis=0)) for parts in zip(*starts, strict=True))
+    starts = [tuple(map(torch.as_tensor, start)) for start in starts]
+    start = tuple(torch.stack(parts).mean(0) for parts in zip(*starts, strict=True))
     pooled = HeadProblem(likelihood, mean, torch.ones(len(features)), fold_seed, start=start)
     strength = pooled.best_strength()
     heads = []
     for target, own in zip(targets, starts, strict=True):
-        problem = pooled.another(torch.tensor(target), tuple(map(torch.tensor, own)))
+        problem = pooled.another(torch.tensor(target), own)
         heads.append(problem.head(problem.optimum(problem.weights, strength)))
     return [tuple(value.float().numpy() for value in head) for head in heads]
 
