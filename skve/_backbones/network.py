@@ -8,6 +8,7 @@ import torch.utils.checkpoint
 from torch import nn
 
 from skve._backbones.layer_selection import is_huggingface_conv1d
+from skve._runtime.device import attention_in_float32
 
 
 class Network:
@@ -202,8 +203,12 @@ class _Forward:
         if not self.checkpointed or not torch.is_grad_enabled():
             return self.compute(*args, **kwargs)
         return torch.utils.checkpoint.checkpoint(
-            self.compute, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
+            self._compute_in_float32, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
         )
+
+    def _compute_in_float32(self, *args, **kwargs):
+        with attention_in_float32():  # once more in the backward pass, which is outside of all contexts but autocast
+            return self.compute(*args, **kwargs)
 
 
 class _FrozenBatchNorm:

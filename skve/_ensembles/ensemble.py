@@ -10,7 +10,7 @@ from torch import nn
 from skve._backbones.network import Network
 from skve._ensembles.base import HEAD, MemberRule, is_trained
 from skve._ensembles.likelihood import Likelihood
-from skve._runtime.device import autocast
+from skve._runtime.device import attention_in_float32, autocast
 
 BATCHES_PER_INSTALLATION = 16  # in prediction: batches that are kept while members take turns
 
@@ -108,8 +108,10 @@ class Ensemble(nn.Module):
         network.share(traced.shareable)
         # Not as submodules: see above.
         self.__dict__.update(network=network, rule=rule, head=head, dtype=dtype, keys=list(members[0]), kept=kept)
-        if kept is not None and dtype != torch.float32:
-            self._narrow(kept)
+        if dtype != torch.float32 and kept is not None:
+            network.narrow(network.multiplied(), dtype)
+        if dtype != torch.float32 and (kept is not None or rule.backbone.device.type == "cpu"):
+            self._narrow_same({} if kept is None else kept)
         self.trained = rule.trained(len(members)) if training else range(0)
         self.members = nn.ModuleList(_Tensors(member, i in self.trained) for i, member in enumerate(members))
         self.device = next(iter(members[0].values())).device
@@ -122,13 +124,11 @@ class Ensemble(nn.Module):
         """Return the tensors of one member by key."""
         return self.members[index].by_key()
 
-    def _narrow(self, kept):
-        """Convert the weights that no member changes, once for all networks."""
-        names = self.network.multiplied()
-        self.network.narrow(names, self.dtype)
+    def _narrow_same(self, kept):
+        """Convert the weights that no member changes, once for all networks and not, as by autocast, in each call."""
         if "all members" not in kept:
             parameters = dict(self.rule.backbone.module.named_parameters())
-            same = set(names).difference(self.rule.changed)
+            same = set(self.network.multiplied()).difference(self.rule.changed)
             kept["all members"] = {name: parameters[name].to(self.dtype) for name in same}
         self.network.set_tensors(kept["all members"])
 
@@ -147,7 +147,7 @@ class Ensemble(nn.Module):
 
     def features(self, inputs):
         """Return the features (n_samples, n_features) of the member that is installed."""
-        with autocast(self.device, self.dtype):
+        with autocast(self.device, self.dtype), attention_in_float32():
             return self.network.features(inputs)
 
     def _logits(self, inputs, member):

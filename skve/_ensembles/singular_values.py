@@ -7,6 +7,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from skve._backbones.decomposition import Factors
 from skve._ensembles import forms
 from skve._ensembles.base import DIFFERENCES, RATIOS, Defaults, LayerRule, draw
+from skve._runtime.device import dtype_of_products
 
 
 class SingularValues(LayerRule):
@@ -68,7 +69,8 @@ class SingularValues(LayerRule):
 
     def call(self, site, inputs, weight, own, bias):
         if site.layer not in self._cast:
-            self._cast[site.layer] = self.factors(site).to(weight.dtype)
+            # Once, and not, as autocast would, in each call.
+            self._cast[site.layer] = self.factors(site).to(dtype_of_products(weight.device, weight.dtype))
         factors = self._cast[site.layer]
         if self._makes_up_weight:
             return forms.two_factor(inputs, factors, own[RATIOS], bias)

@@ -6,6 +6,8 @@ import threading
 
 import joblib
 import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 from skve._runtime.warnings import warn
 
@@ -124,6 +126,36 @@ def autocast(device, dtype):
     # Without the cache: it is emptied when the outermost autocast ends, and that outlives the steps of a fit, which
     # would go on with the weights of the first one.
     return torch.autocast(device.type, dtype=dtype, cache_enabled=False)
+
+
+def dtype_of_products(device, dtype):
+    """Return the dtype in which matrices of `dtype` are multiplied on a device at present: autocast may narrow it."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else dtype
+
+
+def attention_in_float32():
+    """Return the context in which attention computes in float32 if a backward pass follows in autocast on a CPU.
+
+    There, the backward pass of torch's fused attention takes up to six times as long in bfloat16 as in float32.
+    """
+    narrow = torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
+    return _AttentionInFloat32() if narrow else contextlib.nullcontext()
+
+
+class _AttentionInFloat32(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        narrow = torch.get_autocast_dtype("cpu")
+
+        def wide(value):
+            is_wide = not isinstance(value, torch.Tensor) or not value.is_floating_point() or not value.is_cpu
+            return value if is_wide else value.float()
+
+        with torch.autocast("cpu", enabled=False):
+            output = func(*map(wide, args), **{name: wide(value) for name, value in kwargs.items()})
+        return output.to(narrow)
 
 
 def reader_threads(device):

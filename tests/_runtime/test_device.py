@@ -5,9 +5,12 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
+from skve import SVETextClassifier
 from skve._runtime import device as device_module
-from skve._runtime.device import autocast, resolve_device, resolve_training_dtype
+from skve._runtime.device import attention_in_float32, autocast, resolve_device, resolve_training_dtype
+from skve.testing import make_toy_text_backbone
 from tests.toys import TinyCNN, TinyTransformer, pooled_nll, same_arrays, toy_classifier
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -84,6 +87,35 @@ def test__autocast__bfloat16_and_float32__context_of_the_arithmetic():
         assert (matrix @ matrix).dtype == torch.bfloat16
     with autocast(CPU, torch.float32):
         assert (matrix @ matrix).dtype == torch.float32
+
+
+def test__attention_in_float32__a_backward_pass_follows__the_result_of_float32():
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, 5, 8, generator=generator).bfloat16().requires_grad_()
+    expected = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=torch.ones(5, 5)).bfloat16()
+    with autocast(CPU, torch.bfloat16), attention_in_float32():
+        found = F.scaled_dot_product_attention(q, k, value=v, attn_mask=torch.ones(5, 5).bfloat16())
+    assert torch.equal(found, expected)
+    with torch.no_grad(), autocast(CPU, torch.bfloat16), attention_in_float32():
+        narrow = F.scaled_dot_product_attention(q, k, v, attn_mask=torch.ones(5, 5).bfloat16())
+    assert not torch.equal(narrow, expected)
+    torch.testing.assert_close(narrow, expected, rtol=0.05, atol=0.05)
+
+
+def test__fit__bfloat16__attention_of_checkpointed_blocks_in_the_same_arithmetic():
+    texts, labels = ["a b", "c d e", "f", "g h i"] * 4, np.arange(16) % 2
+    fits = [
+        SVETextClassifier(
+            make_toy_text_backbone(),
+            n_members=2,
+            max_steps=4,
+            precision="bfloat16",
+            activation_checkpointing=activation_checkpointing,
+            random_state=0,
+        ).fit(texts, labels)
+        for activation_checkpointing in (False, True)
+    ]
+    assert same_arrays(*fits)
 
 
 @pytest.mark.parametrize("toy", [TinyCNN, TinyTransformer])
