@@ -68,6 +68,7 @@ EXAMPLES = [
     "plot_reliability.py",
     "plot_training.py",
     "plot_layers.py",
+    "plot_scaling.py",
 ]
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
