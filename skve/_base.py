@@ -512,13 +512,20 @@ class BaseSVEClassifier(
         return self
 
     def _fit(self, X, y, sample_weight, *, X_val=None, y_val=None, start=None, classes=None, task=None):
+        from skve._runtime import processes
         from skve._training.folds import split_folds
 
         once = classes is not None
         data, classes_ = self._check_training_data(X, y, sample_weight, start, classes)
-        seeds = self._seeds(start)
+        processes.warn_of_missing_group()
+        seeds = processes.of_first(self._seeds(start))  # which may be drawn
         n_folds = self._n_folds(data.targets, once)
         parts = self._split(data, X_val, y_val, classes_, seeds, once, n_folds)
+        parameters = {name: value for name, value in vars(self).items() if isinstance(value, int | float | str)}
+        validation = parts.valid and (parts.valid.items, parts.valid.targets, parts.valid.weights)
+        processes.check_same(
+            X=data.items, y=data.targets, sample_weight=data.weights, X_val=validation, parameters=parameters
+        )
         folds = None
         if n_folds is not None:  # as the split, the same where a fit goes on
             folds = split_folds(parts.train.targets, n_folds, self.n_members, seeds.generator("split"))

@@ -2,6 +2,7 @@
 
 import contextlib
 import multiprocessing
+import os
 import threading
 
 import joblib
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
+from skve._runtime.processes import n_processes
 from skve._runtime.warnings import warn
 
 _DEVICES = "'auto', 'cpu', 'cuda', 'cuda:1' or the like, or 'mps'"
@@ -24,7 +26,9 @@ def resolve_device(device):
     """
     if device == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            # Of the processes that torchrun starts on a machine, each has a GPU of its own.
+            own = int(os.environ.get("LOCAL_RANK", 0)) if n_processes() > 1 else None
+            return torch.device("cuda") if own is None else torch.device("cuda", own % torch.cuda.device_count())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         resolved = torch.device(device)

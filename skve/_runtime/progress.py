@@ -27,8 +27,17 @@ class _SafeStream:
         return self._stream.fileno()  # tqdm asks for the width of the terminal and expects any exception
 
 
+def _is_shown() -> bool:
+    """Say whether this is the process of a data-parallel training that reports for all."""
+    from skve._runtime.processes import rank
+
+    return rank() == 0
+
+
 def report_progress(message: str) -> None:
     """Print a message on a line of its own."""
+    if not _is_shown():
+        return
     stream = _SafeStream()
     stream.write(message + "\n")
     stream.flush()
@@ -36,4 +45,11 @@ def report_progress(message: str) -> None:
 
 def progress_bar(total: int, *, shown: bool = True) -> tqdm:
     """Return a bar over `total` batches with the time left; nothing is printed unless `shown`."""
-    return tqdm(total=total, unit="batch", desc="skve", file=_SafeStream(), dynamic_ncols=True, disable=not shown)
+    return tqdm(
+        total=total,
+        unit="batch",
+        desc="skve",
+        file=_SafeStream(),
+        dynamic_ncols=True,
+        disable=not (shown and _is_shown()),
+    )

@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from skve._backbones.trunk import keep_trunk
 from skve._ensembles import FACTORS, HEAD, WEIGHTS, is_trained
+from skve._runtime import processes
 from skve._runtime.progress import progress_bar
 from skve._runtime.warnings import ignored, warn
 from skve._training.fitting_parts import FittingParts
@@ -84,6 +85,7 @@ def train(ensemble, train_batches, valid_batches, settings, *, callbacks=None, v
         If the loss is not finite or a layer's ratios get no gradient.
     """
     check_callbacks(callbacks or [])
+    _check_processes(ensemble, train_batches)
     course = plan_course(len(train_batches), settings.max_epochs, settings.max_steps, settings.least_steps)
     n_cycles = ensemble.rule.n_cycles(len(ensemble.members))
     _check_cycles(n_cycles, course.n_steps, settings)
@@ -120,11 +122,30 @@ def train(ensemble, train_batches, valid_batches, settings, *, callbacks=None, v
                     f"the members of unfinished cycles are the same network."
                 )
         net.notify("on_train_end", X=train_batches, y=valid_batches)  # early stopping brings back the best state
+        if not interrupted:
+            processes.take_from_first(ensemble.state_dict().values())
     arrays = ensemble.arrays()
     for key, value in arrays.items():
         if not np.isfinite(np.exp(value) if key.startswith(FACTORS) else value).all():
             raise _diverged(f"{key} is not finite after the last step", ensemble, settings)
     return Result(arrays, history.to_dict(), history.complete[0], interrupted)
+
+
+def _check_processes(ensemble, batches):
+    """Check that the processes of a data-parallel training can share out the batches."""
+    n = processes.n_processes()
+    if n == 1:
+        return
+    if batches.batch_size < n:
+        raise ValueError(
+            f"batch_size must be at least the number of processes of a data-parallel fit, got "
+            f"batch_size={batches.batch_size} for {n} processes. Raise it, or start fewer."
+        )
+    if ensemble.rule.mixes_samples:
+        raise ValueError(
+            f"train_batch_norm must be False in a data-parallel fit, got {n} processes, none of which has the "
+            f"statistics of a whole batch. Train in one process, or without batch statistics."
+        )
 
 
 def check_callbacks(callbacks):
@@ -263,6 +284,7 @@ class Net(NeuralNet):
         """Return the negative log-likelihood of the mean of the members' probabilities."""
         self._set_training(False)
         (group,) = batch.groups
+        group, size = group.part(processes.own_part(len(group))), len(group)
         likelihood, before = self.module_.head.likelihood, self.step.state()
 
         def log_proba():
@@ -271,9 +293,13 @@ class Net(NeuralNet):
                 logits = torch.cat([self.module_(part.inputs, part.trunk).cpu() for part in parts], 1)
             return likelihood.pooled_log_proba(logits)
 
-        log_proba = self.parts.run(log_proba, group, undo=lambda: self.step.restore(before))
-        losses = likelihood.nll(log_proba, group.targets.cpu())
-        return {"loss": (losses * group.weights.cpu()).mean(), "y_pred": None}  # skorch weighs batches by samples
+        total = torch.zeros((), dtype=torch.float64)
+        if len(group):
+            log_proba = self.parts.run(log_proba, group, undo=lambda: self.step.restore(before))
+            total += (likelihood.nll(log_proba, group.targets.cpu()) * group.weights.cpu()).sum()
+        total = total.to(self.module_.device)
+        processes.sum_up([total])
+        return {"loss": total.cpu() / size, "y_pred": None}  # skorch weighs batches by samples
 
     def notify(self, method_name, **kwargs):
         try:

@@ -7,6 +7,7 @@ import torch
 
 from skve._backbones import layer_selection
 from skve._ensembles import FACTORS, is_trained
+from skve._runtime import processes
 
 MOST_SKIPPED = 20  # steps in a row: float16's loss scale falls from 2 ** 16 to 2 ** -4 meanwhile
 
@@ -17,6 +18,8 @@ class DivergedError(ArithmeticError):
 
 class Step:
     """The gradients of a training step: chunks of members, and parts of the batch, whose sum is the batch's.
+
+    In a data-parallel training each process computes those of its own samples, and all of them sum up.
 
     Parameters
     ----------
@@ -49,14 +52,32 @@ class Step:
 
     def gradients(self, batch):
         """Give the trained members' parameters the gradients of a `Batch`; return the sum of the members' losses."""
-        before = self.state()
-        return self.parts.run(
-            lambda: sum(self._accumulate(group) for group in batch.groups),
-            batch.groups[0],
-            undo=lambda: self.restore(before),
-            chunked=len(batch.groups) == 1,
-            whole=self.ensemble.rule.mixes_samples,
-        )
+        before, size, own = self.state(), len(batch), processes.own_part(len(batch))
+        groups = batch.groups if processes.n_processes() == 1 else [group.part(own) for group in batch.groups]
+        total = 0.0
+        if own.stop > own.start:
+            total = self.parts.run(
+                lambda: sum(self._accumulate(group, size) for group in groups),
+                groups[0],
+                undo=lambda: self.restore(before),
+                chunked=len(groups) == 1,
+                whole=self.ensemble.rule.mixes_samples,
+            )
+        return self._summed(total, has_samples=own.stop > own.start)
+
+    def _summed(self, total, has_samples):
+        """Sum the gradients, and the losses, over the processes; return the sum of the losses."""
+        if processes.n_processes() == 1:
+            return total
+        members = [self.ensemble.member(index) for index in self.ensemble.trained]
+        tensors = [tensor for member in members for key, tensor in member.items() if is_trained(key)]
+        gradients = [torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for tensor in tensors]
+        loss = torch.tensor([total], device=self.ensemble.device)
+        processes.sum_up([*gradients, loss])
+        for tensor, gradient in zip(tensors, gradients, strict=True):
+            if not has_samples:
+                tensor.grad = gradient
+        return loss.item()
 
     def state(self):
         """Return what computing gradients moves by itself: running statistics, and the generator of noise."""
@@ -73,7 +94,8 @@ class Step:
             tensor.copy_(before)
         self.ensemble.rule.noise.set_state(drawn)
 
-    def _accumulate(self, group):
+    def _accumulate(self, group, size):
+        """Compute the gradients of a group, which is part of a batch of `size` samples."""
         total = 0.0
         for samples in self.parts.slices(len(group)):
             part = group.part(samples)
@@ -85,7 +107,7 @@ class Step:
                 if skips and len(indices) == 1:
                     seen = _weighted(part, indices[0])
                     self.ensemble.network.new_batch(seen.trunk)  # members that see other samples share nothing
-                losses = self._member_losses(seen, indices, log_proba) / len(group)
+                losses = self._member_losses(seen, indices, log_proba) / size
                 self._scaled(losses, indices).sum().backward()
                 total += losses.sum().item()
         return total
