@@ -60,7 +60,7 @@ def test__all__every_name__importable_and_listed(name):
 
 
 def test__all__names__cover_what_is_loaded_lazily():
-    assert set(skve._PUBLIC) | {"__version__"} == set(skve.__all__)
+    assert set(skve._PUBLIC) | {"SKOPS_TYPES", "__version__"} == set(skve.__all__)
 
 
 def test__getattr__unknown_name__attribute_error():
