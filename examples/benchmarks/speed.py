@@ -1,6 +1,6 @@
 """What an ensemble of four costs: predictions, one item, one item after `load`, fits, memory.
 
-    python examples/benchmarks/speed.py            # writes docs/data/speed.csv; under six minutes
+    python examples/benchmarks/speed.py            # writes docs/data/speed.csv; a quarter of an hour
     python examples/benchmarks/speed.py --memory   # writes docs/data/speed_memory.csv; two minutes
 
 Predictions against four plain float32 passes of the backbone over the same batches; fits against `ensemble="deep"`
