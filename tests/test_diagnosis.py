@@ -373,7 +373,7 @@ def test__diagnose__fitted_toy_with_everything__one_pass_of_the_members_over_eac
     predict = ToyClassifier._predict_blocks
 
     def counting(self, items, kinds, *args, **options):
-        passes.append((len(items), *kinds))
+        passes.append((len(items), *(kind for kind in kinds if kind != "regression")))  # of the same pass
         return predict(self, items, kinds, *args, **options)
 
     monkeypatch.setattr(ToyClassifier, "_predict_blocks", counting)

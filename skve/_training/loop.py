@@ -293,12 +293,13 @@ class Net(NeuralNet):
                 logits = torch.cat([self.module_(part.inputs, part.trunk).cpu() for part in parts], 1)
             return likelihood.pooled_log_proba(logits)
 
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros(())
         if len(group):
             log_proba = self.parts.run(log_proba, group, undo=lambda: self.step.restore(before))
-            total += (likelihood.nll(log_proba, group.targets.cpu()) * group.weights.cpu()).sum()
-        total = total.to(self.module_.device)
-        processes.sum_up([total])
+            total = (likelihood.nll(log_proba, group.targets.cpu()) * group.weights.cpu()).sum()
+        if processes.n_processes() > 1:
+            total = total.to(self.module_.device, torch.float32)
+            processes.sum_up([total])
         return {"loss": total.cpu() / size, "y_pred": None}  # skorch weighs batches by samples
 
     def notify(self, method_name, **kwargs):
