@@ -99,11 +99,11 @@ def work(folder):
     os._exit(0)
 
 
-def torchrun(n, *arguments, timeout=200):
+def torchrun(n, folder):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}", "-m", __name__]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "TQDM_MININTERVAL": "0"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     return subprocess.run(
-        [*command, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
+        [*command, str(folder)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
     )
 
 
@@ -111,7 +111,7 @@ def torchrun(n, *arguments, timeout=200):
 def run(request, tmp_path_factory):
     """The number of processes, the folder of what they found, and the output of all."""
     folder = tmp_path_factory.mktemp("ranks")
-    done = torchrun(request.param, "work", folder)
+    done = torchrun(request.param, folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return request.param, folder, done.stderr
 
@@ -170,10 +170,15 @@ def test__fit__process_that_dies__the_others_end_with_an_error(run):
         assert error.startswith(f"RuntimeError: A data-parallel fit requires all {n} processes")
 
 
-def test__fit__torchrun_without_a_group__warning_says_what_to_call():
-    done = torchrun(2, "alone")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "each of the 2 processes of torchrun" in done.stderr
+def test__fit__torchrun_without_a_group__warning_says_what_to_call(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # what torchrun sets, for each process
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ToyClassifier(**COMMON).fit(*iris())
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.warns(UserWarning, match=r"each of the 2 processes of torchrun\. Call torch.distributed.init_proc"):
+        ToyClassifier(**COMMON).fit(*iris())
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
@@ -189,7 +194,4 @@ def test__own_part__all_processes__each_sample_once(monkeypatch, n, size):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if sys.argv[1] == "work":
-        work(pathlib.Path(sys.argv[2]))
-    else:
-        ToyClassifier(**COMMON).fit(*iris())
+    work(pathlib.Path(sys.argv[1]))
