@@ -214,14 +214,20 @@ def package_versions():
 
 @contextlib.contextmanager
 def _locked(folder):
-    """Let one saver at a time write into a folder; nothing stays behind."""
+    """Let one saver at a time write into a folder.
+
+    Nothing stays behind, but for a lock file where folders cannot be locked: another saver may be waiting for it.
+    """
     descriptor = None
     if sys.platform != "win32":
         import fcntl
 
-        with contextlib.suppress(OSError):  # some file systems of networks lock files only
-            descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:  # some file systems of networks lock files only
+            os.close(descriptor)
+            descriptor = None
     try:
         if descriptor is not None:
             yield

@@ -772,3 +772,43 @@ def test__load__subclass_that_nobody_imported__value_error_says_import(images, t
     edit(tmp_path, lambda document: document.update({"class": "ElsewhereClassifier"}))
     with pytest.raises(ValueError, match=r"got 'ElsewhereClassifier'.*import the module that defines the class"):
         skve.load(tmp_path)
+
+
+@pytest.fixture
+def no_locked_folders(monkeypatch):
+    """As on some file systems of networks."""
+    fcntl = pytest.importorskip("fcntl", reason="other systems lock a file anyway")
+    flock = fcntl.flock
+
+    def files_only(descriptor, operation):
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError("no locks on folders")
+        return flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", files_only)
+
+
+def test__save__folders_cannot_be_locked__a_file_is(fitted, tmp_path, no_locked_folders, monkeypatch):
+    import filelock
+
+    held, acquire = [], filelock.FileLock.acquire
+    monkeypatch.setattr(
+        filelock.FileLock, "acquire", lambda self, *a, **k: (held.append(1), acquire(self, *a, **k))[1]
+    )
+    n_open = len(os.listdir("/proc/self/fd"))
+    fitted.save(tmp_path / "model")
+    fitted.save(tmp_path / "model")
+    assert len(held) == 2
+    assert len(os.listdir("/proc/self/fd")) == n_open
+    np.testing.assert_array_equal(list(skve.load(tmp_path / "model").classes_), list(fitted.classes_))
+
+
+def test__save__folders_cannot_be_locked_and_the_lock_is_a_link__refused(fitted, tmp_path, no_locked_folders):
+    fitted.save(tmp_path / "model")
+    (tmp_path / "precious").write_text("kept")
+    lock = tmp_path / "model" / saving.LOCK
+    lock.unlink(missing_ok=True)
+    lock.symlink_to(tmp_path / "precious")
+    with pytest.raises(ValueError, match="must not be a link, which a lock would write through"):
+        fitted.save(tmp_path / "model")
+    assert (tmp_path / "precious").read_text() == "kept"
