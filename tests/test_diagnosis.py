@@ -554,3 +554,30 @@ def test__diagnose__gain_of_the_ensemble__always_reported_with_advice_if_small(d
     assert "n_members=1, or let members learn from different samples by folds" in str(
         diagnose(Fake(noise=0.1).fit(), X, y)
     )
+
+
+# What cannot be looked for
+
+
+def test__diagnose__one_member__says_what_needs_several(data):
+    X, y, X_ood = data
+    single = Fake().fit()
+    single.predict_proba_members = lambda X: Fake.predict_proba_members(single, X)[:1]
+    skipped = diagnose(single, X, y, X_ood=X_ood).skipped
+    assert {"members collapsed", "epistemic uncertainty inverted"} <= {
+        name for name, reason in skipped.items() if reason == "one member only"
+    }
+
+
+def test__diagnose__history_of_one_round__says_that_there_is_no_course(data):
+    X, y, _ = data
+    short = Fake().fit()
+    short.history_ = {name: values[-1:] for name, values in short.history_.items() if isinstance(values, list)}
+    assert "no course of the loss at one rate in history_" in diagnose(short, X, y).skipped.values()
+
+
+def test__diagnose__history_of_two_rounds__starts_at_equal_probabilities(data):
+    X, y, _ = data
+    short = Fake().fit()
+    short.history_ = {name: values[-2:] for name, values in short.history_.items() if isinstance(values, list)}
+    assert "training stopped too early" in diagnose(short, X, y).checked
