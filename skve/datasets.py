@@ -202,7 +202,9 @@ def load_image_folder(
     (3, ['cat', 'cat', 'dog'])
     """
     if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"path must be a folder as a str or pathlib.Path, got {path!r:.60}, a {type(path).__name__}.")
+        raise TypeError(
+            f"path must be a folder as a str or pathlib.Path, got {path!r:.60} of type {type(path).__name__}."
+        )
     root = pathlib.Path(path)
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"

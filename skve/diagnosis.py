@@ -269,10 +269,13 @@ class Rival:
     name : str
     proba : ndarray of shape (n_samples, n_classes)
         Its probabilities, with columns in the order of the ensemble's classes.
+    difference : tuple of float
+        The NLL of the ensemble minus its own, and the ends of the 95 % interval, paired by sample.
     """
 
     name: str
     proba: np.ndarray
+    difference: tuple[float, float, float]
 
 
 @dataclass
@@ -459,9 +462,10 @@ def _stopped_too_early(case):
         return _Lacking("no training in steps in history_")
     if case.state is not None and case.state.n_epochs > len(losses):
         return _Lacking("history_ is that of the last call only")
-    # The default is by far the better length, as a number of steps or not.
-    remedy = "leave max_steps and max_epochs at None, which takes 160 steps or more, or raise them"
     n_steps = case.history.get("step", [_FEW_STEPS])[-1]
+    remedy = f"raise max_steps, to {2 * max(n_steps, _FEW_STEPS)} for instance"
+    if case.params.get("max_steps") is not None or case.params.get("max_epochs") is not None:
+        remedy = f"leave max_steps and max_epochs at None, which takes 160 steps or more; or {remedy}"
     if n_steps < _FEW_STEPS:
         return f"the training took {n_steps} steps (limit {_FEW_STEPS})", remedy
     if len(losses) == 1 or case.params.get("ensemble") == "snapshot":
@@ -561,8 +565,8 @@ def _worse_than_regression(case):
     if not hasattr(case.model, "transform"):
         return _Lacking("est has no transform")
     if case.X_train is None:
-        result = _regression_on_x(case)
-        source = "cross-validated on X"
+        result, n_train = _regression_on_x(case)
+        source = f"cross-validated on X, each time on {n_train} samples"
     else:
         result = _regression_on_training_data(case)
         source = "on X_train"
@@ -596,17 +600,17 @@ def _regression_on_training_data(case):
 
 
 def _regression_on_x(case):
-    """Probabilities of each sample by a regression that learned from other samples of `X`.
+    """Probabilities of each sample by a regression that learned from other samples of `X`, and from how many.
 
     From at most as many as are known of the training data: more would not be the ensemble's fault.
     """
     if case.novelty is None:
-        return _Lacking("no X_train, and est does not know its size")
+        return _Lacking("no X_train, and est does not know its size"), 0
     largest = len(case.novelty.distances)
     present, counts = np.unique(case.codes, return_counts=True)
     n_folds = min(_N_FOLDS, counts.min())
     if n_folds < 2:
-        return _Lacking("no X_train, and fewer than two samples of a class in X")
+        return _Lacking("no X_train, and fewer than two samples of a class in X"), 0
     parts = []
     for train, test in StratifiedKFold(int(n_folds), shuffle=True, random_state=0).split(case.codes, case.codes):
         if len(present) <= largest <= len(train) - len(present):
@@ -619,7 +623,7 @@ def _regression_on_x(case):
             for c in _STRENGTHS
         ]
     candidates = [_in_columns(proba, present, len(case.model.classes_)) for proba in candidates]
-    return min(candidates, key=lambda proba: case.losses(proba).mean())
+    return min(candidates, key=lambda proba: case.losses(proba).mean()), max(len(train) for train, _ in parts)
 
 
 def _regression(**params):
@@ -652,7 +656,7 @@ def _worse(case, rival, theirs, remedy):
         f"{-loss:.3f} ({-loss_high:.3f} to {-loss_low:.3f})"
     )
     case.measured["comparison"] = text
-    case.rival = Rival(rival.rstrip(","), theirs)
+    case.rival = Rival(rival.rstrip(","), theirs, (nll, nll_low, nll_high))
     if (nll_low > 0 and nll >= _NLL_EXCESS) or (loss_low > 0 and loss >= _ACCURACY_LACK):
         return f"{text}; 95 % intervals, limits {_NLL_EXCESS:g} and {-_ACCURACY_LACK:g}", remedy
     return None

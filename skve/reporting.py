@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _num_samples
@@ -31,7 +32,7 @@ from skve.diagnosis import Diagnosis, Rival, examine
 from skve.metrics._inputs import check_known
 from skve.plots._samples import name_of_sample, shortened, shown_samples
 from skve.selective import choose_threshold
-from skve.uncertainty import Uncertainty
+from skve.uncertainty import Uncertainty, predictive_entropy
 from skve.uncertainty._prediction import Prediction, predict_all
 from skve.uncertainty._wrappers import unwrap
 
@@ -277,7 +278,8 @@ class Report:
     def __repr__(self):
         values = {name: value["estimate"] for name, value in self._content["metrics"].items()}
         figures = ", ".join(f"{name} {_figure(value)}" for name, value in values.items())
-        return f"Report on {len(self._labels)} samples: {figures}; {len(self.diagnosis)} findings"
+        n_samples = "1 sample" if len(self._labels) == 1 else f"{len(self._labels)} samples"
+        return f"Report on {n_samples}: {figures}; {len(self.diagnosis)} findings"
 
     # ------------------------------------------------------------------------------------------ figures
 
@@ -326,7 +328,7 @@ class Report:
             "parameters": {
                 name: _one_line(value) for name, value in params.items() if repr(value) != repr(default.get(name))
             },
-            "n_epochs": getattr(getattr(model, "_state", None), "n_epochs", None),
+            "n_epochs": history.get("epoch", [None])[-1],
             "training_loss": _defined(loss[-1]) if loss else None,
             "temperature": _defined(getattr(model, "temperature_", None)),
         }
@@ -341,6 +343,10 @@ class Report:
             "Brier": squared / 2 if len(classes) == 2 else squared,
         }
         found = {name: self._interval(_mean_of_values, values) for name, values in per_sample.items()}
+        # Resamples of right answers alone would all be right.
+        n_right = int(per_sample["accuracy"].sum())
+        share = binomtest(n_right, len(codes)).proportion_ci(method="wilson")
+        found["accuracy"] |= {"low": float(share.low), "high": float(share.high)}
         found["ECE"] = self._interval(metrics.expected_calibration_error, proba, labels=classes)
         return found
 
@@ -364,22 +370,16 @@ class Report:
     def _compared(self):
         if self._rival is None:
             return None
-        difference = metrics.paired_bootstrap(
-            _mean_nll,
-            self._codes,
-            self._familiar.predicted.proba,
-            self._rival.proba,
-            n_resamples=_N_RESAMPLES,
-            random_state=0,
-        )
         return {
             "name": self._reference or self._rival.name,
             "metrics": self._metrics(self._rival.proba),
-            "NLL difference": {name: _defined(getattr(difference, name)) for name in ("estimate", "low", "high")},
+            "NLL difference": dict(
+                zip(("estimate", "low", "high"), map(_defined, self._rival.difference), strict=True)
+            ),
         }
 
     def _selective(self):
-        right, scores = self._right, self._familiar.uncertainty.total
+        right, scores = self._right, self._entropy
         proba, accuracy = self._familiar.predicted.proba, float(self._right.mean())
         found = {
             "AURC": float(metrics.aurc(self._labels, proba, uncertainty=scores, labels=self._est.classes_)),
@@ -399,6 +399,11 @@ class Report:
             )
             found |= {"goal": goal, "threshold": threshold, "coverage": coverage, "accuracy": reached}
         return found
+
+    @cached_property
+    def _entropy(self):
+        """Of the prediction, calibrated where that is: what `SelectiveClassifier` compares with its threshold."""
+        return predictive_entropy(self._familiar.predicted.proba[None])
 
     @cached_property
     def _right(self):
@@ -469,10 +474,8 @@ class Report:
     def _draw_risk_coverage(self, ax):
         from skve.plots import RiskCoverageDisplay
 
-        predicted, labels = self._familiar.predicted, self._est.classes_
-        RiskCoverageDisplay.from_predictions(
-            self._labels, predicted.proba, uncertainty=predicted.uncertainty.total, labels=labels, ax=ax
-        )
+        proba, labels = self._familiar.predicted.proba, self._est.classes_
+        RiskCoverageDisplay.from_predictions(self._labels, proba, uncertainty=self._entropy, labels=labels, ax=ax)
         recommended = self._content["selective"]
         if recommended["threshold"] is not None:
             at = recommended["coverage"], 1 - recommended["accuracy"]
@@ -627,10 +630,6 @@ def _defined(value):
 
 def _mean_of_values(y_true, values):
     return float(np.mean(values))
-
-
-def _mean_nll(codes, proba):
-    return float(-np.log(np.maximum(proba[np.arange(len(codes)), codes], np.finfo(float).eps)).mean())
 
 
 def _figure(value, digits=3):

@@ -143,7 +143,7 @@ def test__load_image_folder__extensions_of_another_kind__type_error(tmp_path, ex
 
 @pytest.mark.parametrize("path", [None, b"x", 5, ["x"]])
 def test__load_image_folder__path_of_another_kind__type_error(path):
-    with pytest.raises(TypeError, match=r"^path must be a folder as a str or pathlib\.Path, got .* a \w+"):
+    with pytest.raises(TypeError, match=r"^path must be a folder as a str or pathlib\.Path, got .* of type \w+"):
         load_image_folder(path)
 
 

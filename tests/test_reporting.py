@@ -293,3 +293,30 @@ def test__report__more_classes_than_are_legible__no_confusion_matrix():
     y = np.arange(60) % 30
     model = ToyClassifier(n_members=2, max_epochs=1, random_state=0).fit(X, y)
     assert "Confusion matrix" not in skve.report(model, X, y)._repr_html_()
+
+
+def test__report__figures_that_stand_elsewhere_too__are_the_same():
+    X, y = load_iris(return_X_y=True)
+    model = ToyClassifier(n_members=4, ensemble_params={"folds": 4}, max_steps=60, random_state=0).fit(X[::2], y[::2])
+    page = skve.report(model, X[1::2], y[1::2])
+    found = page.to_dict()
+    assert model.temperature_ != 1
+    selective = skve.SelectiveClassifier(model, prefit=True, accuracy=found["selective"]["goal"]).fit(
+        X[1::2], y[1::2]
+    )
+    assert found["selective"]["threshold"] == pytest.approx(selective.threshold_)
+    difference = found["reference"]["NLL difference"]
+    text = f"difference {difference['estimate']:.3f} ({difference['low']:.3f} to {difference['high']:.3f})"
+    assert text in page.diagnosis.measured["comparison"]
+    assert "each time on 60 samples" in found["reference"]["name"]
+    assert found["model"]["n_epochs"] == model.history_["epoch"][-1]
+
+
+def test__report__all_answers_right__interval_of_the_accuracy_is_none_of_certainty():
+    X, y = load_iris(return_X_y=True)
+    X, y = X[:100], y[:100]
+    model = ToyClassifier(n_members=2, max_steps=60, random_state=0).fit(X, y)
+    accuracy = skve.report(model, X[::10], y[::10]).to_dict()["metrics"]["accuracy"]
+    assert accuracy["estimate"] == 1
+    assert 0.6 < accuracy["low"] < 0.8  # Wilson's interval of 10 of 10: 0.72 to 1
+    assert accuracy["high"] == 1

@@ -282,7 +282,9 @@ def _from_tensor(tensor, where):
 def _check_pixels(item, where, batch=False):
     if not isinstance(item, np.ndarray):
         if isinstance(item, numbers.Number | type(None) | dict):
-            raise TypeError(f"{where} must be a path, PIL image or array, got {item!r:.60}, a {type(item).__name__}.")
+            raise TypeError(
+                f"{where} must be a path, PIL image or array, got {item!r:.60} of type {type(item).__name__}."
+            )
         try:
             item = np.asarray(item)
         except ValueError as error:

@@ -139,7 +139,7 @@ def _check_text(item, where):
         hint = " Decode it first, as in X[i].decode('utf-8')."
     elif isinstance(item, dict):
         hint = " Pass the texts of its column, as in dataset['text']."
-    raise TypeError(f"{where} must be a string, got {_show(item)}, a {type(item).__name__}.{hint}")
+    raise TypeError(f"{where} must be a string, got {_show(item)} of type {type(item).__name__}.{hint}")
 
 
 def _is_missing(item):

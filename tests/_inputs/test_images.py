@@ -413,9 +413,9 @@ TYPE_ERRORS = {
     "dataset": (Pairs(), r"got a torch Pairs. Pass the images instead; .*image for image, label in dataset"),
     "subset": (torch.utils.data.Subset(Pairs(), [0]), "got a torch Subset"),
     "loader": (torch.utils.data.DataLoader(Pairs()), "got a torch DataLoader"),
-    "missing image": ([COLOUR[0], None], r"X\[1\] must be a path, PIL image or array, got None, a NoneType"),
-    "missing path": (pd.Series(["image.png", np.nan])[[1]], r"X\[0\] must be .*, got nan, a float"),
-    "numbers": ([1, 2], r"X\[0\] must be .*, got 1, a int"),
+    "missing image": ([COLOUR[0], None], r"X\[1\] must be a path, PIL image or array, got None of type NoneType"),
+    "missing path": (pd.Series(["image.png", np.nan])[[1]], r"X\[0\] must be .*, got nan of type float"),
+    "numbers": ([1, 2], r"X\[0\] must be .*, got 1 of type int"),
     "the bytes of one image": (b"image", r"got one bytes\. Pass \[X\]"),
     "one open file": (io.BytesIO(b"image"), r"got one BytesIO\. Pass \[X\]"),
     "file of text": (
@@ -426,7 +426,7 @@ TYPE_ERRORS = {
         np.array([b"image"]),
         r"list of bytes, got an array of \|S5, which cuts zeros off the end",
     ),
-    "dictionaries": ([{"image": COLOUR[0]}], "a dict"),
+    "dictionaries": ([{"image": COLOUR[0]}], "of type dict"),
     "ragged lists": ([[[1, 2], [3]]], r"X\[0\] must have rows of equal length, got a list that is no array"),
 }
 

@@ -80,12 +80,12 @@ def test__check_texts__pairs__both_sentences(X):
         (None, ValueError, "X[2] must be a text, got None. Fill in missing texts, or drop them."),
         (float("nan"), ValueError, "X[2] must be a text, got nan."),
         (pd.NA, ValueError, "X[2] must be a text, got <NA>."),
-        (3, TypeError, "X[2] must be a string, got 3, a int."),
-        (b"ab", TypeError, "X[2] must be a string, got b'ab', a bytes. Decode it first"),
-        (["a", "b"], TypeError, "X[2] must be a string, got ['a', 'b'], a list. A sentence pair is a tuple"),
+        (3, TypeError, "X[2] must be a string, got 3 of type int."),
+        (b"ab", TypeError, "X[2] must be a string, got b'ab' of type bytes. Decode it first"),
+        (["a", "b"], TypeError, "X[2] must be a string, got ['a', 'b'] of type list. A sentence pair is a tuple"),
         ("\ud800", ValueError, "X[2] must be valid Unicode"),
         (("a", "b"), TypeError, "X must hold either single texts or pairs, got X[0] = 'one' and X[2] = ('a', 'b')"),
-        ({"text": "a" * 100}, TypeError, "..., a dict"),
+        ({"text": "a" * 100}, TypeError, "... of type dict"),
     ],
 )
 def test__check_texts__something_else_among_texts__named_by_index(bad, error, message):
