@@ -25,10 +25,10 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
     "numpydoc",
-    "myst_parser",
+    "myst_nb",  # guides in Markdown, and notebooks
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build", "auto_examples/*.md5"]
+exclude_patterns = ["_build", "auto_examples/*.md5", "auto_examples/*.ipynb"]  # a notebook of each example
 templates_path = ["_templates"]
 default_role = "literal"  # docstrings write `parameters` with single backticks
 
@@ -57,6 +57,12 @@ numpydoc_xref_aliases = {
 # Guides
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 4
+
+# Notebooks are stored without outputs, and run when their page is built.
+nb_execution_mode = "auto"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_execution_show_tb = True
 
 # Gallery
 EXAMPLES = [

@@ -186,7 +186,8 @@ class BaseSVEClassifier(
     random_state : int or RandomState, default=None
         An int makes fits repeatable: the same seed, number of threads and processor give the same bits.
     verbose : int, default=0
-        1 shows progress bars with the remaining time, in training and in predictions of many batches.
+        1 shows progress bars with the remaining time, in training and in predictions of many batches; where standard
+        error is neither a terminal nor a notebook, lines every half minute and at the end.
     callbacks : list, default=None
         Callbacks of skorch that take part in the training.
     features : {"backbone", "mean", "members"}, default="backbone"

@@ -534,6 +534,7 @@ def test__verbose__one_and_a_failing_fit__bar_is_closed(images):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(progress, "tqdm", Bar)
+        patch.setattr(progress, "_is_live", lambda: True)
         with pytest.raises(KeyboardInterrupt):
             toy_classifier(verbose=1, callbacks=[InterruptAt(epoch=1)]).fit(*images)
     assert bars

@@ -6,6 +6,7 @@ The browser tests read the built site, `docs/_build/html`, and require Chromium;
 import ast
 import functools
 import http.server
+import json
 import re
 import shutil
 import subprocess
@@ -73,6 +74,24 @@ def test__html_repr__address_of_the_documentation__links_to_the_page_of_the_clas
     assert page.removeprefix("https://example.org/skve/api/generated/")[:-5] in documented()
 
 
+NOTEBOOK = json.loads((ROOT / "docs" / "guide" / "labels.ipynb").read_text("utf-8"))
+CODE = [cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
+
+
+def test__notebook__stored__without_outputs():
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in CODE)
+
+
+@pytest.mark.slow  # 30 seconds
+def test__notebook__run__most_wrong_labels_found_and_no_accuracy_lost():
+    pytest.importorskip("matplotlib").use("Agg")
+    names = {}
+    for cell in CODE:
+        exec("".join(cell["source"]), names)
+    assert names["found"] > len(names["wrong"]) / 2
+    assert names["accuracy_after"] >= names["accuracy_before"]
+
+
 @pytest.fixture(scope="module")
 def site():
     """Serve the built site, and return its address."""
@@ -113,6 +132,7 @@ def browse(address, folder, *options):
         ("api/generated/skve.SVEClassifier.html", "head_weight_decay"),
         ("api/generated/skve.metrics.aurc.html", "<math"),
         ("auto_examples/plot_first_look.html", "sphx_glr_plot_first_look_001.png"),
+        ("guide/labels.html", "wrong labels are among the suspects\n"),
     ],
 )
 def test__site__page_in_a_browser__rendered_without_errors(site, page, content, tmp_path):
