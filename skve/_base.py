@@ -24,7 +24,7 @@ from skve._documentation import DocumentedMixin
 from skve._ensembles import RULES
 from skve._inputs.labels import check_classes, check_labels, encode_labels, stratified_part
 from skve._inputs.weights import check_weights, class_weights, to_mean_one
-from skve._runtime.callbacks import CallbackSupportMixin, with_callbacks
+from skve._runtime.callbacks import CallbackSupportMixin, has_callbacks, with_callbacks
 from skve._runtime.progress import report_progress
 
 if TYPE_CHECKING:
@@ -181,6 +181,14 @@ class BaseSVEClassifier(
         float32 or better.
     device : str or torch.device, default="auto"
         `"auto"` uses a GPU if there is one.
+    n_jobs : int, default=None
+        Number of processes in which `fit` trains members at the same time, by joblib's backend: on processors as many
+        as given, -1 for all of them; with several GPUs at most one for each GPU, unless `device` names one. The
+        members are the same as with one process of as many threads. None is 1 outside of a `joblib.parallel_config`.
+        One process trains all members if they depend on one another: with `early_stopping`, `diversity` or
+        `callbacks`; with `"snapshot"` and `"dropout"`, which train one network, and with `"head"` and `"laplace"`,
+        which are solved; also within a worker of joblib, such as those of a parallel `GridSearchCV`. On Ctrl-C the
+        estimator does not change.
     warm_start : bool, default=False
         Whether `fit` continues from the previous fit.
     random_state : int or RandomState, default=None
@@ -248,6 +256,7 @@ class BaseSVEClassifier(
         "precision": [StrOptions({"auto", "float32", "bfloat16", "float16"})],
         "predict_precision": [StrOptions({"auto", "float32", "bfloat16"})],
         "device": "no_validation",
+        "n_jobs": [COUNT, Interval(numbers.Integral, None, -1, closed="right"), None],
         "warm_start": ["boolean"],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
@@ -284,6 +293,7 @@ class BaseSVEClassifier(
     precision: str
     predict_precision: str
     device: str | torch.device
+    n_jobs: int | None
     warm_start: bool
     random_state: int | np.random.RandomState | None
     verbose: int
@@ -327,6 +337,7 @@ class BaseSVEClassifier(
         precision: str = "auto",
         predict_precision: str = "auto",
         device: str | torch.device = "auto",
+        n_jobs: int | None = None,
         warm_start: bool = False,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
@@ -569,31 +580,21 @@ class BaseSVEClassifier(
         Return whether Ctrl-C ended the training, and the `fold_regression` that predictions may be blended with.
         """
         from skve._runtime.device import resolve_device
-        from skve._training import build, loop, solve
-        from skve._training.batches import training_batches, validation_batches
+        from skve._training import loop, parallel, solve
 
         device = resolve_device(self.device)
         if self.verbose:
             report_progress("skve: preparing the backbone")
         backbone = self._load_backbone(self.backbone, classes=classes_).on(device)
         settings = self._settings(once, has_validation=parts.valid is not None)
-        design = self._design(settings.early_stopping)
-
-        def pipeline_of(part):
-            pipeline = self._make_pipeline(part.items, backbone, device, training=True)
-            pipeline.check_labels(part.targets, part.name)
-            return pipeline
-
-        pipeline = pipeline_of(parts.train)
-        ensemble, plan = build.new_ensemble(design, backbone, pipeline, len(classes_), seeds, start)
-        batches = (
-            training_batches(parts.train, pipeline, ensemble, seeds, self.batch_size, folds),
-            parts.valid and validation_batches(parts.valid, pipeline_of(parts.valid), ensemble, self.batch_size),
-        )
+        groups = self._member_groups(settings, once, device)
+        given = (parts, folds, len(classes_), seeds, start, settings)
+        members = groups[0] if len(groups) > 1 else None
+        ensemble, plan, train_batches, valid_batches = self._new_ensemble(backbone, *given, members)
         is_solved = ensemble.rule.is_solved and not once
         own_validation = parts.valid is not None and parts.valid.name == "X_val"
         blends = self.calibrate == "auto" and not (folds is None or is_solved or once or own_validation)
-        frozen = solve.FrozenFeatures.of(batches[0], ensemble, self.verbose) if is_solved or blends else None
+        frozen = solve.FrozenFeatures.of(train_batches, ensemble, self.verbose) if is_solved or blends else None
         # Before the training: Ctrl-C in it keeps the last epoch, and has nothing left to wait for.
         earlier = start.novelty if once and start is not None else None
         novelty = self._novelty(parts.train, frozen, plan, backbone, device, seeds, earlier)
@@ -603,19 +604,77 @@ class BaseSVEClassifier(
         reports = {"callbacks": self.callbacks, "verbose": self.verbose}
         if is_solved:
             weights = parts.train.weights
-            result = solve.solve(ensemble, frozen, *batches, settings, weights=weights, seeds=seeds, **reports)
+            result = solve.solve(
+                ensemble, frozen, train_batches, valid_batches, settings, weights=weights, seeds=seeds, **reports
+            )
+        elif len(groups) > 1:
+            trainings = [
+                (_train_group, (self._as_worker(index, device), classes_, *given, members))
+                for index, members in enumerate(groups)
+            ]
+            result = parallel.merge(parallel.run(trainings, self.n_jobs))
         else:
-            one_by_one = device.type == "cpu" or design.activation_checkpointing
-            chunk = 1 if one_by_one else len(ensemble.trained)
             if task is not None:
                 reports["callbacks"] = [*(self.callbacks or []), loop.EpochTasks(self, task)]
-            result = loop.train(ensemble, *batches, settings, chunk=chunk, **reports)
+            chunk = self._chunk(ensemble)
+            result = loop.train(ensemble, train_batches, valid_batches, settings, chunk=chunk, **reports)
         self._state = plan.fitted(result.arrays, result.n_iter, self.backbone, novelty)
         self.classes_ = classes_
         self.preprocess_ = dict(backbone.preprocess)
         self.history_ = result.history
         self.n_iter_ = result.n_iter
         return result.interrupted, regression
+
+    def _new_ensemble(self, backbone, parts, folds, n_classes, seeds, start, settings, members):
+        """Return the ensemble to train, of all members or of a range of them, its state to be, and its batches."""
+        from skve._training import build
+        from skve._training.batches import training_batches, validation_batches
+
+        def pipeline_of(part):
+            pipeline = self._make_pipeline(part.items, backbone, backbone.device, training=True)
+            pipeline.check_labels(part.targets, part.name)
+            return pipeline
+
+        pipeline, design = pipeline_of(parts.train), self._design(settings.early_stopping)
+        ensemble, plan = build.new_ensemble(design, backbone, pipeline, n_classes, seeds, start, members)
+        train_batches = training_batches(parts.train, pipeline, ensemble, seeds, self.batch_size, folds, members)
+        valid_batches = None
+        if parts.valid is not None:
+            valid_batches = validation_batches(parts.valid, pipeline_of(parts.valid), ensemble, self.batch_size)
+        return ensemble, plan, train_batches, valid_batches
+
+    def _chunk(self, ensemble):
+        """Return how many members pass through the network together."""
+        one_by_one = ensemble.device.type == "cpu" or getattr(self, "activation_checkpointing", False)
+        return 1 if one_by_one else len(ensemble.trained)
+
+    def _member_groups(self, settings, once, device):
+        """Return the members as ranges that train at once: all in one where they depend on one another."""
+        from skve._training import parallel
+
+        rule, options = RULES[self.ensemble], self.ensemble_params or {}
+        n_members = rule.n_members(self.n_members)
+        depend = (
+            len(rule.trained(n_members)) < n_members
+            or (rule.is_solved and not once)
+            or options.get("diversity")
+            or settings.early_stopping
+            or self.callbacks
+            or has_callbacks(self)
+        )
+        n_groups = 1 if depend else parallel.n_groups(n_members, self.n_jobs, device)
+        return parallel.split_members(n_members, n_groups)
+
+    def _as_worker(self, group, device):
+        """Return the estimator as a process gets it that trains a group of members."""
+        from skve._training import parallel
+
+        worker = copy.copy(self)
+        for name in ("_state", "oof_proba_"):
+            worker.__dict__.pop(name, None)
+        worker.device = parallel.device_of(device, group)
+        worker.verbose = self.verbose if group == 0 else 0
+        return worker
 
     def _predict_and_calibrate(self, data, parts, folds, regression):
         """Set `oof_proba_` where members leave out folds, `temperature_`, and the share of the regression."""
@@ -1430,6 +1489,23 @@ class BaseSVEClassifier(
         from skve._fitted import exporting
 
         exporting.export(self._snapshot(), path, format=format, opset=opset, resize=resize)
+
+
+def _train_group(estimator, classes, parts, folds, n_classes, seeds, start, settings, members):
+    """Train some members of an estimator's ensemble in a process of their own; return a `Result`."""
+    from skve._runtime.device import neutral_modes, resolve_device
+    from skve._runtime.warnings import ignored
+    from skve._training import loop
+
+    device = resolve_device(estimator.device)
+    with neutral_modes(device):
+        with ignored(""):  # the process that all groups come from has warned of the same
+            backbone = estimator._load_backbone(estimator.backbone, classes=classes).on(device)
+            ensemble, _, train_batches, valid_batches = estimator._new_ensemble(
+                backbone, parts, folds, n_classes, seeds, start, settings, members
+            )
+        chunk = estimator._chunk(ensemble)
+        return loop.train(ensemble, train_batches, valid_batches, settings, chunk=chunk, verbose=estimator.verbose)
 
 
 def _put(arrays, name, n_items, rows, block):

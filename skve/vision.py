@@ -127,6 +127,7 @@ class SVEClassifier(BaseSVEClassifier):
         precision: str = "auto",
         predict_precision: str = "auto",
         device: str | torch.device = "auto",
+        n_jobs: int | None = None,
         warm_start: bool = False,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,

@@ -109,15 +109,18 @@ class MemberRule:
         """Return one number for each layer whose computed basis must be the same where a fitted member is used."""
         return {}
 
-    def n_members(self, n_members):
+    @classmethod
+    def n_members(cls, n_members):
         """Return how many members there are where the estimator asks for `n_members`."""
         return n_members
 
-    def trained(self, n_members):
+    @classmethod
+    def trained(cls, n_members):
         """Return the range of the members that the optimizer moves; others share the tensors of the first of them."""
         return range(n_members)
 
-    def n_cycles(self, n_members):
+    @classmethod
+    def n_cycles(cls, n_members):
         """Return how often the learning rate runs through its schedule; a member is kept after each cycle."""
         return 1
 

@@ -98,5 +98,6 @@ class SingleFineTuning(FullFineTuning):
 
     takes = BATCH_NORM
 
-    def n_members(self, n_members):
+    @classmethod
+    def n_members(cls, n_members):
         return 1

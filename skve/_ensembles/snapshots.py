@@ -13,8 +13,10 @@ class Snapshots(FullFineTuning):
     set_apart = "raise member_lr or max_steps: short and slow cycles end close to one another"
     takes = {}
 
-    def trained(self, n_members):
+    @classmethod
+    def trained(cls, n_members):
         return range(n_members - 1, n_members)
 
-    def n_cycles(self, n_members):
+    @classmethod
+    def n_cycles(cls, n_members):
         return n_members

@@ -20,4 +20,9 @@ except ImportError:
 finally:
     random.setstate(_state)
 
-__all__ = ["CallbackSupportMixin", "with_callbacks"]
+__all__ = ["CallbackSupportMixin", "has_callbacks", "with_callbacks"]
+
+
+def has_callbacks(estimator):
+    """Say whether `set_callbacks` has given an estimator callbacks."""
+    return bool(getattr(estimator, "_skl_callbacks", None))

@@ -164,7 +164,7 @@ class Batches:
             self._reading.close()
 
 
-def training_batches(part, pipeline, ensemble, seeds, batch_size, folds=None):
+def training_batches(part, pipeline, ensemble, seeds, batch_size, folds=None, members=None):
     """Return training batches in which members differ as the rule's order and options say.
 
     Member m draws from its own generators; those of the first one draw the order that all share, too. What a member
@@ -179,30 +179,34 @@ def training_batches(part, pipeline, ensemble, seeds, batch_size, folds=None):
     seeds : Seeds
     batch_size : int
     folds : Folds, default=None
+    members : range, default=None
+        Which members of a larger ensemble `ensemble` holds; None where it holds all.
 
     Returns
     -------
     Batches
     """
     rule, trained, n_samples = ensemble.rule, ensemble.trained, len(part.targets)
+    members = range(len(trained)) if members is None else members
     weights = torch.as_tensor(part.weights, dtype=torch.float32)
     if rule.options["bootstrap"]:
-        generators = [seeds.generator("bootstrap", m) for m in range(len(trained))]
+        generators = [seeds.generator("bootstrap", m) for m in members]
         draw = _bayesian_bootstrap if rule.options["bootstrap"] == "bayesian" else _ordinary_bootstrap
         weights = weights * torch.stack([draw(n_samples, generator) for generator in generators])
     if folds is not None:
         kept = [
-            to_mean_one(row, f"samples that member {m} keeps") for m, row in enumerate(folds.kept(weights.numpy()))
+            to_mean_one(row, f"samples that member {m} keeps")
+            for m, row in zip(members, folds.kept(weights.numpy(), members), strict=True)
         ]
         weights = torch.as_tensor(np.stack(kept), dtype=torch.float32)
 
-    def stream(members, m):
-        return Stream(members, seeds.generator("order", m), seeds.generator("augment", m))
+    def stream(seen_by, m):
+        return Stream(seen_by, seeds.generator("order", m), seeds.generator("augment", m))
 
     if len(trained) == 1 or rule.order == "shared":
         streams = [stream(trained, 0)]
     else:
-        streams = [stream([member], m) for m, member in enumerate(trained)]
+        streams = [stream([member], m) for m, member in zip(members, trained, strict=True)]
     targets = ensemble.head.likelihood.targets(part.targets)
     return Batches(pipeline, targets, weights, batch_size, ensemble.device, streams, rule.mixes_samples)
 

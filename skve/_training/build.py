@@ -51,7 +51,7 @@ class Selection:
     skipped: dict
 
 
-def new_ensemble(design, backbone, pipeline, n_classes, seeds, start=None):
+def new_ensemble(design, backbone, pipeline, n_classes, seeds, start=None, members=None):
     """Build the ensemble that is to be trained.
 
     Parameters
@@ -65,6 +65,8 @@ def new_ensemble(design, backbone, pipeline, n_classes, seeds, start=None):
     seeds : Seeds
     start : FittedState, default=None
         Members to go on from.
+    members : range, default=None
+        Those that are built, where others train the rest; None for all.
 
     Returns
     -------
@@ -77,8 +79,8 @@ def new_ensemble(design, backbone, pipeline, n_classes, seeds, start=None):
     rule.noise = seeds.generator("noise")
     head = Head.on(backbone, traced.n_features, n_classes)
     plan = plan_state(design, rule, traced, head, seeds, start)
-    members = make_members(design, rule, head, plan, seeds, start, n_samples=len(pipeline))
-    return assemble(design, rule, head, members, traced, selection, pipeline), plan
+    built = make_members(design, rule, head, plan, seeds, start, n_samples=len(pipeline), only=members)
+    return assemble(design, rule, head, built, traced, selection, pipeline), plan
 
 
 def select_layers(design: Design, backbone: Backbone) -> Selection:
@@ -164,21 +166,31 @@ def plan_state(design, rule, traced, head, seeds, start):
     )
 
 
-def make_members(design, rule, head, plan, seeds, start, *, n_samples):
-    """Return the members as they start, or as an earlier fit has left them: dicts of tensors."""
+def make_members(design, rule, head, plan, seeds, start, *, n_samples, only=None):
+    """Return the members as they start, or as an earlier fit has left them: dicts of tensors.
+
+    `only` is the range of the members that are wanted, of a rule that trains each of them; None is all.
+    """
     n_members = rule.n_members(design.n_members)
     if start is not None:
-        return _earlier_members(start, plan, rule, n_members)
+        earlier = _earlier_members(start, plan, rule, n_members)
+        return earlier if only is None else [earlier[index] for index in only]
     _warn_of_equal_members(rule, n_members, n_samples, design.batch_size)
     generators = [seeds.generator("member", index) for index in range(n_members)]
+    if only is not None:
+        return [_new_member(rule, head, generators[index]) for index in only]
     members: list = [None] * n_members
     for index, generator in zip(rule.trained(n_members), generators, strict=False):
-        new_head = head.new_member(generator, rule.backbone.device, rule.backbone.head_start)
-        members[index] = {**new_head, **rule.new_member(generator)}
+        members[index] = _new_member(rule, head, generator)
     for index, member in enumerate(members):
         if member is None:
             members[index] = rule.new_copy(members[rule.trained(n_members)[0]], generators[index])
     return members
+
+
+def _new_member(rule, head, generator):
+    new_head = head.new_member(generator, rule.backbone.device, rule.backbone.head_start)
+    return {**new_head, **rule.new_member(generator)}
 
 
 def _warn_of_equal_members(rule, n_members, n_samples, batch_size):

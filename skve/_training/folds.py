@@ -25,12 +25,13 @@ class Folds:
         """Return the members that leave out a fold."""
         return range(fold, self.n_members, self.n_folds)
 
-    def kept(self, weights):
-        """Return the weights (n_members, n_samples), 0 where a member leaves a sample out.
+    def kept(self, weights, members=None):
+        """Return the weights (n_members, n_samples) of members, of all by default, 0 where one leaves a sample out.
 
         `weights` has the shape (n_samples,) or (n_members, n_samples).
         """
-        left_out = self.of_samples == np.arange(self.n_members)[:, None] % self.n_folds
+        members = np.arange(self.n_members) if members is None else np.asarray(members)
+        left_out = self.of_samples == members[:, None] % self.n_folds
         return np.where(left_out, 0, weights)
 
     def predictions(self, predict):

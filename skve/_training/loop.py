@@ -49,6 +49,28 @@ class Settings:
 
 
 @dataclasses.dataclass(frozen=True)
+class Notes:
+    """What the history of a larger ensemble is made of, where its members train in groups.
+
+    Attributes
+    ----------
+    n_members : int
+        In the group.
+    ratio_means : dict of str to list of float
+        The mean ratio of each layer after each round.
+    valid_nll : list of ndarray of shape (n_samples,)
+        The validation samples' negative log-likelihood, under the group's mean probabilities, after each round.
+    valid_weights : ndarray of shape (n_samples,), or None
+        Of the same samples.
+    """
+
+    n_members: int
+    ratio_means: dict[str, list]
+    valid_nll: list[np.ndarray]
+    valid_weights: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Result:
     """What a training leaves: members' arrays, history, rounds run, whether Ctrl-C ended it."""
 
@@ -56,6 +78,7 @@ class Result:
     history: dict
     n_iter: int
     interrupted: bool
+    notes: Notes | None = None
 
 
 def train(ensemble, train_batches, valid_batches, settings, *, callbacks=None, verbose=0, chunk=1):
@@ -128,7 +151,7 @@ def train(ensemble, train_batches, valid_batches, settings, *, callbacks=None, v
     for key, value in arrays.items():
         if not np.isfinite(np.exp(value) if key.startswith(FACTORS) else value).all():
             raise _diverged(f"{key} is not finite after the last step", ensemble, settings)
-    return Result(arrays, history.to_dict(), history.complete[0], interrupted)
+    return Result(arrays, history.to_dict(), history.complete[0], interrupted, history.notes(len(ensemble.trained)))
 
 
 def _check_processes(ensemble, batches):
@@ -236,6 +259,7 @@ class Net(NeuralNet):
         self.settings, self.course = settings, course
         self.parts = FittingParts(ensemble, chunk)
         self.step = Step(ensemble, self.parts, label_smoothing=settings.label_smoothing, grad_clip=settings.grad_clip)
+        self.valid_nll: list[torch.Tensor] = []  # (2, n_samples) of each batch: of the samples, and their weights
         self.ctrl_c = _CtrlC()
 
     def train(self, train_batches, valid_batches):
@@ -296,7 +320,9 @@ class Net(NeuralNet):
         total = torch.zeros(())
         if len(group):
             log_proba = self.parts.run(log_proba, group, undo=lambda: self.step.restore(before))
-            total = (likelihood.nll(log_proba, group.targets.cpu()) * group.weights.cpu()).sum()
+            nll, weights = likelihood.nll(log_proba, group.targets.cpu()), group.weights.cpu()
+            self.valid_nll.append(torch.stack([nll, weights.to(nll)]))
+            total = (nll * weights).sum()
         if processes.n_processes() > 1:
             total = total.to(self.module_.device, torch.float32)
             processes.sum_up([total])
@@ -384,10 +410,12 @@ class _History(Callback):
         self.course = course
         self.rows: dict[str, list] = {"epoch": [], "step": [], "loss": [], "valid_nll": []}
         self.layers: dict[str, dict[str, list]] = {"ratio_spread": {}, "gradient_norm": {}}
+        self.ratio_means: dict[str, list] = {}
+        self.valid_nll: list[np.ndarray] = []  # (2, n_samples) of each round
         self.complete = (0, None)  # rounds and the members' state, in one piece: Ctrl-C may come at any time
 
     def on_epoch_begin(self, net, **kwargs):
-        net.step.gradient_norms = {}
+        net.step.gradient_norms, net.valid_nll = {}, []
 
     def on_epoch_end(self, net, **kwargs):
         record = net.history[-1]
@@ -400,8 +428,11 @@ class _History(Callback):
             mean = float(torch.stack(norms).mean())
             self.layers["gradient_norm"].setdefault(key.partition(".")[2], []).append(mean)
         for key, log_ratios in _stacked_ratios(net.module_).items():
-            spread = float(torch.exp(log_ratios.cpu().double()).std(unbiased=False))
-            self.layers["ratio_spread"].setdefault(key.partition(".")[2], []).append(spread)
+            ratios, layer = torch.exp(log_ratios.cpu().double()), key.partition(".")[2]
+            self.layers["ratio_spread"].setdefault(layer, []).append(float(ratios.std(unbiased=False)))
+            self.ratio_means.setdefault(layer, []).append(float(ratios.mean()))
+        if net.valid_nll:
+            self.valid_nll.append(torch.cat(net.valid_nll, 1).numpy())
         self.complete = (self.complete[0] + 1, copy.deepcopy(net.module_.state_dict()))
 
     def to_dict(self):
@@ -412,6 +443,11 @@ class _History(Callback):
             name: {layer: values[:n_rounds] for layer, values in lists.items()} for name, lists in self.layers.items()
         }
         return rows | layers
+
+    def notes(self, n_members):
+        """Return what was noted of all rounds that the history of more members takes."""
+        weights = self.valid_nll[0][1] if self.valid_nll else None
+        return Notes(n_members, self.ratio_means, [nll for nll, _ in self.valid_nll], weights)
 
 
 def _stacked_ratios(ensemble):

@@ -11,6 +11,7 @@ from skve._backbones.backbone import from_module
 from skve._base import BaseSVEClassifier, inherit_parameter_docs
 from skve._inputs import pipeline
 from skve._inputs.exported import ExportedInputs
+from skve._runtime.randomness import OwnDraws
 
 
 def make_toy_backbone(n_inputs: int = 8, *, width: int = 16, depth: int = 2, seed: int = 0) -> nn.Sequential:
@@ -38,8 +39,7 @@ def make_toy_backbone(n_inputs: int = 8, *, width: int = 16, depth: int = 2, see
     >>> len(make_toy_backbone(4, width=8, depth=3))
     6
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with OwnDraws(seed):
         layers: list[nn.Module] = []
         for index in range(depth):
             layers += [nn.Linear(width if index else n_inputs, width), nn.Tanh()]
@@ -68,8 +68,7 @@ def make_toy_image_backbone(width: int = 8, *, seed: int = 0) -> nn.Sequential:
     >>> make_toy_image_backbone()(torch.zeros(2, 3, 8, 8)).shape
     torch.Size([2, 8, 4, 4])
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with OwnDraws(seed):
         return nn.Sequential(
             nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(width),
