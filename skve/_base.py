@@ -504,11 +504,12 @@ class BaseSVEClassifier(
         return self._fit_or_stay(X, y, sample_weight, start=start, classes=classes)
 
     def _fit_or_stay(self, *args, **kwargs):
-        from skve._ensembles import check_options
+        from skve._ensembles import check_dtype, check_options
         from skve._runtime.device import neutral_modes, resolve_device
 
         self._validate_params()
         check_options(self.ensemble, self.ensemble_params)  # before a backbone of many gigabytes is read
+        check_dtype(self.ensemble, getattr(self, "backbone_dtype", "float32"))
         if self.max_epochs is not None and self.max_steps is not None:
             raise ValueError(
                 f"max_epochs and max_steps must not both be given, got max_epochs={self.max_epochs} and "
@@ -1388,6 +1389,17 @@ class BaseSVEClassifier(
     def ratios_(self) -> dict[str, NDArray[np.float32]]:
         """Ratios of singular values (or channels) to the pretrained ones: dict of layer to (n_members, r)."""
         return self._fitted("ratios_").ratios()
+
+    @property
+    def float_layers_(self) -> list[str]:
+        """Names of the backbone's modules whose matrices stay float where its linear layers are quantised."""
+        described = self._fitted("float_layers_").backbone
+        if "float_layers" not in described:
+            raise AttributeError(
+                f"{type(self).__name__} has float_layers_ with backbone_dtype='int8' or 'int4' only, got a fit with "
+                f"float weights."
+            )
+        return list(described["float_layers"])
 
     @property
     def regression_share_(self) -> float:

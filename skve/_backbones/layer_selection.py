@@ -5,6 +5,8 @@ import re
 
 from torch import nn
 
+from skve._backbones.quantized import QuantizedLinear
+
 # A module of such a name or class embeds the input, pools, or is a language-model head: never adapted.
 _EMBED = re.compile(r"embed", re.IGNORECASE)
 _NEVER = re.compile(r"pooler|attn_pool|attention_pool|lm_head|^vocab_|^wte$|^wpe$", re.IGNORECASE)
@@ -25,7 +27,7 @@ class Site:
     layer : str
         Name of the module, as in `named_modules()`; what users see and select.
     parameter : str
-        Full name of the weight.
+        Full name of the weight; of a quantised one, of its scales, which gradients can flow to.
     bias : str or None
         Full name of the bias that belongs to it.
     kind : {"linear", "transposed", "convolution"}
@@ -47,6 +49,8 @@ def _weight_of(module):
     """Return (attribute of the weight, attribute of the bias, kind) of a module that holds one, else None."""
     if isinstance(module, nn.MultiheadAttention):
         return ("in_proj_weight", "in_proj_bias", "linear")
+    if isinstance(module, QuantizedLinear):
+        return ("scales", "bias", "linear")
     if isinstance(module, nn.Linear):
         return ("weight", "bias", "linear")
     if isinstance(module, nn.Conv2d):

@@ -8,6 +8,7 @@ import torch.utils.checkpoint
 from torch import nn
 
 from skve._backbones.layer_selection import is_huggingface_conv1d
+from skve._backbones.quantized import QuantizedLinear
 from skve._runtime.device import attention_in_float32
 
 
@@ -78,6 +79,8 @@ class Network:
     def calls_plainly(self, layer):
         """Say whether a layer's own forward is all that it does, so that another form may take its place."""
         module = self._modules[layer]
+        if isinstance(module, QuantizedLinear):  # whose weight keeps torch off its fast paths
+            return True
         if isinstance(self._modules[layer.rpartition(".")[0]], nn.TransformerEncoderLayer):
             return False  # called when gradients are wanted, else its fast path reads the weights of its layers
         return type(module) is nn.Linear or is_huggingface_conv1d(module)

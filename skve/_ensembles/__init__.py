@@ -2,6 +2,7 @@
 
 from sklearn.utils._param_validation import validate_parameter_constraints
 
+from skve._backbones.quantized import BITS
 from skve._ensembles.base import BIASES, FACTORS, HEAD, MASKS, WEIGHTS, Defaults, MemberRule, is_trained
 from skve._ensembles.dropout import Dropout
 from skve._ensembles.ensemble import BATCHES_PER_INSTALLATION, Ensemble, Head
@@ -40,6 +41,7 @@ __all__ = [
     "SingularValues",
     "SingularValuesAndPairs",
     "Snapshots",
+    "check_dtype",
     "check_options",
     "is_trained",
     "make_rule",
@@ -78,6 +80,16 @@ def check_options(ensemble, ensemble_params):
     constraints = {name: allowed for name, (_, allowed) in takes.items()}
     validate_parameter_constraints(constraints, options, f"ensemble_params of ensemble={ensemble!r}")
     return options
+
+
+def check_dtype(ensemble, backbone_dtype):
+    """Raise ValueError if members of an ensemble own the backbone's weights, and these would be kept in few bits."""
+    if RULES[ensemble].owns_weights and backbone_dtype in BITS:
+        others = [name for name, rule in RULES.items() if not rule.owns_weights]
+        raise ValueError(
+            f"backbone_dtype must be a float type for ensemble={ensemble!r}, whose members train all weights of the "
+            f"backbone, got {backbone_dtype!r}. Quantised weights stay as they are: use one of {others}."
+        )
 
 
 def make_rule(ensemble, backbone, sites, *, init_scale, train_bias, ensemble_params):

@@ -10,6 +10,7 @@ import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from skve._backbones import decomposition
+from skve._backbones.quantized import QuantizedWeight
 
 # A member is a flat dict of tensors; the prefix of a key says what it is, the rest names the layer or parameter.
 RATIOS, SCALES, BIASES, WEIGHTS, HEAD = "log_ratios.", "log_scales.", "bias_offsets.", "weights.", "head."
@@ -79,6 +80,7 @@ class MemberRule:
     has_ratios = False  # whether members own factors that start at exp(N(0, init_scale^2)) and become `ratios_`
     mixes_samples = False  # whether a training batch gives other gradients than its parts do in turn
     selects_layers = False  # whether `layers` says what members own
+    owns_weights = False  # whether members own the weights of the backbone, which then cannot be kept in few bits
     is_solved = False  # whether members are heads on the frozen backbone, for which fit calls `solve`
     student: str | None = None  # the ensemble that one body of the members belongs to, where it is another
 
@@ -167,6 +169,10 @@ class MemberRule:
             if given.get(name, value) != value:
                 raise ValueError(f"{name} in ensemble_params must be {value!r} {same}, got {given[name]!r}.")
 
+    def reason_to_skip(self, site, traced):
+        """Say why members would own something of a layer in vain; empty where they would not."""
+        return "" if self.main_parameter(site) in traced.used else "the features do not depend on it"
+
     def shares(self, key):
         """Say whether all members have one and the same tensor under `key`."""
         return False
@@ -219,6 +225,9 @@ class MemberRule:
     def install(self, network, member: Member):
         """Let the network compute as `member`; gradients flow back into the member's tensors."""
 
+    def hold(self, member: Member):
+        """Do of `install` what does not replace tensors of the network."""
+
     def set_training(self, network, mode):
         """Tell the network that a training step (True) or a prediction (False) comes next."""
 
@@ -228,7 +237,7 @@ class LayerRule(MemberRule):
 
     What a member owns of a layer is folded into the weight, and the folded weight takes the place of the
     parameter, which every architecture honours. A linear layer that is known to be called plainly may compute
-    by `call` instead, where `calls` finds that cheaper.
+    by `call` instead, where `calls` finds that cheaper; one whose weight is quantised always does.
     """
 
     selects_layers = True
@@ -237,6 +246,7 @@ class LayerRule(MemberRule):
     def __init__(self, backbone, sites, **settings):
         super().__init__(backbone, sites, **settings)
         self._parameters = dict(backbone.module.named_parameters())
+        self._weights = {site.layer: backbone.weight(site) for site in sites}
         self._called: dict[str, _CalledForm] = {}
 
     def new_layer(self, site, weight, generator):
@@ -252,7 +262,7 @@ class LayerRule(MemberRule):
         return False
 
     def call(self, site, inputs, weight, own, bias):
-        """Apply a member's layer to its inputs; `weight` is the pretrained matrix (d_out, d_in)."""
+        """Apply a member's layer to its inputs; `weight` is the pretrained matrix (d_out, d_in), maybe quantised."""
         raise NotImplementedError
 
     @property
@@ -271,16 +281,21 @@ class LayerRule(MemberRule):
     def new_member(self, generator):
         member = {}
         for site in self.sites:
-            weight = self._parameters[site.parameter]
+            weight = self._weights[site.layer]
             for prefix, tensor in self.new_layer(site, weight, generator).items():
                 member[prefix + site.layer] = tensor.to(weight.device)
             if self.bias_name(site):
                 member[BIASES + site.layer] = self.new_bias(site)
         return member
 
+    def reason_to_skip(self, site, traced):
+        reason = super().reason_to_skip(site, traced)
+        is_read = isinstance(self._weights[site.layer], QuantizedWeight) and site.layer not in traced.positions
+        return reason or ("its quantised weight is read and the layer not called" if is_read else "")
+
     def new_bias(self, site):
         """Return the offset of a layer's bias as it starts: zeros (d_out,)."""
-        weight = self._parameters[site.parameter]
+        weight = self._weights[site.layer]
         return torch.zeros(
             decomposition.as_matrix(weight, site.kind).shape[0], dtype=torch.float32, device=weight.device
         )
@@ -291,24 +306,39 @@ class LayerRule(MemberRule):
         for site in self.sites:
             if site.layer not in traced.positions or not network.calls_plainly(site.layer):
                 continue
-            matrix = decomposition.as_matrix(self._parameters[site.parameter], site.kind)
-            if self.calls(matrix.shape, traced.positions[site.layer] * size, training):
+            matrix = decomposition.as_matrix(self._weights[site.layer], site.kind)
+            if isinstance(matrix, QuantizedWeight):
+                is_called = bool(self.prefixes)
+            else:
+                is_called = self.calls(matrix.shape, traced.positions[site.layer] * size, training)
+            if is_called:
                 self._called[site.layer] = _CalledForm(self, site, matrix)
                 network.set_forward(site.layer, self._called[site.layer])
 
     def install(self, network, member):
         for site in self.sites:
-            own = {prefix: member[prefix + site.layer] for prefix in self.prefixes}
-            weight, bias = self._parameters[site.parameter], self._parameters.get(site.bias)
-            name = self.bias_name(site)
-            if name:
-                offset = member[BIASES + site.layer]
-                bias = (offset if bias is None else bias + offset).to(weight.dtype)
-                network.set_tensor(name, bias)
-            if site.layer in self._called:
-                self._called[site.layer].hold(own, bias)
-            elif own:
-                network.set_tensor(site.parameter, self.fold(site, weight, own))
+            if self.bias_name(site):
+                network.set_tensor(self.bias_name(site), self._bias(site, member))
+            if self.prefixes and site.layer not in self._called:
+                weight = self._weights[site.layer]
+                network.set_tensor(site.parameter, self.fold(site, weight, self._own(site, member)))
+        self.hold(member)
+
+    def hold(self, member):
+        for called in self._called.values():
+            called.own, called.bias = self._own(called.site, member), self._bias(called.site, member)
+
+    def _own(self, site, member):
+        """Return what a member owns of a layer's weight, by prefix."""
+        return {prefix: member[prefix + site.layer] for prefix in self.prefixes}
+
+    def _bias(self, site, member):
+        """Return a member's bias of a layer, or None."""
+        bias = self._parameters.get(site.bias)
+        if not self.bias_name(site):
+            return bias
+        offset = member[BIASES + site.layer]
+        return (offset if bias is None else bias + offset).to(self._weights[site.layer].dtype)
 
 
 class _CalledForm:
@@ -317,9 +347,6 @@ class _CalledForm:
     def __init__(self, rule, site, weight):
         self.rule, self.site, self.weight = rule, site, weight
         self.own, self.bias = {}, None
-
-    def hold(self, own, bias):
-        self.own, self.bias = own, bias
 
     def __call__(self, inputs):
         return self.rule.call(self.site, inputs, self.weight, self.own, self.bias)

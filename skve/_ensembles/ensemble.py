@@ -136,6 +136,7 @@ class Ensemble(nn.Module):
         """Let the following `member_logits` be those of member `index`."""
         if self.kept is not None and index in self.kept:
             self.network.set_tensors(self.kept[index])
+            self.rule.hold(self.member(index))
             return
         self.rule.install(self.network, self.member(index))
         if self.kept is not None:

@@ -27,6 +27,7 @@ class FullFineTuning(MemberRule):
     set_apart = SAME_START
     takes = {**DIFFERENCES, **BATCH_NORM}
     student = "single"
+    owns_weights = True
 
     def __init__(self, backbone, sites, **settings):
         super().__init__(backbone, sites, **settings)

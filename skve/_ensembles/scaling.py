@@ -96,7 +96,7 @@ class Biases(LayerRule):
     set_apart = SAME_START
 
     def bias_name(self, site):
-        return site.bias or site.parameter.removesuffix("weight") + "bias"
+        return site.bias or site.parameter.removesuffix("weight").removesuffix("scales") + "bias"
 
     def main_parameter(self, site):
         return self.bias_name(site)
@@ -109,7 +109,7 @@ class Biases(LayerRule):
     @property
     def added(self):
         return {
-            self.bias_name(site): self.new_bias(site).to(self._parameters[site.parameter].dtype)
+            self.bias_name(site): self.new_bias(site).to(self._weights[site.layer].dtype)
             for site in self.sites
             if site.bias is None
         }

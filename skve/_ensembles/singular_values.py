@@ -18,7 +18,8 @@ class SingularValues(LayerRule):
     layer. The row space stays that of V; with Q = V it is the singular value ensemble, since W V = U diag(sigma).
 
     With `rank` members own the log ratios of so many leading directions only,
-    `W + U_k diag(sigma_k expm1(delta)) V_k^T`.
+    `W + U_k diag(sigma_k expm1(delta)) V_k^T`. Of a quantised weight they are those of the weight as it is kept, and
+    no more than `quantized.n_directions`.
     """
 
     defaults = {"image": Defaults(5e-2, 1e-2, 30.0), "text": Defaults(1e-2, 1e-2, 3.0, folds=4)}
@@ -68,10 +69,12 @@ class SingularValues(LayerRule):
         return forms.fold(weight, site.kind, self.factors(site), own[RATIOS])
 
     def call(self, site, inputs, weight, own, bias):
-        if site.layer not in self._cast:
-            # Once, and not, as autocast would, in each call.
-            self._cast[site.layer] = self.factors(site).to(dtype_of_products(weight.device, weight.dtype))
-        factors = self._cast[site.layer]
-        if self._makes_up_weight:
+        factors = self._cast.get(site.layer)
+        if factors is None:
+            kept, dtype = self.factors(site), dtype_of_products(weight.device, weight.dtype)
+            factors = kept.to(dtype)
+            if dtype.itemsize <= kept.U.dtype.itemsize:  # wider ones would take more memory than a quantised weight
+                self._cast[site.layer] = factors  # once, and not, as autocast would, in each call
+        if self._makes_up_weight and len(factors.sigma) == min(weight.shape):
             return forms.two_factor(inputs, factors, own[RATIOS], bias)
         return forms.one_sided(inputs, weight, factors, own[RATIOS], bias)

@@ -96,6 +96,7 @@ class Graph(nn.Module):
     def __init__(self, state, backbone, prepare, temperature):
         super().__init__()
         self.prepare, self.temperature = prepare, temperature
+        backbone = backbone.dequantized()
         self.features, self.likelihood = backbone.features, state.head_on(backbone).likelihood
         rule = state.rule_on(backbone)
         reads_frozen = (state.training or state.regression) and not state.own_features

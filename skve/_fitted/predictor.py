@@ -79,12 +79,12 @@ class Predictor:
         # Without what is large, and without the state itself, whose end the predictor has to see.
         self._plan = dataclasses.replace(state, arrays={}, training={}, spec=None)
         self._members = state.members(backbone.device)
-        weights = [backbone.module.get_parameter(s.parameter) for s in layer_selection.find_sites(backbone.module)[0]]
+        weights = [backbone.weight(site) for site in layer_selection.find_sites(backbone.module)[0]]
         self.dtype = resolve_prediction_dtype(precision, backbone.device, weights)
         warn_if_emulated("predict_precision", precision, backbone.device)
         changed = self._plan.rule_on(backbone).changed
         n_changed = sum(weight.numel() for name, weight in backbone.module.named_parameters() if name in set(changed))
-        n_weights = sum(weight.numel() for weight in weights)
+        n_weights = sum(weight.numel() for weight in weights if isinstance(weight, torch.Tensor))
         n_bodies = 1 if state.heads_only else len(self._members)
         in_place = self.dtype.itemsize * (n_changed * n_bodies + n_weights * (self.dtype != torch.float32))
         self.nbytes = sum({id(t): t.nbytes for member in self._members for t in member.values()}.values())

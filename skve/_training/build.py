@@ -95,7 +95,7 @@ def select_layers(design: Design, backbone: Backbone) -> Selection:
 def trace_layers(
     design: Design, backbone: Backbone, pipeline: Pipeline, selection: Selection
 ) -> tuple[MemberRule, Trace, Selection]:
-    """Pass two samples through the backbone; leave out the selected layers that the features do not depend on."""
+    """Pass two samples through the backbone; leave out the selected layers whose adaptation would have no effect."""
     few = np.arange(min(2, len(pipeline)))
     example, size = pipeline.prepare(pipeline.load(few), None), pipeline.size(few)
 
@@ -113,14 +113,14 @@ def trace_layers(
 
     sites, skipped = selection.sites, dict(selection.skipped)
     rule, traced = made_and_traced(sites)
-    unused = [site.layer for site in sites if rule.main_parameter(site) not in traced.used]
+    unused = {site.layer: reason for site in sites if (reason := rule.reason_to_skip(site, traced))}
     if unused:
-        skipped |= dict.fromkeys(unused, "the features do not depend on it")
+        skipped |= unused
         sites = [site for site in sites if site.layer not in unused]
         if not sites:
             raise ValueError(
                 f"layers must select a layer that the backbone's features depend on, got {design.layers!r}, which "
-                f"selects {unused}. Choose others."
+                f"selects {list(unused)}. Choose others."
             )
         rule, traced = made_and_traced(sites)
     if sites and skipped and (design.layers == "all" or unused):
@@ -249,6 +249,6 @@ def assemble(design, rule, head, members, traced, selection, pipeline):
 
 def _linear_share(backbone, candidates):
     """Return the share of linear layers in the candidates' weights."""
-    sizes = {site.layer: backbone.module.get_parameter(site.parameter).numel() for site in candidates}
+    sizes = {site.layer: backbone.weight(site).numel() for site in candidates}
     linear = sum(sizes[site.layer] for site in candidates if site.kind != "convolution")
     return linear / max(1, sum(sizes.values()))

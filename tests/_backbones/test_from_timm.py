@@ -59,6 +59,7 @@ def test__bundled__preprocessing__that_of_the_weights():
         "std": [0.5, 0.5, 0.5],
         "crop_pct": 0.875,
         "crop_mode": "center",
+        "dtype": "float32",
     }
     assert load_image_backbone(LITE, 96).preprocess["input_size"] == [3, 96, 96]
 

@@ -110,6 +110,15 @@ def test__graph__torchs_own_attention__predictions(backbone, ensemble):
     assert_same(graph_of(classifier)(pixels_of(classifier, IMAGES)), classifier, IMAGES)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+@pytest.mark.parametrize("ensemble", ["sve", "scale", "bias", "lora", "head"])
+def test__graph__quantised_weights__in_float_and_predictions_of_the_members(ensemble, dtype):
+    classifier = images_of(ensemble, TinyTransformer(), backbone_dtype=dtype)
+    assert_same(graph_of(classifier)(pixels_of(classifier, IMAGES)), classifier, IMAGES)
+    classifier = texts_of(ensemble, backbone_dtype=dtype)
+    assert_same(graph_of(classifier)(tokens_of(classifier, OTHERS)), classifier, OTHERS)
+
+
 @pytest.mark.parametrize("data", [None, TEXTS])
 def test__graph__student__one_network_and_its_predictions(data):
     classifier = texts_of(n_members=3).distill(data)

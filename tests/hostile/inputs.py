@@ -35,7 +35,7 @@ from skve.testing import make_toy_text_backbone
 from tests._inputs import test_images as test_inputs
 from tests._inputs import test_labels
 from tests.hostile import test_bad_input
-from tests.toys import TinyMLP, toy_classifier, toy_images
+from tests.toys import TinyCNN, TinyMLP, toy_classifier, toy_images
 
 TABLE = pathlib.Path(__file__).parents[2] / "docs" / "data" / "hostile_inputs.csv"
 COLUMNS = ("group", "case", "call", "error", "message")
@@ -298,7 +298,8 @@ def parameter_cases():
         {"ensemble": None}, {"ensemble_params": {"alpha": 4}}, {"augment": 1}, {"augment": lambda batch: None},
         {"image_size": 0}, {"image_size": (16, 16)}, {"device": "cuda:99"}, {"device": "meta"}, {"device": 1.5},
         {"calibrate": "isotonic"}, {"precision": "float64"}, {"callbacks": [print]}, {"verbose": "loud"},
-        {"member_lr": 1e30, "max_epochs": 3},
+        {"member_lr": 1e30, "max_epochs": 3}, {"backbone_dtype": "int2"},
+        {"backbone_dtype": "int8", "ensemble": "deep"},
     ]  # fmt: skip
     for parameters in [*test_bad_input.BAD_PARAMETERS, *more]:
         shown = ", ".join(f"{name}={'<function>' if callable(v) else repr(v)}" for name, v in parameters.items())
@@ -346,6 +347,9 @@ def backbone_cases():
     for name, backbone in BACKBONES.items():
         yield Case("backbones", name, "fit(X, y)", "backbone|argument", ignoring(
             lambda b=backbone: skve.SVEClassifier(b, image_size=16, max_epochs=1).fit(X, Y)))  # fmt: skip
+
+    yield Case("backbones", "convolutions alone, in int8", "fit(X, y)", "backbone", ignoring(
+        lambda: toy_classifier(TinyCNN(), backbone_dtype="int8").fit(X, Y)))  # fmt: skip
 
     def pickled(folder):
         import pickle
@@ -515,7 +519,7 @@ BAD_TEXTS = {
 TEXT_PARAMETERS = [
     {"max_length": 0}, {"max_length": 10**6}, {"pooling": "max"}, {"truncation_side": "both"}, {"head": "mlp"},
     {"backbone_dtype": "float16"}, {"label_words": [" a", " b"]}, {"multiple_choice": True}, {"layers": "last:9"},
-    {"head": "lm", "label_words": [" a"]},
+    {"head": "lm", "label_words": [" a"]}, {"backbone_dtype": "int4", "ensemble": "single"},
 ]  # fmt: skip
 TEXT_BACKBONES = {
     "a module without tokenizer": lambda: pair()[0],
