@@ -162,6 +162,14 @@ def test__fit_and_predict__options_on_a_gpu__no_tensor_left_behind(gpu, images, 
     check(gpu, image_classifier(n_members=2, **options), *images)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test__fit_and_predict__quantised_weights_on_a_gpu__no_tensor_left_behind(gpu, images, train_in_chunks, dtype):
+    for chunk in (1, 2):  # under torch.vmap, and without
+        train_in_chunks(chunk)
+        check(gpu, image_classifier(TinyTransformer, n_members=2, backbone_dtype=dtype), *images)
+    assert torch.int8 in gpu.on_gpu
+
+
 def test__fit__validation_and_going_on__no_tensor_left_behind(gpu, images, validation):
     classifier = image_classifier(warm_start=True)
     check(gpu, classifier, *images, X_val=validation[0], y_val=validation[1])

@@ -29,6 +29,14 @@ def test__fit__float32__members_and_predictions_as_on_the_cpu(images, toy, ensem
     np.testing.assert_allclose(on_gpu.predict_proba(images[0]), on_cpu.predict_proba(images[0]), atol=5e-3)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test__fit__quantised_weights__members_and_predictions_as_on_the_cpu(images, dtype):
+    on_cpu = toy_classifier(TinyMLP(), backbone_dtype=dtype, **SMALL_RATES).fit(*images)
+    on_gpu = toy_classifier(TinyMLP(), backbone_dtype=dtype, device="cuda", **SMALL_RATES).fit(*images)
+    assert_members_close(on_cpu, on_gpu, atol=5e-3)
+    np.testing.assert_allclose(on_gpu.predict_proba(images[0]), on_cpu.predict_proba(images[0]), atol=5e-3)
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @pytest.mark.parametrize("toy", TOYS)
 def test__fit__half_precision__close_to_float32_and_stored_in_float32(images, toy, precision):

@@ -177,6 +177,8 @@ class QuantizedWeight:
         return func(*args, **kwargs)
 
     def __getattr__(self, name):
+        if name.startswith("__"):  # copies and pickles of this object itself
+            raise AttributeError(name)
         return getattr(self.dequantized(), name)
 
 

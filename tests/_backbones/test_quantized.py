@@ -152,6 +152,7 @@ def test__weight__used_in_any_other_way__as_the_dequantised_tensor(dtype):
     assert torch.equal(F.linear(weight, dense), F.linear(dense, dense))
     assert (weight.dtype, weight.dim(), weight.numel()) == (dense.dtype, dense.dim(), dense.numel())
     assert weight.device == dense.device
+    assert torch.equal(copy.deepcopy(weight).dequantized(), dense)
 
 
 # -------------------------------------------------------------------------------------- what is quantised
