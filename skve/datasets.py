@@ -15,6 +15,7 @@ from sklearn.utils import Bunch
 
 from skve._inputs.image_decoding import readable_formats
 from skve._runtime.warnings import warn
+from skve._runtime.wording import listed, quoted
 
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
@@ -203,7 +204,7 @@ def load_image_folder(
     """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(
-            f"path must be a folder as a str or pathlib.Path, got {path!r:.60} of type {type(path).__name__}."
+            f"path must be a folder as a str or pathlib.Path, got {quoted(path)} of type {type(path).__name__}."
         )
     root = pathlib.Path(path)
     if not root.is_dir():
@@ -215,16 +216,17 @@ def load_image_folder(
     chosen = _extensions(extensions)
     entries = sorted(entry for entry in os.listdir(root) if not entry.startswith("."))
     files = {entry: _files(root / entry) for entry in entries if (root / entry).is_dir()}
-    found = {name: [file for file in listed if _is_one_of(file, chosen)] for name, listed in files.items()}
-    others = [file for listed in files.values() for file in listed if not _is_one_of(file, chosen)]
+    found = {name: [file for file in inside if _is_one_of(file, chosen)] for name, inside in files.items()}
+    others = [file for inside in files.values() for file in inside if not _is_one_of(file, chosen)]
     beside = [entry for entry in entries if entry not in found and entry.lower().endswith(chosen)]
     if not any(found.values()):
+        what = f"whose folders ({listed(found)}) contain none" if found else "which contains no folder"
         hint = f" Images that lie in it, as {beside[0]!r}, belong to no class." if beside else ""
         raise ValueError(
-            f"path must hold files as in path/CLASS/image.jpg, with one of the extensions {', '.join(chosen)}, got "
-            f"{os.fspath(path)!r}, which has {len(found)} folders and no image in any of them.{hint}"
+            f"path must contain images in class folders, as in path/CLASS/image.jpg, got {os.fspath(path)!r}, {what}."
+            f"{hint} Images are files with the extensions {', '.join(chosen)}."
         )
-    empty = [name for name, listed in found.items() if not listed]
+    empty = [name for name, inside in found.items() if not inside]
     if empty:
         warn(
             f"The folders {empty} have no image and are not used as classes. Remove them, or check the extensions of "

@@ -17,6 +17,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_pre
 from skve import metrics, uncertainty
 from skve._inputs.labels import encode_labels
 from skve._runtime.locks import cached_property
+from skve._runtime.wording import listed
 from skve.metrics._inputs import check_known
 from skve.uncertainty._prediction import Prediction, predict_all
 from skve.uncertainty._wrappers import unwrap
@@ -41,6 +42,7 @@ _FEW = 10  # errors (and right answers) below which nothing is said about rankin
 
 _STRENGTHS = np.logspace(-3, 4, 8)  # candidates for C of the logistic regression
 _N_FOLDS = 5
+_TEMPERATURES = np.geomspace(1 / 8, 8, 97)  # candidates
 
 
 @dataclass(frozen=True)
@@ -399,7 +401,8 @@ def _layer_without_gradient(case):
     if not dead:
         return None
     return (
-        f"the gradient was zero or not finite throughout for {_some(dead)} ({len(dead)} of {len(largest)} layers)",
+        f"the gradient was zero or not finite throughout for {listed(dead, 3)} ({len(dead)} of {len(largest)} "
+        f"layers)",
         "leave these layers out with layers=, or see why the backbone does not use their weights",
     )
 
@@ -427,7 +430,7 @@ def _ratios_ran_away(case):
         return None
     worst = max(gone, key=lambda layer: np.nan_to_num(size[layer], nan=np.inf))
     return (
-        f"the log ratios of {_some(gone)} have a root mean square above {_RAN_AWAY:g}; {worst} has "
+        f"the log ratios of {listed(gone, 3)} have a root mean square above {_RAN_AWAY:g}; {worst} has "
         f"{size[worst]:.2g}, a factor of {np.exp(size[worst]):.2g}",
         "lower member_lr, or raise weight_decay, which pulls the ratios back to 1",
     )
@@ -528,10 +531,10 @@ def _overconfident(case):
         return _Lacking("no X and y")
     best, low, high = case.temperature
     confidence, accuracy = case.proba.max(axis=1).mean(), case.right.mean()
-    text = (
-        f"the temperature that fits X best is {best:.2f} ({low:.2f} to {high:.2f}), the mean confidence "
-        f"{confidence:.3f}, the accuracy {accuracy:.3f}"
-    )
+    fitting = f"the temperature that fits X best is {_in_range(best)} ({_in_range(low)} to {_in_range(high)})"
+    if case.right.all():
+        fitting = "no temperature fits X best, since all answers are right"
+    text = f"{fitting}, the mean confidence {confidence:.3f}, the accuracy {accuracy:.3f}"
     case.measured["calibration"] = text
     if best < _TEMPERATURE or low <= 1:
         return None
@@ -548,13 +551,24 @@ def _calibrate(case):
 
 def _best_temperature(proba, codes):
     """Return the temperature of the least NLL, and the ends of its bootstrap interval (95 %)."""
-    temperatures = np.geomspace(1 / 8, 8, 97)
     log_proba = np.log(np.maximum(proba, 1e-12))
     samples = np.arange(len(codes))
-    losses = np.stack([-log_softmax(log_proba / each, axis=1)[samples, codes] for each in temperatures], axis=1)
+    losses = np.stack([-log_softmax(log_proba / each, axis=1)[samples, codes] for each in _TEMPERATURES], axis=1)
     counts = np.random.default_rng(0).multinomial(len(codes), np.full(len(codes), 1 / len(codes)), size=400)
-    drawn = temperatures[(counts @ losses).argmin(axis=1)]
-    return temperatures[losses.mean(axis=0).argmin()], *np.quantile(drawn, [0.025, 0.975])
+    drawn = _TEMPERATURES[(counts @ losses).argmin(axis=1)]
+    return _TEMPERATURES[losses.mean(axis=0).argmin()], *np.quantile(drawn, [0.025, 0.975])
+
+
+def _in_range(temperature):
+    """Return a temperature in words that do not take an end of the candidates for an estimate."""
+    first, last = _TEMPERATURES[[0, -1]]
+    return (
+        f"{first:g} or less"
+        if temperature <= first
+        else f"{last:g} or more"
+        if temperature >= last
+        else (f"{temperature:.2f}")
+    )
 
 
 def _worse_than_regression(case):
@@ -760,15 +774,14 @@ _CHECKS: dict[str, Callable] = {
 def _in_order_of(classes, reference, X):
     """Probabilities of a model, with columns in the order of the classes."""
     classes, theirs = np.asarray(classes), np.asarray(reference.classes_)
-    if set(classes.tolist()) != set(theirs.tolist()):
-        raise ValueError(f"reference must know the classes of est, {classes.tolist()}, got {theirs.tolist()}.")
+    ours, others = set(classes.tolist()), set(theirs.tolist())
+    if ours != others:
+        parts = [("lacks", ours - others), ("adds", others - ours)]
+        differs = " and ".join(f"{verb} {listed(sorted(map(repr, some)))}" for verb, some in parts if some)
+        raise ValueError(f"reference must know the same classes as est, got one that {differs}.")
     order = [int(np.flatnonzero(theirs == label)[0]) for label in classes]
     return np.asarray(reference.predict_proba(X))[:, order]
 
 
 def _rms(values):
     return float(np.sqrt(np.mean(values**2)))
-
-
-def _some(layers, n=3):
-    return ", ".join(layers[:n]) + (f" and {len(layers) - n} more" if len(layers) > n else "")

@@ -30,3 +30,7 @@ class HubError(SkveError, ConnectionError):
 
 class SavedModelError(SkveError, ValueError):
     """A folder holds no saved model, a damaged, foreign or dangerous one, or a model cannot be saved."""
+
+
+class ImageError(SkveError, ValueError):
+    """An image is missing, cannot be decoded, or is refused, for instance because it has too many pixels."""

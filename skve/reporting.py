@@ -28,9 +28,10 @@ from skve import metrics
 from skve._fitted.saving import package_versions
 from skve._inputs.labels import encode_labels
 from skve._runtime.locks import cached_property
+from skve._runtime.wording import shortened
 from skve.diagnosis import Diagnosis, Rival, examine
 from skve.metrics._inputs import check_known
-from skve.plots._samples import name_of_sample, shortened, shown_samples
+from skve.plots._samples import names_of_samples, shown_samples
 from skve.selective import choose_threshold
 from skve.uncertainty import Uncertainty, predictive_entropy
 from skve.uncertainty._prediction import Prediction, predict_all
@@ -267,6 +268,8 @@ class Report:
             sheets=self._sheets(),
             matrix=self._matrix(),
             self_mean=self._content["mean member"],
+            mean_confidence=float(self._familiar.predicted.proba.max(axis=1).mean()),
+            training=self._training(),
             no_reference=self.diagnosis.skipped.get("worse than logistic regression"),
             made=self._made,
         )
@@ -328,10 +331,17 @@ class Report:
             "parameters": {
                 name: _one_line(value) for name, value in params.items() if repr(value) != repr(default.get(name))
             },
-            "n_epochs": history.get("epoch", [None])[-1],
+            "n_epochs": _defined(history.get("epoch", [None])[-1]),
             "training_loss": _defined(loss[-1]) if loss else None,
             "temperature": _defined(getattr(model, "temperature_", None)),
         }
+
+    def _training(self):
+        """What is known of the training, in words."""
+        model = self._content["model"]
+        known = {"{:.4g} epochs": model["n_epochs"], "last training loss {:.3f} nats": model["training_loss"]}
+        known["temperature {:.2f}"] = model["temperature"]
+        return [words.format(value) for words, value in known.items() if value is not None]
 
     def _metrics(self, proba):
         codes, classes = self._codes, self._est.classes_
@@ -382,7 +392,7 @@ class Report:
         right, scores = self._right, self._entropy
         proba, accuracy = self._familiar.predicted.proba, float(self._right.mean())
         found = {
-            "AURC": float(metrics.aurc(self._labels, proba, uncertainty=scores, labels=self._est.classes_)),
+            "AURC": _defined(metrics.aurc(self._labels, proba, uncertainty=scores, labels=self._est.classes_)),
             "AUROC of errors": None,
             "goal": None,
             "threshold": None,
@@ -391,7 +401,7 @@ class Report:
         }
         if right.all() or not right.any():
             return found
-        found["AUROC of errors"] = float(metrics.ood_auroc(scores[right], scores[~right]))
+        found["AUROC of errors"] = _defined(metrics.ood_auroc(scores[right], scores[~right]))
         goal = 1 - (1 - accuracy) / 2
         with contextlib.suppress(ValueError):  # the most certain answers may be wrong: then nothing is recommended
             threshold, coverage, reached = choose_threshold(
@@ -421,8 +431,8 @@ class Report:
         names = ["total", "epistemic"] + (["novelty"] if self._foreign_measure == "novelty" else [])
         found = {
             name: {
-                "AUROC": float(metrics.ood_auroc(getattr(familiar, name), getattr(foreign, name))),
-                "FPR at 95 % TPR": float(metrics.ood_fpr_at_tpr(getattr(familiar, name), getattr(foreign, name))),
+                "AUROC": _defined(metrics.ood_auroc(getattr(familiar, name), getattr(foreign, name))),
+                "FPR at 95 % TPR": _defined(metrics.ood_fpr_at_tpr(getattr(familiar, name), getattr(foreign, name))),
             }
             for name in names
         }
@@ -458,12 +468,13 @@ class Report:
         from skve import plots
 
         proba, options = self._familiar.predicted.proba, {"labels": self._est.classes_}
-        made = {
-            "reliability": lambda ax: plots.ReliabilityDisplay.from_predictions(
+        made: dict[str, Callable] = {}
+        if not self._right.all():  # without errors, little could be seen
+            made["reliability"] = lambda ax: plots.ReliabilityDisplay.from_predictions(
                 self._labels, proba, ax=ax, **options
-            ),
-            "risk_coverage": self._draw_risk_coverage,
-        }
+            )
+            if self._right.any():
+                made["risk_coverage"] = self._draw_risk_coverage
         if self._foreign is not None:
             familiar, foreign, measure = self._familiar.uncertainty, self._foreign.uncertainty, self._foreign_measure
             made["foreign"] = lambda ax: plots.UncertaintyDisplay.from_predictions(
@@ -536,15 +547,15 @@ class Report:
         if len(order) == 0:
             return []
         chosen = _safe_indexing(part.X, order)
-        rows = chosen.to_numpy() if hasattr(chosen, "to_numpy") else chosen
         u = part.uncertainty[order]
         items = []
-        for place, (row, sample) in enumerate(zip(rows, shown_samples(chosen), strict=True)):
+        names = names_of_samples(part.X, order, part.places)
+        for place, (name, sample) in enumerate(zip(names, shown_samples(chosen), strict=True)):
             truth = str(self._labels[order[place]]) if part is self._familiar else None
             prediction = str(u.prediction[place])
             items.append(
                 {
-                    "name": name_of_sample(row, part.places[order[place]]),
+                    "name": name,
                     "image": _thumbnail(sample) if isinstance(sample, np.ndarray) else None,
                     "text": shortened(sample, _MAX_TEXT) if isinstance(sample, str) else None,
                     "prediction": prediction,

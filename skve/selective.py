@@ -18,6 +18,7 @@ from sklearn.utils.validation import _num_samples, check_is_fitted
 from skve._documentation import DocumentedMixin
 from skve._inputs.labels import check_labels
 from skve._inputs.weights import check_weights
+from skve._runtime.warnings import warn
 from skve.exceptions import SavedModelError
 from skve.metrics._inputs import check_comparable
 from skve.uncertainty._scores import MEASURES, predict_with_scores, uncertainty_scores
@@ -79,7 +80,8 @@ class SelectiveClassifier(DocumentedMixin, MetaEstimatorMixin, ClassifierMixin, 
     estimator_ : classifier
         The fitted classifier.
     threshold_ : float
-        Samples of a larger uncertainty are not answered; infinite if all are answered.
+        Samples of a larger uncertainty are not answered. Infinite if all are answered: with ``coverage=1.0``, or if
+        answers to all validation samples reach ``accuracy``.
     validation_coverage_ : float
         Share of the validation samples answered; 1.0 without validation samples.
     validation_accuracy_ : float
@@ -195,6 +197,12 @@ class SelectiveClassifier(DocumentedMixin, MetaEstimatorMixin, ClassifierMixin, 
             If ``accuracy`` cannot be reached at any coverage (the message says what can), ``abstention`` is a
             class or no single value, ``coverage`` and ``accuracy`` are both asked for, only one of ``X_val``,
             ``y_val`` is given, no validation label is a class, or weights are negative or not finite.
+
+        Warns
+        -----
+        UserWarning
+            If ``accuracy`` is given and all validation samples are predicted correctly, so that no threshold can be
+            chosen and ``threshold_`` is infinite.
         """
         self._validate_params()
         if self.accuracy is not None and self.coverage < 1:
@@ -568,6 +576,12 @@ class SelectiveClassifier(DocumentedMixin, MetaEstimatorMixin, ClassifierMixin, 
             raise ValueError(
                 f"max_novelty must leave validation samples to answer, but all exceed {self.max_novelty}. Raise it, "
                 f"or pass validation samples like the training data."
+            )
+        if self.accuracy is not None and correct[known > 0].all():
+            warn(
+                f"No threshold can be chosen, since all {np.count_nonzero(known)} validation samples are predicted "
+                f"correctly: threshold_ is infinite, and no sample is too uncertain to be answered. Pass more "
+                f"validation samples, or set coverage instead of accuracy."
             )
         threshold, coverage, accuracy = choose_threshold(
             scores[familiar], correct[familiar], weight[familiar], coverage=self.coverage, accuracy=self.accuracy

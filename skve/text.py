@@ -15,6 +15,7 @@ from skve._inputs.containers import check_column_names, plain_str
 from skve._inputs.exported import exported_texts
 from skve._inputs.text_pipeline import TextPipeline
 from skve._inputs.texts import check_texts
+from skve._runtime.wording import listed
 
 if TYPE_CHECKING:
     import torch
@@ -221,12 +222,14 @@ class SVETextClassifier(BaseSVEClassifier):
         if isinstance(words, Mapping):
             missing = [label for label in classes.tolist() if label not in words]
             if missing:
-                raise ValueError(f"label_words must have a word for each class, got none for {missing}.")
+                raise ValueError(
+                    f"label_words must have a word for each class, got none for {listed(missing, form=repr)}."
+                )
             words = [words[label] for label in classes.tolist()]
         if len(words) != len(classes):
             raise ValueError(
-                f"label_words must have one word for each of the {len(classes)} classes {classes.tolist()}, got "
-                f"{len(words)}."
+                f"label_words must have one word for each of the {len(classes)} classes "
+                f"({listed(classes.tolist(), form=repr)}), got {len(words)}."
             )
         if not all(isinstance(word, str) for word in words):
             raise TypeError(f"label_words must be strings, got {list(words)!r}.")

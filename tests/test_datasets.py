@@ -169,12 +169,12 @@ def test__load_image_folder__parts_of_a_data_set__warning_says_which_folder_to_p
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], "must hold files as in path/CLASS/image.jpg, .* has 0 folders and no image in any of them"),
-        (["1.png"], r"has 0 folders .* Images that lie in it, as '1\.png', belong to no class"),
-        (["a/notes.txt", "b/c/x.eps"], r"extensions .*\.jpg, .*\.png.* has 2 folders and no image in any of them"),
+        ([], r"must contain images in class folders, as in path/CLASS/image.jpg, .*, which contains no folder\."),
+        (["1.png"], r"contains no folder\. Images that lie in it, as '1\.png', belong to no class"),
+        (["a/notes.txt", "b/c/x.eps"], r"whose folders \(a, b\) contain none\. .*extensions .*\.jpg, .*\.png"),
     ],
 )
-def test__load_image_folder__no_images__value_error_says_what_is_wanted(tmp_path, names, message):
+def test__load_image_folder__no_images__value_error_says_what_is_required(tmp_path, names, message):
     make(tmp_path, *names)
     with pytest.raises(ValueError, match=message):
         load_image_folder(tmp_path)

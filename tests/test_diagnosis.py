@@ -307,14 +307,14 @@ def test__diagnose__lengths_differ_and_empty__value_error(data):
     X, y, _ = data
     with pytest.raises(ValueError, match="y must have one label for each of the 600 samples, got 599"):
         diagnose(Fake().fit(), X, y[:-1])
-    with pytest.raises(ValueError, match=r"among est.classes_ .*, got \['z'\]"):
+    with pytest.raises(ValueError, match=r"among est.classes_ .*, got 'z'"):
         diagnose(Fake().fit(), X, np.full(600, "z"))
 
 
 def test__diagnose__reference_of_other_classes__value_error(data):
     X, y, _ = data
     other = LogisticRegression().fit(X, (y == "a").astype(int))
-    with pytest.raises(ValueError, match="reference must know the classes of est"):
+    with pytest.raises(ValueError, match="reference must know the same classes as est, got one that "):
         diagnose(Fake().fit(), X, y, reference=other)
 
 
@@ -467,6 +467,19 @@ def test__diagnose__sharpened__overconfident_unless_few_samples(data):
     assert "the mean confidence 0.870, the accuracy 0.768" in diagnosis.findings[0].evidence
     assert "FrozenEstimator(est)" in diagnosis.findings[0].remedy
     assert "overconfident" not in diagnose(Fake(sharpness=1.5).fit(), X[:20], y[:20])
+
+
+def test__diagnose__temperature_at_the_end_of_the_search__said_and_no_estimate(data):
+    X, y, _ = data
+    few = X[:20], y[:20]
+    right = Fake().fit().predict(few[0]) == few[1]
+    all_right = diagnose(Fake().fit(), few[0][right], few[1][right]).measured["calibration"]
+    assert all_right.startswith("no temperature fits X best, since all answers are right, the mean confidence")
+    blurred = diagnose(Fake(sharpness=0.02).fit(), X, y).measured["calibration"]
+    assert blurred.startswith("the temperature that fits X best is 0.125 or less (0.125 or less to 0.125 or less)")
+    wrong = diagnose(Fake(sharpness=30).fit(), X, np.roll(y, 1))
+    assert "is 8 or more (8 or more to 8 or more)" in wrong.measured["calibration"]
+    assert "overconfident" in wrong
 
 
 @pytest.mark.parametrize(

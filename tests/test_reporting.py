@@ -140,7 +140,8 @@ def test__report__images__thumbnails_and_names_of_files(tmp_path):
     paths = image_files(images, tmp_path)
     made = skve.report(clf, paths, labels, X_ood=[paths[0]])
     assert Page(made.html).tags.count("img") > 12
-    assert "0.png" in made.html
+    names = re.findall(r'<br><span class="soft">(.*?)</span>', made.html)
+    assert set(names[:12]) <= {path.name for path in paths}
     table = made.to_frame()
     assert table["X"].tolist() == [str(path) for path in [*paths, paths[0]]]
     assert table["is_foreign"].tolist() == [False] * len(paths) + [True]
@@ -180,6 +181,47 @@ def test__report__one_hundred_thousand_items__small_page():
     made = skve.report(Texts([*"abc"]), X, np.array(list("abc"))[np.arange(len(X)) % 3])
     assert made.to_dict()["data"]["n_samples"] == 10_000
     assert len(made.html) < 3e6
+
+
+def test__report__no_errors__no_empty_pictures_and_no_undefined_figures():
+    page = Page(skve.report(Texts([*"abc"]), ["x" * 4] * 20, ["b"] * 20).html)
+    text = " ".join(page.text.split())
+    assert "img" not in page.tags
+    assert "all answers are right, and the mean confidence is" in text
+    assert "AUROC of" not in text
+    assert "not defined" not in text.partition("What should be fixed?")[0]
+
+
+def test__report__healthy_model__measurements_are_no_advice():
+    text = " ".join(Page(skve.report(Texts([*"abc"]), ["x" * 4] * 20, ["b"] * 20).html).text.split())
+    fixed, _, measured = text.partition("What should be fixed?")[2].partition("What else was measured?")
+    assert fixed.strip().startswith("Nothing: of the ")
+    assert "gain of the ensemble" not in fixed
+    assert "gain of the ensemble" in measured
+
+
+class Undefined(Texts):
+    """An ensemble about which little is known."""
+
+    history_ = {"epoch": [2], "loss": [float("nan")]}
+    temperature_ = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("X", "y", "X_ood"),
+    [(["x" * 4], ["b"], None), (["x" * 4], ["a"], ["y"]), (["x"] * 3, ["b"] * 3, ["x"] * 3)],
+    ids=["one sample", "one wrong sample", "all the same"],
+)
+def test__report__figures_that_are_nan__none_and_said(X, y, X_ood):
+    made = skve.report(Undefined([*"abc"]), X, y, X_ood=X_ood)
+    found = made.to_dict()
+    json.dumps(found, allow_nan=False)
+    assert found["model"]["training_loss"] is None
+    assert found["model"]["temperature"] is None
+    assert found["selective"]["AUROC of errors"] is None
+    text = Page(made.html).text
+    assert not re.search(r"\bnan\b|\binf\b|\bNone\b", text)
+    assert "Training2 epochsParameters" in text
 
 
 @pytest.mark.parametrize("right", [True, False])

@@ -154,6 +154,17 @@ def test__accuracy__below_that_of_all__everything_answered(fitted, digits):
     assert clf.coverage_score(X_val) == 1
 
 
+def test__accuracy__no_errors_on_the_validation_samples__warns_that_no_threshold_is_known(fitted, digits):
+    _, X, _, y = digits
+    right = fitted.predict(X) == y
+    with pytest.warns(UserWarning, match=f"all {right.sum()} validation samples are predicted correctly"):
+        selective = SelectiveClassifier(fitted, accuracy=0.9, prefit=True).fit(X[right], y[right])
+    assert selective.threshold_ == np.inf
+    with warnings.catch_warnings(action="error"):
+        SelectiveClassifier(fitted, accuracy=0.9, prefit=True).fit(X, y)
+        SelectiveClassifier(fitted, coverage=0.9, prefit=True).fit(X[right], y[right])
+
+
 def test__accuracy__unreachable__value_error_with_the_best(digits):
     X_val, y_val = digits[1], digits[3]
     X_train, y_train = digits[0], np.random.default_rng(0).permutation(digits[2])

@@ -336,7 +336,7 @@ def test__forms__texts_of_varying_length__chosen_by_mean_tokens(monkeypatch):
         ({"multiple_choice": True}, ValueError, "require head='lm'"),
         ({"head": "lm", "label_words": [" good", " great"]}, ValueError, "begin with the same token"),
         ({"head": "lm", "label_words": [" a"]}, ValueError, "one word for each of the 2 classes .*, got 1"),
-        ({"head": "lm", "label_words": {"good": " g"}}, ValueError, r"a word for each class, got none for \['bad'\]"),
+        ({"head": "lm", "label_words": {"good": " g"}}, ValueError, r"a word for each class, got none for 'bad'"),
         ({"head": "lm", "label_words": [1, 2]}, TypeError, r"must be strings, got \[1, 2\]"),
         ({"head": "lm", "multiple_choice": True}, ValueError, r"X\[0\] must list its choices"),
         ({"max_length": 65}, ValueError, "max_length must not exceed 64"),

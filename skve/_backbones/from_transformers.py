@@ -42,6 +42,7 @@ from skve._backbones.sources import (
 )
 from skve._inputs import tokenization
 from skve._runtime.locks import new_lock
+from skve._runtime.wording import listed
 from skve.exceptions import BackboneError, SkveError
 
 DEFAULT_LENGTH = 256  # tokens, where `max_length` is None and the backbone takes as many
@@ -204,7 +205,7 @@ def _from_pretrained(spec, kind, source, head, dtype, **options):
         what = "with a language-model head" if head == "lm" else "with all its weights"
         raise BackboneError(
             f"backbone must be a model {what}, got {spec!r}, where {len(missing)} tensors are missing "
-            f"({', '.join(missing[:3])})."
+            f"({listed(missing, 3)})."
         )
     return _finish(module, tokenizer, head, dtype, {"kind": kind, "name": spec, "architecture": architecture})
 

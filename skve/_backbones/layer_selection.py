@@ -6,6 +6,7 @@ import re
 from torch import nn
 
 from skve._backbones.quantized import QuantizedLinear
+from skve._runtime.wording import listed
 
 # A module of such a name or class embeds the input, pools, or is a language-model head: never adapted.
 _EMBED = re.compile(r"embed", re.IGNORECASE)
@@ -15,7 +16,7 @@ _ATTENTION = re.compile(r"attn|attention|qkv", re.IGNORECASE)
 _MLP = re.compile(r"mlp|ffn|feed_?forward|intermediate|densereludense", re.IGNORECASE)
 
 
-_LAYERS = "'all', 'attention', 'mlp', 'last:k', a regular expression or a list of names"
+_LAYERS = "'all', 'attention', 'mlp', 'last:k' (the last k blocks), a regular expression or a list of names"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,8 +225,9 @@ def select_sites(model, sites, layers):
             ) from error
         chosen = [site for site in sites if pattern.search(site.layer)]
     if not chosen:
+        hint = f"Use {_LAYERS}. " if names else ""
         raise ValueError(
-            f"layers must match a layer of this backbone, as {_LAYERS}, got {layers!r}, which matches none. "
+            f"layers must match a layer of this backbone, got {layers!r}, which matches none. {hint}"
             f"{_candidates(names)}"
         )
     return chosen
@@ -249,5 +251,4 @@ def _select_last_blocks(modules, sites, layers):
 def _candidates(names):
     if not names:
         return "The backbone has no linear layer or ungrouped convolution that can be adapted."
-    shown = ", ".join(names[:40]) + (f", ... ({len(names)} in all)" if len(names) > 40 else "")
-    return f"Choose from {shown}."
+    return f"The layers are {listed(names, 10)}."

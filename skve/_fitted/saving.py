@@ -21,6 +21,7 @@ from skve._fitted.state import FittedState
 from skve._inputs.labels import labels_from_json, labels_to_json
 from skve._runtime.device import resolve_device
 from skve._runtime.warnings import warn
+from skve._runtime.wording import quoted, shortened
 from skve.exceptions import BackboneError, SavedModelError, SkveError
 
 if TYPE_CHECKING:
@@ -364,7 +365,7 @@ def load(folder: str | os.PathLike[str], *, backbone: Any = None) -> BaseSVEClas
         if found != described["sha256"]:
             raise BackboneError(
                 f"backbone must have the weights that the model was fitted on, of SHA-256 "
-                f"{described['sha256'][:12]!r}..., got {found[:12]!r}.... Pass those."
+                f"{shortened(described['sha256'], 13)}, got {shortened(found, 13)}. Pass those."
             )
         spec = backbone
     elif embedded is not None:
@@ -537,7 +538,7 @@ def _read_document(path):
 
 def _short(value):
     """Show a value of a stranger's file, without control characters and of bounded length."""
-    return f"{value!r:.24}" if isinstance(value, str) else f"{str(value)!r:.24}"
+    return quoted(str(value), 24)
 
 
 def _read_checked(folder, file, sha256):

@@ -9,6 +9,7 @@ from skve._backbones import layer_selection
 from skve._backbones.trace import Trace
 from skve._ensembles import FACTORS, HEAD, Head, is_trained, make_rule
 from skve._fitted.novelty import Novelty
+from skve._runtime.wording import shortened
 
 READING = ("tokenizer_sha256", "label_words")
 
@@ -166,8 +167,9 @@ class FittedState:
         now, then = backbone.description["sha256"], self.backbone["sha256"]
         if now != then:
             raise ValueError(
-                f"The backbone {self.backbone['name']!r} must have the weights of the fit (SHA-256 {then[:12]}...), "
-                f"but they have changed since, got {now[:12]}.... Restore the fitted weights, or fit again."
+                f"The backbone {self.backbone['name']!r} must have the weights of the fit (SHA-256 "
+                f"{shortened(then, 13)}), but they have changed since, got {shortened(now, 13)}. Restore the fitted "
+                f"weights, or fit again."
             )
 
     def _check_bases(self, rule):

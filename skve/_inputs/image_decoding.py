@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from skve._runtime.locks import new_lock
+from skve.exceptions import ImageError
 
 # Raster formats that Pillow decodes by itself. Its EPS and WMF readers would start other programs, or draw; its ICO
 # reader decodes the image in a file before anybody can look at the number of its pixels.
@@ -37,10 +38,6 @@ _BROKEN = (None, errno.EINVAL)  # of an OSError that the content provokes, as by
 _opened = new_lock()  # Pillow's lazily opened images must not be loaded by two threads at once
 
 
-class RefusedError(ValueError):
-    """An image that is refused, with the reason and a remedy."""
-
-
 def readable_formats():
     """Return those of `FORMATS` that the installed Pillow reads, and those of plugins that have been registered."""
     Image.init()
@@ -60,7 +57,7 @@ def decode_file(source, where):
 
     Raises
     ------
-    ValueError
+    ImageError
         If there is no such file, the system does not give it, it is no image or a broken one, or has more pixels
         than Pillow's limit.
     """
@@ -72,11 +69,11 @@ def decode_file(source, where):
                 _check_scans(image.fp)
             return to_rgb(image, where)
     except FileNotFoundError:
-        raise ValueError(f"{where} must be a file, got a path that does not exist. Check the path.") from None
-    except (RefusedError, MemoryError):
+        raise ImageError(f"{where} must be a file, got a path that does not exist. Check the path.") from None
+    except (ImageError, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise RefusedError(
+        raise ImageError(
             f"{where} must have at most {Image.MAX_IMAGE_PIXELS} pixels, got more. {error} {_BOMB}"
         ) from error
     except Exception as error:  # whatever a broken file provokes in the readers
@@ -90,11 +87,11 @@ def decode_opened(image, where):
         try:
             _check_size(image, where)
             return to_rgb(image, where)
-        except (RefusedError, MemoryError):
+        except (ImageError, MemoryError):
             raise
         except Exception as error:
             if getattr(image, "fp", None) is None or image.fp.closed:
-                raise RefusedError(
+                raise ImageError(
                     f"{where} must be an open image, got one whose file was closed before its pixels were read. Pass "
                     f"its path, or call its load() before closing it."
                 ) from error
@@ -104,7 +101,7 @@ def decode_opened(image, where):
 def _check_size(image, where):
     limit, n_pixels = Image.MAX_IMAGE_PIXELS, image.width * image.height
     if limit is not None and n_pixels > limit:
-        raise RefusedError(
+        raise ImageError(
             f"{where} must have at most {limit} pixels, got {image.width} x {image.height} = {n_pixels}. {_BOMB}"
         )
 
@@ -142,11 +139,11 @@ def _count_scans(file):
 def _refusal(error, problem, hint=""):
     """Return the error for whatever was raised: an image is not to blame for what the system says."""
     if isinstance(error, OSError) and error.errno not in _BROKEN:
-        return RefusedError(
+        return ImageError(
             f"{problem} that the system lets be read, got its error: {error.strerror}. Keep the image, check the "
             f"disk, the memory, the number of open files and the permissions, and try again."
         )
-    return RefusedError(
+    return ImageError(
         f"{problem}, got content that cannot be read as one: {_first_line(error)}. Replace it or leave it out.{hint}"
     )
 
@@ -163,7 +160,7 @@ def to_rgb(image, where):
     if mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM")):  # older versions of Pillow
         rgb = Image.fromarray(from_16_bits(np.asarray(image)))
     elif mode in ("I", "F") or mode.startswith("I;"):  # Pillow would cut off what exceeds 255
-        raise RefusedError(
+        raise ImageError(
             f"{where} must have pixels of 1, 8 or 16 bits, got 32 bits (mode {mode!r}), whose value of white is "
             f"not known. Scale it to 0 to 255, as in Image.fromarray(np.uint8(np.asarray(image) / white * 255))."
         )

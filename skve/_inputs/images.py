@@ -11,6 +11,8 @@ from skve._inputs.containers import as_sequence, columns_of, is_frame, plain_str
 from skve._inputs.image_decoding import ONE, decode_file, decode_opened, from_array, is_16_bits
 from skve._inputs.pipeline import content_key
 from skve._runtime.warnings import warn
+from skve._runtime.wording import quoted
+from skve.exceptions import ImageError
 
 ACCEPTED = (
     "paths, bytes or open files of images, PIL images, uint8, uint16 or float arrays of shape (n, height, width[, "
@@ -242,7 +244,7 @@ def _unwrap_item(item, where):
             item.seek(0)
         content = item.read()
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise ImageError(
             f"{where} must be an open file, got one that cannot be read: {error} Pass its path or bytes."
         ) from error
     if not isinstance(content, bytes):
@@ -283,7 +285,7 @@ def _check_pixels(item, where, batch=False):
     if not isinstance(item, np.ndarray):
         if isinstance(item, numbers.Number | type(None) | dict):
             raise TypeError(
-                f"{where} must be a path, PIL image or array, got {item!r:.60} of type {type(item).__name__}."
+                f"{where} must be a path, PIL image or array, got {quoted(item)} of type {type(item).__name__}."
             )
         try:
             item = np.asarray(item)
@@ -347,17 +349,17 @@ def _check_path(path, where):
     if os.path.isfile(path):
         return
     if os.path.isdir(path):
-        raise ValueError(
+        raise ImageError(
             f"{where} must be a file, got a folder. Pass the files in it, as skve.datasets.load_image_folder lists "
             f"them."
         )
     if os.path.exists(path):  # and is neither; it could block for ever, or never end
-        raise ValueError(f"{where} must be a file, got a pipe, a socket or a device. Pass its content as bytes.")
+        raise ImageError(f"{where} must be a file, got a pipe, a socket or a device. Pass its content as bytes.")
     if os.path.islink(path):
-        raise ValueError(f"{where} must be a file, got a broken link. Repair it, or pass its target.")
+        raise ImageError(f"{where} must be a file, got a broken link. Repair it, or pass its target.")
     remedy = "Check the path."
     if os.fsdecode(path).startswith("~"):
         remedy = "'~' is not expanded, use Path.expanduser()."
     elif "://" in os.fsdecode(path):
         remedy = "Addresses are not read, save the image in a file first."
-    raise ValueError(f"{where} must be a file, got a path that does not exist. {remedy}")
+    raise ImageError(f"{where} must be a file, got a path that does not exist. {remedy}")

@@ -10,6 +10,7 @@ from sklearn.exceptions import DataConversionWarning
 from sklearn.utils.multiclass import check_classification_targets
 
 from skve._inputs.containers import as_sequence, columns_of, is_frame, plain_str
+from skve._runtime.wording import listed, quoted
 
 _KINDS = "strings, integers, whole floats, booleans, dates or times"
 _MISSING = ("NoneType", "NAType", "NaTType")
@@ -74,7 +75,7 @@ def _one_dimensional(y, name):
         if not all(nested) or any(np.shape(label) != (1,) for label in y):
             raise ValueError(
                 f"{name} must be a 1d array with one label for each sample, got a list whose element "
-                f"{name}[{nested.index(True)}] is {y[nested.index(True)]!r:.60}."
+                f"{name}[{nested.index(True)}] is {quoted(y[nested.index(True)])}."
             )
         _warn_of_column(name)
         return [label[0] for label in y]
@@ -82,7 +83,7 @@ def _one_dimensional(y, name):
         _warn_of_column(name)
         return y[:, 0]
     if len(shape) != 1 or isinstance(y, dict):
-        shown = f"shape {shape}" if shape else f"{y!r:.60}"
+        shown = f"shape {shape}" if shape else quoted(y)
         raise ValueError(
             f"{name} must be a 1d array of shape (n_samples,) with one label for each sample, got {shown}."
         )
@@ -110,13 +111,13 @@ def _of_one_kind(values, name, strings):
     refused = next((label for label in values if kinds[type(label)] is None), None)
     if refused is not None:
         raise ValueError(
-            f"{name} must hold {_KINDS}, got {refused!r:.60}, a {type(refused).__name__}. {_hint(refused)}"
+            f"{name} must hold {_KINDS}, got {quoted(refused)}, a {type(refused).__name__}. {_hint(refused)}"
         )
     found = set(kinds.values())
     if len(found - {"integer"}) > 1 or (len(found) > 1 and "float" not in found):
         first: dict[str | None, str] = {}
         for index, label in enumerate(values):
-            first.setdefault(kinds[type(label)], f"{name}[{index}] = {label!r:.60}")
+            first.setdefault(kinds[type(label)], f"{name}[{index}] = {quoted(label)}")
         shown = " and ".join(f"{kind}s ({example})" for kind, example in first.items())
         raise ValueError(
             f"{name} must hold labels of one kind, got {shown}. Convert them to one, as by list(map(str, {name}))."
@@ -193,9 +194,9 @@ def encode_labels(y, classes, *, name="y", classes_name="the classes"):
     places = [index.get(label) for label in _comparable(found, classes)]
     unknown = [label for label, place in zip(found.tolist(), places, strict=True) if place is None]
     if unknown:
-        shown = f"{classes[:5].tolist()}{'...' if len(classes) > 5 else ''}"
+        known, others = listed(classes.tolist(), form=repr), listed(unknown, form=repr)
         raise ValueError(
-            f"{name} must hold labels that are among {classes_name} {shown}, got {unknown[:5]}. Leave out their "
+            f"{name} must hold labels that are among {classes_name} ({known}), got {others}. Leave out their "
             f"samples, or fit again; partial_fit requires all classes in its first call."
         )
     return np.array(places, np.intp)[codes]
@@ -235,10 +236,10 @@ def labels_from_json(saved):
         known = dtype == "bool" or (isinstance(dtype, str) and np.dtype(dtype).kind in "iufmM")
         known = known and all(isinstance(value, int | float) for value in values)
     if not known:
-        raise ValueError(f"labels must be of a kind that save writes, got values of type {dtype!r:.60}.")
+        raise ValueError(f"labels must be of a kind that save writes, got values of type {quoted(dtype)}.")
     labels = np.array(values, np.int64 if str(np.dtype(dtype).kind) in "mM" else dtype).astype(dtype)
     if labels_to_json(labels) != saved:
-        raise ValueError(f"labels must be values of type {dtype!r:.60}, got others.")
+        raise ValueError(f"labels must be values of type {quoted(dtype)}, got others.")
     return labels
 
 

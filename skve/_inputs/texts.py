@@ -3,6 +3,7 @@
 import numpy as np
 
 from skve._inputs.containers import as_sequence, columns_of, is_frame, plain_str
+from skve._runtime.wording import quoted
 
 ACCEPTED = (
     "a list of strings, an array or Series of strings, a DataFrame with one column of texts, or for sentence pairs "
@@ -77,14 +78,14 @@ def check_texts(X, *, paired=None):
     for index, item in enumerate(items):
         if isinstance(item, tuple) != is_pairs and isinstance(item, str | tuple):
             raise TypeError(
-                f"X must hold either single texts or pairs, got X[0] = {_show(items[0])} and X[{index}] = "
-                f"{_show(item)}. Make all of one kind."
+                f"X must hold either single texts or pairs, got X[0] = {quoted(items[0])} and X[{index}] = "
+                f"{quoted(item)}. Make all of one kind."
             )
         if not is_pairs:
             first.append(_check_text(item, f"X[{index}]"))
             continue
         if len(item) != 2:
-            raise ValueError(f"X[{index}] must be a pair (first, second), got {len(item)} texts: {_show(item)}.")
+            raise ValueError(f"X[{index}] must be a pair (first, second), got {len(item)} texts: {quoted(item)}.")
         first.append(_check_text(item[0], f"X[{index}][0]"))
         second.append(_check_text(item[1], f"X[{index}][1]"))
     if paired is not None and paired != is_pairs:
@@ -127,7 +128,7 @@ def _check_text(item, where):
             item.encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"{where} must be valid Unicode, got {_show(item)}: {error}. Remove such characters."
+                f"{where} must be valid Unicode, got {quoted(item)}: {error}. Remove such characters."
             ) from None
         return plain_str(item)
     if _is_missing(item):
@@ -139,13 +140,8 @@ def _check_text(item, where):
         hint = " Decode it first, as in X[i].decode('utf-8')."
     elif isinstance(item, dict):
         hint = " Pass the texts of its column, as in dataset['text']."
-    raise TypeError(f"{where} must be a string, got {_show(item)} of type {type(item).__name__}.{hint}")
+    raise TypeError(f"{where} must be a string, got {quoted(item)} of type {type(item).__name__}.{hint}")
 
 
 def _is_missing(item):
     return item is None or type(item).__name__ in ("NAType", "NaTType") or (isinstance(item, float) and item != item)
-
-
-def _show(item):
-    shown = repr(item)
-    return shown if len(shown) <= 60 else shown[:57] + "..."

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from skve._inputs.containers import as_sequence
 from skve._inputs.labels import check_classes, encode_labels
+from skve._runtime.wording import quoted
 
 
 def check_weights(sample_weight: Any, n_samples: int, *, name: str = "sample_weight") -> NDArray[np.float64] | None:
@@ -79,8 +80,8 @@ def class_weights(class_weight, codes, classes):
         return (len(codes) / (np.count_nonzero(counts) * np.maximum(counts, 1)))[codes]
     per_class = np.ones(len(classes))
     keys = check_classes(list(class_weight), "class_weight")
-    places = encode_labels(keys, classes, name=f"class_weight={class_weight!r:.100}") if len(keys) else []
+    places = encode_labels(keys, classes, name=f"class_weight={quoted(class_weight, 100)}") if len(keys) else []
     per_class[places] = check_weights(list(class_weight.values()), len(keys), name="class_weight") if len(keys) else 1
     if not per_class[counts > 0].any():
-        raise ValueError(f"class_weight must leave one class of y a weight above 0, got {class_weight!r:.100}.")
+        raise ValueError(f"class_weight must leave one class of y a weight above 0, got {quoted(class_weight, 100)}.")
     return (per_class / per_class.max())[codes]

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.fft import dct, idct
 
+from skve._runtime.wording import listed
 from skve.metrics._inputs import check_choice, check_count, check_targets, top_label
 
 __all__ = [
@@ -118,7 +119,9 @@ def calibration_bins(
     else:
         classes = np.unique(y_true) if labels is None else np.asarray(labels)
         if pos_label not in classes:
-            raise ValueError(f"pos_label must be one of the classes {classes.tolist()}, got {pos_label!r}.")
+            raise ValueError(
+                f"pos_label must be one of the classes {listed(classes.tolist(), form=repr)}, got {pos_label!r}."
+            )
         column = int(np.flatnonzero(classes == pos_label)[0])
         confidence, happened = y_proba[:, column].astype(np.float64), columns == column
     return _bins(confidence, happened, n_bins, strategy, sample_weight)

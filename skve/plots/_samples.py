@@ -54,12 +54,41 @@ def _showable(sample):
     return image if image.dtype.kind in "fiub" and image.ndim in (2, 3) else None
 
 
-def name_of_sample(sample, place):
-    """Return the name of a sample's file, or its place among the samples."""
-    if isinstance(sample, np.ndarray | tuple) and np.shape(sample) == (1,):  # a table's only column
+def names_of_samples(samples, chosen, places=None):
+    """Return names of some samples: of a file, its path in the folder that holds all files; else its place.
+
+    Parameters
+    ----------
+    samples : sequence, array, Series or DataFrame of length n_samples
+    chosen : ndarray of int, shape (n_chosen,)
+        Which of them to name.
+    places : ndarray of int, shape (n_samples,), default=None
+        The places of all, where these are samples of a larger collection.
+
+    Returns
+    -------
+    list of str, length n_chosen
+    """
+    rows = samples.to_numpy() if hasattr(samples, "to_numpy") else samples
+    files = {index: path for index in chosen if (path := _path_of(rows[index])) is not None and os.path.isfile(path)}
+    folder = _shared_folder(rows) if files else ""
+    names = {index: os.path.relpath(path, folder) if folder else path for index, path in files.items()}
+    return [names.get(index, f"sample {index if places is None else places[index]}") for index in chosen]
+
+
+def _path_of(sample):
+    """Return a string or path as a string, also the only column of a table, or None."""
+    if isinstance(sample, np.ndarray | tuple) and np.shape(sample) == (1,):
         sample = sample[0]
-    is_file = isinstance(sample, os.PathLike) or (isinstance(sample, str) and os.path.isfile(sample))
-    return os.path.basename(os.fspath(sample)) if is_file else f"sample {place}"
+    return os.fspath(sample) if isinstance(sample, str | os.PathLike) else None
+
+
+def _shared_folder(samples):
+    paths = [path for path in map(_path_of, samples) if path is not None]
+    try:
+        return os.path.commonpath([os.path.dirname(path) for path in paths])
+    except ValueError:  # absolute and relative paths, or different drives
+        return ""
 
 
 def draw_sample(ax, sample):
@@ -78,8 +107,3 @@ def draw_sample(ax, sample):
         ax.text(0, 0.5, "\n".join(lines), fontsize=size, va="center", transform=ax.transAxes, parse_math=False)
     elif sample is not None:
         ax.imshow(sample.squeeze(), cmap="gray", interpolation="nearest")
-
-
-def shortened(text, length):
-    """Return a text of at most `length` characters, the last one an ellipsis where some are left out."""
-    return text if len(text) <= length else text[: length - 1].rstrip() + "…"

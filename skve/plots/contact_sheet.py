@@ -8,8 +8,9 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _num_samples
 
+from skve._runtime.wording import shortened
 from skve.metrics._inputs import check_count
-from skve.plots._samples import draw_sample, name_of_sample, shortened, shown_samples
+from skve.plots._samples import draw_sample, names_of_samples, shown_samples
 from skve.plots._style import COLORS, font_size, import_pyplot, name_of, new_axes, split_axes
 from skve.uncertainty import Uncertainty
 from skve.uncertainty._prediction import predict_all
@@ -33,7 +34,7 @@ class ContactSheetDisplay:
     uncertainty : Uncertainty of n_items samples
         What is known of them, with the `prediction`.
     names : list of str
-        Names of the items' files, or their places among the samples.
+        The items' files, by their paths in the folder that holds all files, or their places among the samples.
     y_true : ndarray of shape (n_items,), default=None
         True classes.
     name : str, default=None
@@ -183,8 +184,7 @@ class ContactSheetDisplay:
         if len(chosen) == 0:
             raise ValueError("indices must choose at least one item, got none.")
         parts = _safe_indexing(samples, chosen)
-        rows = parts.to_numpy() if hasattr(parts, "to_numpy") else parts
-        names = [name_of_sample(sample, place) for sample, place in zip(rows, chosen, strict=True)]
+        names = names_of_samples(samples, chosen)
         truth = None if y_true is None else np.asarray(y_true)[chosen]
         return cls(shown_samples(parts), uncertainty[chosen], names, y_true=truth, name=name).plot(ax)
 
@@ -249,7 +249,7 @@ class ContactSheetDisplay:
         numbers = [f"confidence {item.confidence[0]:.2f}", f"total {item.total[0]:.2f} nats"]
         if not np.isnan(item.novelty[0]):
             numbers.append(f"novelty {item.novelty[0]:.2f}")
-        name = shortened(self.names[place], limit)
+        name = shortened(self.names[place], limit, keep_end=True)
         if as_list:
             return ("\n" if narrow else "   ").join([", ".join(parts), "   ".join([*numbers, name])]), is_wrong
         return "\n".join([*(parts if is_wrong else [*parts, " "]), *numbers, name]), is_wrong

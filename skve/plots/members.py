@@ -6,8 +6,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from skve._runtime.wording import shortened
 from skve.metrics._inputs import check_count
-from skve.plots._samples import draw_sample, shortened, shown_samples
+from skve.plots._samples import draw_sample, shown_samples
 from skve.plots._style import COLORS, MARKERS, font_size, import_pyplot, name_of, new_axes, split_axes, tidy
 from skve.uncertainty._validation import check_member_proba
 from skve.uncertainty._wrappers import unwrap

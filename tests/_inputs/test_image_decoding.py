@@ -15,6 +15,7 @@ from PIL import Image, ImageCms, ImageFile
 
 from skve._inputs import image_decoding
 from skve._inputs.images import check_images
+from skve.exceptions import ImageError
 
 RNG = np.random.default_rng(0)
 COLOUR = np.asarray(Image.fromarray(RNG.integers(0, 256, (4, 5, 3), dtype=np.uint8)).resize((40, 32)))
@@ -37,7 +38,7 @@ def read(source):
 
 
 def refused(source):
-    with pytest.raises(ValueError, match=r"^X\[0\]") as caught:
+    with pytest.raises(ImageError, match=r"^X\[0\]") as caught:
         check_images([source])[0]
     return str(caught.value)
 

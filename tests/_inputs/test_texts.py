@@ -85,7 +85,7 @@ def test__check_texts__pairs__both_sentences(X):
         (["a", "b"], TypeError, "X[2] must be a string, got ['a', 'b'] of type list. A sentence pair is a tuple"),
         ("\ud800", ValueError, "X[2] must be valid Unicode"),
         (("a", "b"), TypeError, "X must hold either single texts or pairs, got X[0] = 'one' and X[2] = ('a', 'b')"),
-        ({"text": "a" * 100}, TypeError, "... of type dict"),
+        ({"text": "a" * 100}, TypeError, "… of type dict"),
     ],
 )
 def test__check_texts__something_else_among_texts__named_by_index(bad, error, message):

@@ -251,7 +251,7 @@ def test__validation__only_one_of_the_two__value_error(images, validation):
 
 
 def test__validation__unknown_label__value_error(images, validation):
-    with pytest.raises(ValueError, match=r"y_val must hold labels that are among the classes .*, got \[9\]"):
+    with pytest.raises(ValueError, match=r"y_val must hold labels that are among the classes .*, got 9"):
         toy_classifier().fit(*images, X_val=validation[0], y_val=np.where(validation[1] == 0, 9, validation[1]))
 
 

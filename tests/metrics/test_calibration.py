@@ -315,7 +315,7 @@ GOOD = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
         ([0, 1, 1], GOOD, {"sample_weight": [0, 0, 0]}, "sample_weight must be above 0"),
         ([0, 1, 2], GOOD, {}, "where y_true holds 3 classes, got None. Pass labels"),
         ([0, 0, 0], GOOD, {}, "where y_true holds 1 classes, got None. Pass labels"),
-        ([0, 1, 2], GOOD, {"labels": [0, 1]}, r"among labels .*, got \[2\]"),
+        ([0, 1, 2], GOOD, {"labels": [0, 1]}, r"among labels .*, got 2"),
         (["0", "1", "1"], GOOD, {"labels": [0, 1]}, "are among labels"),
         ([0, 1, 1], GOOD, {"labels": [0, 1, 2]}, "labels must name the class of each of the 2 columns"),
         ([0, 1, 1], GOOD, {"labels": [0, 0]}, "labels must name"),
