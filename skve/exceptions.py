@@ -21,7 +21,7 @@ def _printable(text: str) -> str:
 
 
 class BackboneError(SkveError, ValueError):
-    """A backbone is not found, cannot be read or built, or does not fit what is asked of it."""
+    """A backbone is not found, cannot be read or built, or does not suit its use."""
 
 
 class HubError(SkveError, ConnectionError):

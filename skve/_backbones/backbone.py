@@ -303,7 +303,7 @@ def from_module(module, features, preprocess, options=(), dtype="float32"):
 
 
 def module_key(module):
-    """Return what tells modules apart and is the same for copies: classes, plain attributes and weights.
+    """Return what distinguishes modules and is the same for copies: classes, plain attributes and weights.
 
     A module with an attribute that cannot be compared (a lambda, a hook, an object of its own kind) is compared
     by identity, and shares its entry of the cache with nobody.

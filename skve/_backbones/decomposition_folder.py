@@ -19,8 +19,9 @@ _VERSION = 1  # of what a file holds and of how it is computed
 def decompose_once(weight, kind):
     """Return `decomposition.decompose(weight, kind)`, from the folder where a process has left it there.
 
-    Files bear the hash of the weight, so that any models and versions may share a folder, and say the hash of their
-    content: one that is damaged is computed and written again. Whatever is wrong with the folder costs time only.
+    Files are named after the hash of the weight, so that any models and versions may share a folder, and contain the
+    hash of their content: one that is damaged is computed and written again. Whatever is wrong with the folder costs
+    time only.
     """
     folder = os.environ.get(FOLDER)
     if not folder:

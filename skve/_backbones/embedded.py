@@ -55,7 +55,7 @@ class EmbeddedBackbone:
 
 
 def check_dtype(spec, dtype):
-    """Raise BackboneError if a network with weights of another dtype is wanted than an `EmbeddedBackbone` holds."""
+    """Raise BackboneError if an `EmbeddedBackbone` has weights of another dtype than is required."""
     held = spec.preprocess.get("dtype", "float32")  # which models saved by 0.1 do not say of images
     if dtype != held:
         raise BackboneError(

@@ -86,7 +86,7 @@ def load_text_backbone(spec, *, head="linear", dtype="float32"):
         A Hugging Face name, a folder that `save_pretrained` wrote, a `.gguf` file, `"bundled:NAME"`, a model with
         its tokenizer, or a callable without arguments that returns such a pair.
     head : {"linear", "lm"}
-        Whether the language-model head is wanted.
+        Whether the language-model head is required.
     dtype : {"float32", "bfloat16", "int8", "int4"}
         Of the frozen weights; "int8" and "int4" of those of linear layers, beside float32.
 
@@ -224,7 +224,7 @@ def _from_pair(module, tokenizer, head, dtype):
 
 
 def _architecture(config, head, spec, name):
-    """Return the name of the Auto class that builds the wanted model of the class `name`."""
+    """Return the name of the Auto class that builds the required model of the class `name`."""
     if head == "linear":
         return "AutoModelForTextEncoding" if _is_encoder_only(name) else "AutoModel"
     if getattr(config, "is_encoder_decoder", False):
@@ -398,7 +398,7 @@ class TextBackbone(Backbone):
 
 
 def _finish(module, tokenizer, head, dtype, description, state=None):
-    """Strip a model that nobody else holds of what is not wanted, give it `state`, and freeze it."""
+    """Strip a model that nobody else holds of what is not needed, give it `state`, and freeze it."""
     config = getattr(module, "config", None)
     if config is not None and hasattr(config, "to_json_string"):
         description["config"] = json.loads(config.to_json_string(use_diff=True))
@@ -641,7 +641,7 @@ class TextFeatures:
     arguments : tuple of str
         What of a batch the module takes.
     mask_token_id : int or None
-        The token whose features are wanted, where it is not the last one.
+        The token whose features are used, where it is not the last one.
     lm : bool
         Whether the module is a language model without its head, which gives what the head would read as logits.
     """

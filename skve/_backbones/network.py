@@ -82,7 +82,7 @@ class Network:
         if isinstance(module, QuantizedLinear):  # whose weight keeps torch off its fast paths
             return True
         if isinstance(self._modules[layer.rpartition(".")[0]], nn.TransformerEncoderLayer):
-            return False  # called when gradients are wanted, else its fast path reads the weights of its layers
+            return False  # called when gradients are needed, else its fast path reads the weights of its layers
         return type(module) is nn.Linear or is_huggingface_conv1d(module)
 
     def _forward(self, layer):

@@ -1,4 +1,4 @@
-"""What one forward pass tells about a backbone: what is called, in which order, and what the features depend on."""
+"""What one forward pass shows about a backbone: what is called, in which order, and what the features depend on."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from skve._backbones.network import Network
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """What one forward pass tells about a backbone.
+    """What one forward pass shows about a backbone.
 
     Attributes
     ----------

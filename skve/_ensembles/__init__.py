@@ -1,4 +1,4 @@
-"""The member rules, one a file: what members own, how they start, and how they enter the network."""
+"""The member rules, one a file: which parameters members have, how they start, and how they enter the network."""
 
 from sklearn.utils._param_validation import validate_parameter_constraints
 

@@ -36,7 +36,7 @@ class Defaults:
     Attributes
     ----------
     member_lr, head_lr : float
-        Learning rates of what a member owns of the backbone, and of its head.
+        Learning rates of a member's backbone parameters, and of its head.
     head_weight_decay : float
         Decoupled weight decay of the heads.
     folds : int or None
@@ -79,7 +79,7 @@ class MemberRule:
     set_apart = "raise member_lr or max_steps, and see that init_scale is not 0"
     has_ratios = False  # whether members own factors that start at exp(N(0, init_scale^2)) and become `ratios_`
     mixes_samples = False  # whether a training batch gives other gradients than its parts do in turn
-    selects_layers = False  # whether `layers` says what members own
+    selects_layers = False  # whether `layers` selects the members' parameters
     owns_weights = False  # whether members own the weights of the backbone, which then cannot be kept in few bits
     is_solved = False  # whether members are heads on the frozen backbone, for which fit calls `solve`
     student: str | None = None  # the ensemble that one body of the members belongs to, where it is another
@@ -140,7 +140,7 @@ class MemberRule:
     def order(self):
         """Whether members see the batches in one order ("shared"), or each in its own ("own").
 
-        Where nobody says, the order sets those apart that start alike; the diversity term wants one order.
+        Where nobody says, the order sets those apart that start alike; the diversity term requires one order.
         """
         if self.options["order"] is not None:
             return self.options["order"]
@@ -241,7 +241,7 @@ class LayerRule(MemberRule):
     """
 
     selects_layers = True
-    prefixes: tuple[str, ...] = ()  # of the keys of what a member owns of each layer's weight
+    prefixes: tuple[str, ...] = ()  # of the keys of a member's parameters for each layer's weight
 
     def __init__(self, backbone, sites, **settings):
         super().__init__(backbone, sites, **settings)
@@ -250,11 +250,11 @@ class LayerRule(MemberRule):
         self._called: dict[str, _CalledForm] = {}
 
     def new_layer(self, site, weight, generator):
-        """Return what a member owns of one layer's weight as it starts, by prefix, on the CPU."""
+        """Return a member's parameters for one layer's weight as they start, by prefix, on the CPU."""
         return {}
 
     def fold(self, site, weight, own):
-        """Return `weight` changed by what a member owns of the layer, in the same layout and dtype."""
+        """Return `weight` changed by a member's parameters of the layer, in the same layout and dtype."""
         raise NotImplementedError
 
     def calls(self, shape, n_positions, training):
@@ -329,7 +329,7 @@ class LayerRule(MemberRule):
             called.own, called.bias = self._own(called.site, member), self._bias(called.site, member)
 
     def _own(self, site, member):
-        """Return what a member owns of a layer's weight, by prefix."""
+        """Return a member's parameters for a layer's weight, by prefix."""
         return {prefix: member[prefix + site.layer] for prefix in self.prefixes}
 
     def _bias(self, site, member):
@@ -342,7 +342,7 @@ class LayerRule(MemberRule):
 
 
 class _CalledForm:
-    """The forward of a layer that computes by `LayerRule.call` with what the present member owns."""
+    """The forward of a layer that computes by `LayerRule.call` with the parameters of the present member."""
 
     def __init__(self, rule, site, weight):
         self.rule, self.site, self.weight = rule, site, weight

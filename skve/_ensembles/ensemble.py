@@ -77,7 +77,7 @@ class Ensemble(nn.Module):
         Samples (for texts, tokens) between two installations of a member: a batch in training, many batches in
         prediction.
     training : bool
-        Whether gradients are wanted.
+        Whether gradients are needed.
     dtype : torch.dtype, default=torch.float32
         Arithmetic of the backbone; heads and losses are always float32.
     checkpoints : collection of str, default=()

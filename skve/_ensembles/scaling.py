@@ -104,7 +104,7 @@ class Biases(LayerRule):
     def prepare(self, network, traced, size, *, training):
         super().prepare(network, traced, size, training=training)
         if self.added:
-            network.avoid_fast_paths()  # where torch's attention wants either all biases or none
+            network.avoid_fast_paths()  # where torch's attention requires either all biases or none
 
     @property
     def added(self):

@@ -64,7 +64,7 @@ class Predictor:
     precision : str
         See `resolve_prediction_dtype`.
     source : object
-        What tells whether the backbone has changed since.
+        What shows whether the backbone has changed since.
 
     Attributes
     ----------

@@ -30,7 +30,7 @@ class Tokens:
     ----------
     ids : ndarray of int32, shape (n_tokens,)
     types : ndarray of int8, shape (n_tokens,), or None
-        Which sentence of a pair a token belongs to, for backbones that want to know.
+        Which sentence of a pair a token belongs to, for backbones that use it.
     lengths : ndarray of int64, shape (n_texts,)
     """
 

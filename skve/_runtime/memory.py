@@ -53,7 +53,7 @@ _NO_MEMORY = re.compile(
 
 
 def is_out_of_memory(error):
-    """Say whether an exception tells that memory is short: CUDA and Python have a class for it, others only words."""
+    """Say whether an exception means that memory is short: CUDA and Python have a class for it, others only words."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None

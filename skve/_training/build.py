@@ -169,7 +169,7 @@ def plan_state(design, rule, traced, head, seeds, start):
 def make_members(design, rule, head, plan, seeds, start, *, n_samples, only=None):
     """Return the members as they start, or as an earlier fit has left them: dicts of tensors.
 
-    `only` is the range of the members that are wanted, of a rule that trains each of them; None is all.
+    `only` is the range of the members to train, of a rule that trains each of them; None is all.
     """
     n_members = rule.n_members(design.n_members)
     if start is not None:

@@ -460,14 +460,15 @@ def _stacked_ratios(ensemble):
 
 
 def _check_gradients(ensemble):
-    """Raise if the first step gave what members own of a layer, or all weights of a fine-tune, no gradient."""
+    """Raise if the first step gave the members' parameters of a layer, or all weights of a fine-tune, no gradient."""
     member = ensemble.member(ensemble.trained[0])
     without = [key for key, tensor in member.items() if tensor.grad is None and is_trained(key)]
     dead = [key.partition(".")[2] for key in without if not key.startswith((HEAD, WEIGHTS))]
     if dead:
         raise ValueError(
-            f"Gradients must reach what members own of each layer, got none for {', '.join(dict.fromkeys(dead))}: "
-            f"the backbone computes these layers in a way that skve does not detect. Exclude them with layers."
+            f"Gradients must reach the members' parameters of each layer, got none for "
+            f"{', '.join(dict.fromkeys(dead))}: the backbone computes these layers in a way that skve does not "
+            f"detect. Exclude them with layers."
         )
     weights = [key for key in ensemble.keys if key.startswith(WEIGHTS) and is_trained(key)]
     if weights and set(weights) <= set(without):

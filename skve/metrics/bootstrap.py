@@ -28,7 +28,7 @@ class BootstrapResult:
     low, high : float
         Ends of the interval.
     confidence_level : float
-        Share of such intervals that hold the true value.
+        Share of such intervals that contain the true value.
     distribution : ndarray of shape (n_resamples,)
         Value on each resample.
 
@@ -77,7 +77,7 @@ def bootstrap_interval(
         True classes.
     y_proba : array-like of shape (n_samples, ...) or (n_runs, n_samples, n_classes)
         What the metric takes as its second argument. With three dimensions, predictions of several runs (say,
-        random seeds): the metric is averaged over them, and runs are drawn anew with the samples.
+        random seeds): the metric is averaged over them, and runs are resampled together with the samples.
     n_resamples : int, default=1000
         Number of resamples.
     confidence_level : float, default=0.95
@@ -132,8 +132,8 @@ def paired_bootstrap(
 ) -> BootstrapResult:
     """Percentile bootstrap interval of ``metric(a) - metric(b)`` for two models on the same test samples.
 
-    Both models meet the same resamples, so that what makes a sample hard for both cancels. An interval
-    without 0 distinguishes the models.
+    Both models are evaluated on the same resamples, so that differences in difficulty between samples cancel. If the
+    interval excludes 0, the models differ by more than chance.
 
     Parameters
     ----------
@@ -143,7 +143,7 @@ def paired_bootstrap(
         True classes.
     y_proba_a, y_proba_b : array-like of shape (n_samples, ...) or (n_runs, n_samples, n_classes)
         Predictions of the two models. With three dimensions, of several runs each (say, random seeds), paired
-        by their place: the metric is averaged over them, and runs are drawn anew with the samples.
+        by their place: the metric is averaged over them, and runs are resampled together with the samples.
     n_resamples : int, default=1000
         Number of resamples.
     confidence_level : float, default=0.95
@@ -156,7 +156,7 @@ def paired_bootstrap(
     Returns
     -------
     BootstrapResult
-        Of the difference, first model less second.
+        Of the difference: the first model minus the second.
 
     Raises
     ------

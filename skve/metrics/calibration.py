@@ -95,7 +95,7 @@ def calibration_bins(
     Raises
     ------
     ValueError
-        If probabilities are not probabilities, labels have no column, lengths differ, ``pos_label`` is no class
+        If probabilities are not probabilities, labels have no column, lengths differ, ``pos_label`` is not a class
         or an option is unknown.
 
     References
@@ -160,10 +160,10 @@ def expected_calibration_error(
     strategy : {"uniform", "quantile"}, default="uniform"
         Bins of equal width or of equal mass.
     norm : {"l1", "l2", "max"}, default="l1"
-        Norm of the gaps. Empty bins count nothing.
+        Norm of the gaps. Empty bins do not count.
     debias : bool, default=False
         Subtract, bin by bin, the squared gap that a calibrated model shows by chance,
-        ``acc * (1 - acc) / (n - 1)``. Only for ``norm="l2"``. A bin of one sample counts nothing, and a
+        ``acc * (1 - acc) / (n - 1)``. Only for ``norm="l2"``. A bin of one sample does not count, and a
         negative sum counts as 0.
     labels : array-like of shape (n_classes,), default=None
         The class of each column, ``clf.classes_``; by default the sorted classes of ``y_true``.
@@ -184,7 +184,7 @@ def expected_calibration_error(
     -----
     Bins are ``(lo, hi]`` as in Guo et al.; netcal's are ``[lo, hi)``, which differs only for a confidence
     exactly on an edge; torch-uncertainty gives a confidence of exactly 1 a bin of its own. Edges of
-    equal-mass bins are predicted confidences (samples of the same confidence are never torn apart, and a
+    equal-mass bins are predicted confidences (samples of the same confidence are never split, and a
     weight of two equals two samples), where netcal interpolates between them and torch-uncertainty cuts the
     sorted samples.
 
@@ -254,7 +254,7 @@ def adaptive_calibration_error(
     Raises
     ------
     ValueError
-        If probabilities are not probabilities, labels have no column, lengths differ, ``n_bins`` is no positive
+        If probabilities are not probabilities, labels have no column, lengths differ, ``n_bins`` is not a positive
         integer or ``threshold`` is not in [0, 1).
 
     References
@@ -318,7 +318,7 @@ def smooth_calibration_error(
     Raises
     ------
     ValueError
-        If probabilities are not probabilities, labels have no column, lengths differ or ``bandwidth`` is no
+        If probabilities are not probabilities, labels have no column, lengths differ or ``bandwidth`` is not a
         positive, finite number.
 
     Notes

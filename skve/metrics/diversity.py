@@ -227,8 +227,8 @@ def member_cka(member_features: ArrayLike) -> NDArray[np.float64]:
     ----------
     member_features : array-like of shape (n_members, n_samples, n_features)
         Features of each member for the same samples, for instance the last hidden layer of networks of your
-        own. The classifiers of this package do not hand out theirs; the logarithms of
-        ``predict_proba_members(X)`` may stand in.
+        own. The classifiers of this package do not return theirs; the logarithms of
+        ``predict_proba_members(X)`` can be used instead.
 
     Returns
     -------

@@ -17,14 +17,14 @@ def ood_auroc(
     sample_weight_in: ArrayLike | None = None,
     sample_weight_out: ArrayLike | None = None,
 ) -> float:
-    """Area under the ROC curve of telling foreign samples by their score.
+    """Area under the ROC curve of detecting foreign samples by their score.
 
-    The probability that a foreign sample scores higher than one of the training kind, ties counting half.
+    The probability that a foreign sample scores higher than a familiar one, ties counting half.
 
     Parameters
     ----------
     scores_in : array-like of shape (n_in,)
-        Scores of samples of the training kind; higher means more foreign, for instance ``u.epistemic``.
+        Scores of familiar samples; higher means more foreign, for instance ``u.epistemic``.
     scores_out : array-like of shape (n_out,)
         Scores of foreign samples.
     sample_weight_in, sample_weight_out : array-like of shape (n_in,) and (n_out,), default=None
@@ -33,7 +33,7 @@ def ood_auroc(
     Returns
     -------
     float
-        Between 0 and 1; 0.5 for a score that says nothing.
+        Between 0 and 1; 0.5 for an uninformative score.
 
     Raises
     ------
@@ -63,23 +63,23 @@ def ood_aupr(
     sample_weight_in: ArrayLike | None = None,
     sample_weight_out: ArrayLike | None = None,
 ) -> float:
-    """Area under the precision-recall curve (average precision) of telling foreign samples by their score.
+    """Area under the precision-recall curve (average precision) of detecting foreign samples by their score.
 
     Parameters
     ----------
     scores_in : array-like of shape (n_in,)
-        Scores of samples of the training kind; higher means more foreign.
+        Scores of familiar samples; higher means more foreign.
     scores_out : array-like of shape (n_out,)
         Scores of foreign samples.
     positive : {"out", "in"}, default="out"
-        Which side is to be found: AUPR-out or AUPR-in.
+        Which side to detect: AUPR-out or AUPR-in.
     sample_weight_in, sample_weight_out : array-like of shape (n_in,) and (n_out,), default=None
         Sample weights.
 
     Returns
     -------
     float
-        Between 0 and 1; the share of the positive side for a score that says nothing.
+        Between 0 and 1; the share of the positive side for an uninformative score.
 
     Raises
     ------
@@ -124,14 +124,14 @@ def ood_fpr_at_tpr(
     Parameters
     ----------
     scores_in : array-like of shape (n_in,)
-        Scores of samples of the training kind; higher means more foreign.
+        Scores of familiar samples; higher means more foreign.
     scores_out : array-like of shape (n_out,)
         Scores of foreign samples.
     tpr : float, default=0.95
         The true-positive rate to reach, in (0, 1]. The highest threshold that reaches it is taken, without
         interpolation.
     positive : {"out", "in"}, default="out"
-        Which side is to be found. With "in": the share of foreign samples taken for ordinary ones when
+        Which side to detect. With "in": the share of foreign samples taken for ordinary ones when
         95 % of the ordinary are accepted, the definition of Liang et al.
     sample_weight_in, sample_weight_out : array-like of shape (n_in,) and (n_out,), default=None
         Sample weights.

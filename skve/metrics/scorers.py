@@ -54,7 +54,7 @@ class ProbaScorer(_Scorer):
     params : dict, default=None
         Further parameters of the metric.
     sign : {1, -1}, default=1
-        -1 for a metric of which less is better.
+        -1 for a metric for which lower is better.
     """
 
     def __init__(self, metric, *, params=None, sign=1):
@@ -112,9 +112,9 @@ class OODScorer(_Scorer):
         Parameters
         ----------
         estimator : fitted classifier
-            Has what the measure of uncertainty needs.
+            Has what the measure of uncertainty requires.
         X : array-like or list of length n_in, or Uncertainty
-            Samples of the training kind; or ``skve.predict_uncertainty(estimator, X)``, where it is known already.
+            Familiar samples; or ``skve.predict_uncertainty(estimator, X)``, where it is known already.
         y : ignored
             Not used.
         sample_weight : array-like of shape (n_in,), default=None
@@ -214,7 +214,7 @@ def make_ood_scorer(
     uncertainty : str or callable, default="total"
         "total" (entropy), "confidence" or "margin" of the prediction, for any classifier; "novelty", which is made
         for this, or a measure of the members such as "epistemic", for ensembles; or
-        ``uncertainty(estimator, X)`` returns an array of shape (n_samples,), higher where less sure.
+        ``uncertainty(estimator, X)`` returns an array of shape (n_samples,), higher for less certain samples.
 
     Returns
     -------

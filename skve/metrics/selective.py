@@ -165,7 +165,7 @@ def aurc(
     Returns
     -------
     float
-        Between 0 (no errors) and 1; the error rate itself if the uncertainty says nothing.
+        Between 0 (no errors) and 1; the error rate itself if the uncertainty is uninformative.
 
     Raises
     ------
@@ -199,7 +199,7 @@ def excess_aurc(
     labels: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
 ) -> float:
-    """Excess AURC (E-AURC): AURC less that of a ranking that puts every error last.
+    """Excess AURC (E-AURC): AURC minus that of a ranking that puts every error last.
 
     What is lost by the ranking alone, whatever the accuracy.
 

@@ -1,4 +1,4 @@
-"""Looks that the displays share: legible to the colour-blind, in greyscale and at one column's width."""
+"""The style that the displays share: legible to the colour-blind, in greyscale and at one column's width."""
 
 # Colours of Okabe and Ito ("Color Universal Design", 2008), in an order in which neighbours differ in
 # lightness too; line styles and markers repeat the difference for greyscale.

@@ -37,7 +37,7 @@ class ReliabilityDisplay:
     name : str, default=None
         Name of the model, for the legend.
     confidence_level : float, default=0.95
-        Level of the band about the accuracies (Wilson's interval); None draws none.
+        Level of the band around the accuracies (Wilson's interval); None draws none.
 
     Attributes
     ----------
@@ -166,8 +166,7 @@ class ReliabilityDisplay:
         Raises
         ------
         ValueError
-            If probabilities are not probabilities, labels have no column, or more than six classes are asked
-            for.
+            If probabilities are not probabilities, labels have no column, or more than six classes are given.
         ImportError
             If matplotlib is not installed.
         """

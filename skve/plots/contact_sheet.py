@@ -23,8 +23,8 @@ class ContactSheetDisplay:
     """Images side by side, or texts in a list, each with its prediction, confidence, uncertainty and novelty.
 
     Shows, for instance, the items that a model is least sure of, or those least like its training data. The caption
-    of an item gives the predicted class (and the true one, where it is known and another: these captions have
-    another colour), the confidence, the total uncertainty in nats, the novelty, and the name of the file or the
+    of an item gives the predicted class (and the true one if the prediction is wrong: these captions have another
+    colour), the confidence, the total uncertainty in nats, the novelty, and the name of the file or the
     place among the samples. Use :meth:`from_estimator` or :meth:`from_predictions` to make one.
 
     Parameters
@@ -32,7 +32,7 @@ class ContactSheetDisplay:
     samples : list of length n_items
         The items: images as arrays, texts, or None for what cannot be shown.
     uncertainty : Uncertainty of n_items samples
-        What is known of them, with the `prediction`.
+        Their uncertainties, with the `prediction`.
     names : list of str
         The items' files, by their paths in the folder that holds all files, or their places among the samples.
     y_true : ndarray of shape (n_items,), default=None
@@ -88,7 +88,7 @@ class ContactSheetDisplay:
         name: str | None = None,
         ax: Any = None,
     ) -> Self:
-        """Draw items by the prediction of a fitted ensemble.
+        """Draw items with the predictions of a fitted ensemble.
 
         Parameters
         ----------
@@ -134,7 +134,7 @@ class ContactSheetDisplay:
         name: str | None = None,
         ax: Any = None,
     ) -> Self:
-        """Draw items by a prediction that is known.
+        """Draw items with given predictions.
 
         Parameters
         ----------
@@ -162,7 +162,8 @@ class ContactSheetDisplay:
         Raises
         ------
         ValueError
-            If lengths differ, nothing is chosen, `sort_by` is no measure or NaN, or `uncertainty` has no prediction.
+            If lengths differ, nothing is chosen, `sort_by` is not a measure or is NaN, or `uncertainty` has no
+            prediction.
         ImportError
             If matplotlib is not installed.
         """

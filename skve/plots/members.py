@@ -1,4 +1,4 @@
-"""What each member says about given samples."""
+"""What each member predicts for given samples."""
 
 from collections.abc import Sequence
 from typing import Any, Self
@@ -30,7 +30,7 @@ class MembersDisplay:
     samples : sequence of length n_samples, default=None
         Images (arrays, PIL images or paths), texts or pairs of texts to show.
     y_true : ndarray of shape (n_samples,), default=None
-        True classes, marked by bold type; a true class outside the most probable ones takes a row of its own.
+        True classes, marked by bold type; a true class outside the most probable ones gets a row of its own.
     n_top : int, default=3
         Number of classes per sample.
     name : str, default=None
@@ -159,7 +159,7 @@ class MembersDisplay:
         Raises
         ------
         ValueError
-            If probabilities are not probabilities, lengths differ or ``n_top`` is no positive integer.
+            If probabilities are not probabilities, lengths differ or ``n_top`` is not a positive integer.
         ImportError
             If matplotlib is not installed.
         """

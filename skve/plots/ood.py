@@ -34,7 +34,7 @@ class UncertaintyDisplay:
     Parameters
     ----------
     scores_in : ndarray of shape (n_in,)
-        Uncertainty about samples of the training kind.
+        Uncertainty about familiar samples.
     scores_out : ndarray of shape (n_out,)
         Uncertainty about foreign samples.
     auroc : float
@@ -94,11 +94,11 @@ class UncertaintyDisplay:
         Parameters
         ----------
         estimator : fitted classifier
-            Has what the measure of uncertainty needs.
+            Has what the measure of uncertainty requires.
         X : array-like or list of length n_in, or Uncertainty
-            Samples of the training kind; or ``skve.predict_uncertainty(estimator, X)``, where it is known already.
+            Familiar samples; or ``skve.predict_uncertainty(estimator, X)``, where it is known already.
         X_ood : array-like or list of length n_out, or Uncertainty
-            Foreign samples; or the same of them.
+            Foreign samples; or their ``Uncertainty``.
         uncertainty : str or callable, default="total"
             A measure as of :class:`skve.SelectiveClassifier`, or ``uncertainty(estimator, X)``.
         name : str, default=None
@@ -136,7 +136,7 @@ class UncertaintyDisplay:
         Parameters
         ----------
         scores_in : array-like of shape (n_in,) or Uncertainty
-            Uncertainty about samples of the training kind; higher means more foreign.
+            Uncertainty about familiar samples; higher means more foreign.
         scores_out : array-like of shape (n_out,) or Uncertainty
             Uncertainty about foreign samples.
         uncertainty : str, default="total"

@@ -18,8 +18,8 @@ _BEST = "best ranking"
 class RiskCoverageDisplay:
     """Risk-coverage curve: error rate on the most certain samples, against their share.
 
-    The lower the curve, the better the model knows where it errs. The dotted line is the best that any
-    ranking could do for these predictions. Use :meth:`from_estimator` or :meth:`from_predictions` to make
+    The lower the curve, the better the model recognizes its errors. The dotted line is the lowest that any ranking
+    could reach with these predictions. Use :meth:`from_estimator` or :meth:`from_predictions` to make
     one.
 
     Parameters

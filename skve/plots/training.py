@@ -1,4 +1,4 @@
-"""What training did: losses, and the singular values of every layer."""
+"""The course of a training: losses, and the singular values of every layer."""
 
 from collections.abc import Mapping
 from typing import Any, Self

@@ -193,7 +193,7 @@ _SAMPLES = common_checks.Samples(
 
 
 def check_sizes(estimator, samples):
-    """Images of all sizes go together, and grey ones count as colour images of equal channels."""
+    """Images of all sizes can be mixed, and grey ones count as colour images of equal channels."""
     mixed = [
         np.repeat(np.repeat(pixels, 1 + index % 3, 0), 1 + index % 2, 1) for index, pixels in enumerate(samples.X)
     ]
@@ -204,7 +204,7 @@ def check_sizes(estimator, samples):
 
 
 def check_float_scale(estimator, samples):
-    """Float pixels from 0 to 1 and from 0 to 255 are told apart in `fit`, and not mistaken for each other later."""
+    """Float pixels from 0 to 1 and from 0 to 255 are distinguished in `fit`, and not confused later."""
     floats = [pixels / 255 for pixels in samples.X]
     estimator.fit(floats, LABELS)
     raises(ValueError, ["X[0]", "0 to 1"], estimator.predict, [255 * pixels for pixels in floats])

@@ -88,7 +88,7 @@ class ToyClassifier(BaseSVEClassifier):
     Parameters
     ----------
     backbone : torch.nn.Module, default=None
-        A module that maps arrays of shape `(n_samples, n_features_in_)` to features. None takes a multilayer
+        A module that maps arrays of shape `(n_samples, n_features_in_)` to features. None uses a multilayer
         perceptron, `make_toy_backbone(n_features_in_)`.
 
     Attributes

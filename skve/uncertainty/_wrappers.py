@@ -79,7 +79,7 @@ def unwrap(estimator, X, method):
 def _check_fitted(estimator):
     from sklearn.utils.validation import check_is_fitted
 
-    if hasattr(estimator, "fit"):  # not so where only predictions are at hand
+    if hasattr(estimator, "fit"):  # not so where only predictions are given
         check_is_fitted(estimator)
 
 
