@@ -22,7 +22,7 @@ def require_idle(force=False):
     """Stop unless nothing else runs: a timing on a busy machine is no timing."""
     load = os.getloadavg()[0]
     if load > 0.5 and not force:
-        sys.exit(f"the load is {load:.2f}; timings want an idle machine (below 0.5)")
+        sys.exit(f"the load is {load:.2f}; timings require an idle machine (below 0.5)")
 
 
 def machine():

@@ -38,7 +38,7 @@ def state_dict(path):
 
     graph = onnx.load(path).graph
     tensors = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in graph.initializer}
-    # Exported products have anonymous weights, transposed; the node's name tells which layer they belong to.
+    # Exported products have anonymous weights, transposed; the node's name says which layer they belong to.
     products, class_position = {}, None
     for node in graph.node:
         weights = [name for name in node.input if name in tensors]

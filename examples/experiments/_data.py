@@ -140,8 +140,10 @@ def _jsonl(path, split):
         records = [record for record in read_jsonl(path) if record["split"] == split]
         pairs = [as_prompt(r) if "choices" in r else (r["text"], r["label"]) for r in records]
     except (KeyError, TypeError, ValueError) as error:
-        wanted = "{split, text, label} or {split, question, choices, label}"
-        raise ValueError(f"data: {path} has a line that is no record {wanted}: {error!r}") from error
+        form = "{split, text, label} or {split, question, choices, label}"
+        raise ValueError(
+            f"data: each line of {path} must be a record {form}, got one that is not: {error!r}."
+        ) from error
     return [text for text, _ in pairs], [str(label) for _, label in pairs]
 
 

@@ -44,7 +44,7 @@ def run_fit(cells, options):
         They agree in `Cell.fit`.
     options : dict
         "data_dir" and "weights", folders; "predictions", a folder or None; "threads", "jobs" and "sitting", which
-        are noted in the rows; "memory", whether the fit of a test runs in a fresh process, which tells its peak.
+        are noted in the rows; "memory", whether the fit of a test runs in a fresh process, which shows its peak.
     """
     try:
         if options["memory"] and cells[0].stage == "test":

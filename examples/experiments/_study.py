@@ -175,7 +175,7 @@ class Study:
         self.test = self._section(raw["test"], TEST, "test")
         self._one_of(self.test["on"], ("test", "valid"), "test.on")
         if not self.test["seeds"] or not all(type(seed) is int for seed in self.test["seeds"]):
-            raise ValueError(f"{self.name}: test.seeds={self.test['seeds']}; wanted a list of integers")
+            raise ValueError(f"{self.name}: test.seeds must be a list of integers, got {self.test['seeds']}.")
         loaders = TEXT_LOADERS + IMAGE_LOADERS
         self._one_of(self.data["loader"], loaders, "data.loader")
         text = self.data["loader"] in TEXT_LOADERS
@@ -196,24 +196,24 @@ class Study:
     def _read_factors(self):
         for name, values in self.factors.items():
             if not isinstance(values, list) or not values:
-                raise ValueError(f"{self.name}: factors.{name}={values!r}; wanted a list of values")
+                raise ValueError(f"{self.name}: factors.{name} must be a list of values, got {values!r}.")
             sizes = [key for key, (kind, _) in DATA.items() if kind is int]
             options = [part for part in _names(name) if part.startswith("ensemble_params.")]
             self._check_names(_names(name), [*sizes, *self._known, *options], "factors")
             together = len(_names(name))
             if together > 1 and any(not isinstance(v, list) or len(v) != together for v in values):
-                raise ValueError(f"{self.name}: factors.{name!r}={values!r}; wanted lists of {together} values")
+                raise ValueError(f"{self.name}: factors.{name!r} must be lists of {together} values, got {values!r}.")
         for point in self.points():
             for name in point.keys() & DATA.keys():
                 self._check_value(point[name], DATA[name][0], name, "factors")
 
     def _read_methods(self, methods):
         if not methods:
-            raise ValueError(f"{self.name}: methods is empty; wanted one table for each method")
+            raise ValueError(f"{self.name}: methods must have one table for each method, got none.")
         self.methods, self.trials = {}, {}
         for name, own in methods.items():
             if not isinstance(own, dict):
-                raise ValueError(f"{self.name}: methods.{name}={own!r}; wanted a table")
+                raise ValueError(f"{self.name}: methods.{name} must be a table, got {own!r}.")
             self._check_names(own, [*self._known, "trials"], f"methods.{name}")
             own = dict(own)
             grid = own.pop("trials", {})
@@ -227,24 +227,22 @@ class Study:
             swept = {part for factor in self.factors for part in _names(factor)}
             twice = sorted(swept & {*own, *grid}) if isinstance(grid, dict) else []
             if twice:
-                raise ValueError(
-                    f"{self.name}: methods.{name} sets {twice[0]}, which factors sweep; wanted one of both"
-                )
+                raise ValueError(f"{self.name}: methods.{name} must not set {twice[0]}, which factors sweep.")
             self.methods[name], self.trials[name] = own, trials[: self.tuning["trials"]]
         counts = {name: len(trials) for name, trials in self.trials.items()}
         if len(set(counts.values())) > 1:
-            raise ValueError(f"{self.name}: every method needs the same number of trials; got {counts}")
+            raise ValueError(f"{self.name}: every method must have the same number of trials, got {counts}.")
         self.n_trials = next(iter(counts.values()))
         for cell in self.cells("tune") + self.cells("test"):
             self._check_parameters(cell)
 
-    def _section(self, found, wanted, where):
+    def _section(self, found, expected, where):
         """Return a section with its defaults; every key that is unknown, missing or of the wrong type is an error."""
         if not isinstance(found, dict):
-            raise ValueError(f"{self.name}: {where}={found!r}; wanted a table")
-        self._check_names(found, wanted, where)
+            raise ValueError(f"{self.name}: {where} must be a table, got {found!r}.")
+        self._check_names(found, expected, where)
         section = {}
-        for key, (kind, default) in wanted.items():
+        for key, (kind, default) in expected.items():
             if key not in found and default is REQUIRED:
                 raise ValueError(f"{self.name}: {f'{where}.{key}'.lstrip('.')} is missing")
             value = found.get(key, copy.copy(default))
@@ -256,12 +254,10 @@ class Study:
     def _check_value(self, value, kind, key, where):
         full = f"{where}.{key}".lstrip(".")
         if type(value) is not kind:
-            raise ValueError(
-                f"{self.name}: {full}={value!r} is of type {type(value).__name__}; wanted {kind.__name__}"
-            )
+            raise ValueError(f"{self.name}: {full} must be of type {kind.__name__}, got {value!r}.")
         least = 0 if key in ("near_classes", "seed") else 1
         if kind is int and value < least:
-            raise ValueError(f"{self.name}: {full}={value}; wanted a number of at least {least}")
+            raise ValueError(f"{self.name}: {full} must be at least {least}, got {value}.")
 
     def _check_names(self, found, known, where):
         for name in found:
@@ -273,7 +269,9 @@ class Study:
     def _one_of(self, value, known, where):
         if value not in known:
             near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.0)
-            raise ValueError(f"{self.name}: {where}={value!r}; wanted one of {list(known)}, nearest {near[0]!r}")
+            raise ValueError(
+                f"{self.name}: {where} must be one of {list(known)}, got {value!r}. The nearest is {near[0]!r}."
+            )
 
     def _check_parameters(self, cell):
         where = f"{self.name}: methods.{cell.method}"
@@ -354,7 +352,7 @@ def _change(raw, change):
     """Set "section.key=value" in what the file holds."""
     name, equals, value = change.partition("=")
     if not equals or not name.strip():
-        raise ValueError(f"--set {change}: wanted section.key=value")
+        raise ValueError(f"--set must be section.key=value, got {change!r}.")
     try:
         value = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:

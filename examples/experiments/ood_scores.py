@@ -1,4 +1,4 @@
-"""Which part of the uncertainty tells foreign items, and why: a table from kept predictions.
+"""Which part of the uncertainty detects foreign items, and why: a table from kept predictions.
 
     python examples/experiments/ood_scores.py PREDICTIONS/main_sst2
 

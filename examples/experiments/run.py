@@ -44,8 +44,8 @@ class Record:
         row = self.rows.get(cell.identity)
         if row is None or row["status"] != "ok":
             return None
-        wanted = self.predictions is not None and cell.stage == "test"
-        return row if not wanted or predictions_of(self.predictions, cell).is_file() else None
+        keeps = self.predictions is not None and cell.stage == "test"
+        return row if not keeps or predictions_of(self.predictions, cell).is_file() else None
 
     def add(self, row):
         self.table.add(row)
@@ -150,7 +150,8 @@ def _parse(arguments):
     cores = os.cpu_count() or 1
     if parsed.jobs < 1 or parsed.threads < 1 or parsed.jobs * parsed.threads > cores:
         parser.error(
-            f"--jobs {parsed.jobs} times --threads {parsed.threads}: wanted 1 to {cores}, the number of cores"
+            f"--jobs times --threads must be from 1 to {cores}, the number of cores, got {parsed.jobs} times "
+            f"{parsed.threads}."
         )
     if not pathlib.Path(parsed.data_dir).is_dir():
         parser.error(f"--data-dir {parsed.data_dir}: there is no such folder")

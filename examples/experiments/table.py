@@ -345,7 +345,7 @@ def main(arguments=None):
     page = parsed.page.read_text(encoding="utf-8") if parsed.page else None
 
     def put(name, text):
-        """Print a part, or put it where the page wants it."""
+        """Print a part, or put it where the page has its place."""
         nonlocal page
         if page is None:
             print(f"\n## {name}\n\n{text}")
@@ -355,13 +355,15 @@ def main(arguments=None):
         except ValueError as error:
             parser.error(f"--page {parsed.page}: {error}")
 
-    for wanted in parsed.verdict:
-        kind, _, method = wanted.partition("=")
+    for chosen in parsed.verdict:
+        kind, _, method = chosen.partition("=")
         shown = [study for study in parsed.study or studies if study.startswith(f"{kind}_")]
         own = [row for row in paired if row["study"] in shown]
         known = sorted({row[name] for row in own for name in ("method", "against")})
         if method not in known:
-            parser.error(f"--verdict {wanted}: wanted KIND=METHOD; the intervals of {kind}_* know {known}")
+            parser.error(
+                f"--verdict must be KIND=METHOD, got {chosen!r}. The methods of the intervals of {kind}_*: {known}."
+            )
         put(f"verdict of {kind}", "\n".join(verdict(own, method, kind)))
     for study in parsed.study or studies:
         known = study_of(study)

@@ -52,7 +52,7 @@ def test__load__rare_class__half_of_it_is_for_training(tmp_path):
 
 def test__read_split__line_that_is_no_record__value_error_shows_what_is_wanted(tmp_path):
     write_lines(tmp_path / "t.jsonl.gz", [{"split": "train", "sentence": "one"}])
-    with pytest.raises(ValueError, match=r"t.jsonl.gz has a line that is no record .*'text'"):
+    with pytest.raises(ValueError, match=r"each line of .*t.jsonl.gz must be a record .*'text'"):
         _data.read_split("jsonl", tmp_path / "t.jsonl.gz", "train")
 
 

@@ -309,18 +309,19 @@ WRONG = {
     "unknown key of a method": (('ensemble = "head"', 'ensembl = "head"'), "methods.head.ensembl; .* ensemble"),
     "unknown rate": (("head_lr = [1e-2, 1e-1] }\n\n[methods.single", "headlr = [1, 2] }\n\n[methods.single"),
                      "methods.deep.trials.headlr; .* head_lr"),
-    "wrong type": (("per_class = 3", 'per_class = "3"'), "data.per_class='3' is of type str; wanted int"),
-    "negative number": (("n_valid = 8", "n_valid = -8"), "data.n_valid=-8; wanted a number of at least 1"),
+    "wrong type": (("per_class = 3", 'per_class = "3"'), "data.per_class must be of type int, got '3'"),
+    "negative number": (("n_valid = 8", "n_valid = -8"), "data.n_valid must be at least 1, got -8"),
     "missing key": (("n_valid = 8", ""), "data.n_valid is missing"),
-    "unknown loader": (('loader = "arrays"', 'loader = "array"'), "data.loader='array'; .* nearest 'arrays'"),
+    "unknown loader": (('loader = "arrays"', 'loader = "array"'), "data.loader must .* got 'array'. .* 'arrays'"),
     "unknown ensemble": (('ensemble = "head"', 'ensemble = "heads"'), "methods.head: .*'ensemble' parameter"),
     "wrong value": (("max_epochs = 1", "max_epochs = -1"), "'max_epochs' parameter .* Got -1"),
     "unknown option": (('ensemble = "deep"', 'ensemble = "deep"\nensemble_params = { rank = 3 }'),
                        "methods.deep: The options in ensemble_params of ensemble=.deep. must be among .* got ..rank"),
     "unequal trials": (("head_lr = [1e-2, 1e-1] }\n\n[methods.single", "head_lr = [1e-2] }\n\n[methods.single"),
-                       "every method needs the same number of trials; got .*'deep': 1, 'single': 2, 'head': 2"),
-    "unknown reference": (("seeds = [0, 1]", 'seeds = [0]\nagainst = ["deap"]'), "test.against='deap'; .* 'deep'"),
-    "no seeds": (("seeds = [0, 1]", "seeds = []"), "test.seeds=\\[\\]; wanted a list of integers"),
+                       "every method must have the same number of trials, got .*'deep': 1, 'single': 2, 'head': 2"),
+    "unknown reference": (("seeds = [0, 1]", 'seeds = [0]\nagainst = ["deap"]'),
+                          "test.against must .* got 'deap'. .* 'deep'"),
+    "no seeds": (("seeds = [0, 1]", "seeds = []"), "test.seeds must be a list of integers, got"),
     "broken file": (("[common]", "[common"), "is no TOML"),
 }  # fmt: skip
 
@@ -340,14 +341,14 @@ def test__study__wrong_file__value_error_names_it(small, case):
     [
         ("data.per_clas=3", "unknown key data.per_clas"),
         ("factors.n_member=[1, 2]", "unknown key factors.n_member; the nearest known one is n_members"),
-        ("factors.n_members=2", "factors.n_members=2; wanted a list"),
-        ("factors.head_lr=[1e-2]", "methods.deep sets head_lr, which factors sweep; wanted one of both"),
-        ('factors.per_class=["5"]', "factors.per_class='5' is of type str; wanted int"),
-        ("factors.per_class=[0]", "factors.per_class=0; wanted a number of at least 1"),
-        ("data.n_valid=0", "data.n_valid=0; wanted a number of at least 1"),
-        ("tuning.trials=0", "tuning.trials=0; wanted a number of at least 1"),
+        ("factors.n_members=2", "factors.n_members must be a list of values, got 2"),
+        ("factors.head_lr=[1e-2]", "methods.deep must not set head_lr, which factors sweep"),
+        ('factors.per_class=["5"]', "factors.per_class must be of type int, got '5'"),
+        ("factors.per_class=[0]", "factors.per_class must be at least 1, got 0"),
+        ("data.n_valid=0", "data.n_valid must be at least 1, got 0"),
+        ("tuning.trials=0", "tuning.trials must be at least 1, got 0"),
         ("question.x=2", "question is a value, no section"),
-        ("nothing", "wanted section.key=value"),
+        ("nothing", "must be section.key=value, got"),
     ],
 )
 def test__study__wrong_change__value_error_names_it(small, change, message):
@@ -364,7 +365,7 @@ def test__study__factors_swept_together__pairs_and_not_products(small):
     study = Study(small, ['factors={"per_class, max_epochs" = [[2, 5], [3, 4]], n_members = [1, 2]}'])
     points = [(c.data["per_class"], c.parameters["max_epochs"], c.n_members) for c in study.cells("test")]
     assert {p for p in points if p[2] == 2} == {(2, 5, 2), (3, 4, 2)}
-    with pytest.raises(ValueError, match="wanted lists of 2 values"):
+    with pytest.raises(ValueError, match="must be lists of 2 values"):
         Study(small, ['factors={"per_class, max_epochs" = [2, 3]}'])
 
 
@@ -413,4 +414,4 @@ def test__cells__options_in_trials__join_those_of_the_method(small):
 def test__run__more_threads_than_cores__stops_at_once(small, data_dir, tmp_path, more, capsys):
     with pytest.raises(SystemExit):
         start(small, data_dir, tmp_path / "e.csv", *more)
-    assert "wanted 1 to" in capsys.readouterr().err
+    assert "must be from 1 to" in capsys.readouterr().err
