@@ -39,7 +39,13 @@ class Network:
         self._shared_outputs: dict[str, tuple] = {}
         self._forwards: dict[nn.Module, _Forward] = {}
         self._narrow: dict[str, torch.dtype] = {}
+        self._normalised: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
         self.replaced: dict[str, torch.Tensor] = {}
+
+    @property
+    def folded(self):
+        """Whether convolutions compute the normalisations behind them."""
+        return bool(self._normalised)
 
     def features(self, inputs):
         """Return the backbone's features of a batch, of shape (n_samples, n_features)."""
@@ -47,29 +53,35 @@ class Network:
 
     def set_tensor(self, name, tensor):
         """Replace the parameter or buffer `name` by a tensor, which may need a gradient or be on its way."""
-        if name in self._narrow:
-            tensor = tensor.to(self._narrow[name])
-        self.replaced[name] = tensor
-        path, _, attribute = name.rpartition(".")
-        module = self._modules[path]
-        module._parameters.pop(attribute, None)
-        module._buffers.pop(attribute, None)
-        module.__dict__[attribute] = tensor
-        self._compute_batch_norm(module)
-        for name, value in vars(module).items():  # LeViT and its kin keep what they compute of their weights
-            if name.endswith("_cache") and isinstance(value, dict):
-                value.clear()
+        if name in self._normalised:
+            scale, shift = self._normalised[name]
+            tensor = tensor * scale if shift is None else torch.addcmul(shift, tensor, scale)
+        self.put({name: tensor.to(self._narrow[name]) if name in self._narrow else tensor})
 
     def set_tensors(self, tensors):
         """Replace several parameters or buffers, by name."""
         for name, tensor in tensors.items():
             self.set_tensor(name, tensor)
 
+    def put(self, tensors):
+        """Put tensors into place that need no conversion, such as those in `replaced`."""
+        self.replaced.update(tensors)
+        for name, tensor in tensors.items():
+            path, _, attribute = name.rpartition(".")
+            module = self._modules[path]
+            module._parameters.pop(attribute, None)
+            module._buffers.pop(attribute, None)
+            module.__dict__[attribute] = tensor
+            self._compute_batch_norm(module)
+            for attribute, value in vars(module).items():  # LeViT and its kin keep what they compute of their weights
+                if attribute.endswith("_cache") and isinstance(value, dict):
+                    value.clear()
+
     def multiplied(self):
         """Return the names of the float32 weights by which layers multiply: autocast narrows them in each call."""
         kinds = (nn.Linear, nn.Conv2d)
         layers = {name: m for name, m in self.module.named_modules() if type(m) in kinds or is_huggingface_conv1d(m)}
-        weights = {f"{name}.weight" if name else "weight": m._parameters.get("weight") for name, m in layers.items()}
+        weights = {f"{name}.weight" if name else "weight": getattr(m, "weight", None) for name, m in layers.items()}
         return [name for name, weight in weights.items() if weight is not None and weight.dtype == torch.float32]
 
     def narrow(self, names, dtype):
@@ -108,12 +120,42 @@ class Network:
             if isinstance(module, nn.MultiheadAttention | nn.TransformerEncoderLayer):
                 module.training = True
 
+    def avoid_copies(self):
+        """Let activations whose gradients need their inputs leave them: writing in place, torch copies them first."""
+        for module in self._modules.values():
+            if isinstance(module, nn.Hardtanh | nn.SiLU | nn.Hardswish | nn.Mish):
+                module.inplace = False
+
     def simplify_batch_norms(self):
         """Compute frozen batch normalisations as `scale * x + shift`: equal to rounding, half the backward."""
         for layer, module in self._modules.items():
-            activates = type(module).__name__ == "BatchNormAct2d" and type(module).__module__.startswith("timm.")
-            if (type(module) is nn.BatchNorm2d or activates) and module.running_var is not None:
-                self.set_forward(layer, _FrozenBatchNorm(module, activates))
+            if _is_batch_norm(module):
+                self.set_forward(layer, _FrozenBatchNorm(module))
+
+    def fold_batch_norms(self, convolutions):
+        """Let convolutions compute the frozen batch normalisations behind them, with other weights and a bias.
+
+        Parameters
+        ----------
+        convolutions : dict of str to str
+            The normalisation's name -> that of the convolution whose output it alone reads, see `Trace`. What
+            `set_tensor` is given from now on as weight or bias of the convolution, takes over scale and shift.
+        """
+        for layer, convolution in convolutions.items():
+            normalisation, plain = self._modules[layer], _is_plain_convolution(self._modules[convolution])
+            if plain and _is_batch_norm(normalisation):
+                normalised = _FrozenBatchNorm(normalisation)
+                self._fold(convolution, normalised)
+                self.set_forward(layer, normalised)
+
+    def _fold(self, layer, normalised):
+        """Let the convolution `layer` compute the normalisation behind it."""
+        convolution, scale, shift = self._modules[layer], normalised.scale.flatten(), normalised.shift.flatten()
+        bias = torch.zeros_like(shift) if convolution.bias is None else convolution.bias
+        self._normalised[f"{layer}.weight"] = scale[:, None, None, None], None
+        self._normalised[f"{layer}.bias"] = scale, shift
+        self.set_tensors({f"{layer}.weight": convolution.weight, f"{layer}.bias": bias})
+        normalised.folded = True
 
     def train_batch_norms(self, mode):
         """Put batch normalisation into training mode (statistics of the batch) or back; nothing else moves."""
@@ -126,6 +168,8 @@ class Network:
         """Undo `simplify_batch_norms` where statistics or weights are no longer those of the backbone."""
         forward = self._forwards.get(module)
         if forward is not None and isinstance(forward.compute, _FrozenBatchNorm):
+            if forward.compute.folded:
+                raise RuntimeError(f"{forward.layer} is part of a convolution and cannot change.")
             forward.compute = forward.own
 
     def share(self, layers):
@@ -215,18 +259,33 @@ class _Forward:
 
 
 class _FrozenBatchNorm:
-    def __init__(self, module, activates):
+    def __init__(self, module):
         # Statistics and affine weights are fixed: torch's kernel would still compute sums for their gradients.
         scale = torch.rsqrt(module.running_var + module.eps)
         scale = scale if module.weight is None else scale * module.weight
         shift = -module.running_mean * scale
         shift = shift if module.bias is None else shift + module.bias
         self.scale, self.shift = scale[:, None, None], shift[:, None, None]
-        self.module = module if activates else None
+        self.module, self.folded = None if type(module) is nn.BatchNorm2d else module, False
 
     def __call__(self, inputs):
-        output = torch.addcmul(self.shift, inputs, self.scale)
+        output = inputs if self.folded else torch.addcmul(self.shift, inputs, self.scale)
         return output if self.module is None else self.module.act(self.module.drop(output))
+
+
+def _is_batch_norm(module):
+    kind = type(module) is nn.BatchNorm2d or (type(module).__name__ == "BatchNormAct2d" and _is_timm(module))
+    return kind and module.running_var is not None
+
+
+def _is_timm(module):
+    return type(module).__module__.startswith("timm.")
+
+
+def _is_plain_convolution(module):
+    """Say whether a module multiplies by its weight as it is: others standardise it, so that a scale gets lost."""
+    plain = type(module) is nn.Conv2d or (type(module).__name__ == "Conv2dSame" and _is_timm(module))
+    return plain and module.weight.dtype == torch.float32
 
 
 def _tensor_versions(output):

@@ -4,6 +4,7 @@ import dataclasses
 
 import torch
 import torch.utils.checkpoint
+from torch import nn
 
 from skve._backbones.network import Network
 
@@ -21,12 +22,16 @@ class Trace:
     shareable : list of str
         Outermost modules that finish before the first adapted weight is used.
     n_features : int
+    normalised : dict of str to str
+        Convolutions whose outputs depend on changed weights, and go to one module, such as a batch normalisation, and
+        nowhere else: that module's name -> the convolution's.
     """
 
     used: frozenset
     positions: dict
     shareable: list
     n_features: int
+    normalised: dict = dataclasses.field(default_factory=dict)
 
 
 def trace(backbone, changed, inputs, size, added=()):
@@ -60,23 +65,29 @@ def trace(backbone, changed, inputs, size, added=()):
         features = network.features(inputs)
     used = depends_on(features, leaves)
     positions = {layer: rows / size for layer, rows in recorder.rows.items()}
-    return Trace(frozenset(used), positions, recorder.shareable(), int(features.shape[1]))
+    return Trace(
+        frozenset(used), positions, recorder.shareable(), int(features.shape[1]), recorder.normalised(features)
+    )
 
 
 def depends_on(output, leaves):
     """Return the names of the leaves that `output` was computed from, by walking the autograd graph."""
     names = {id(leaf): name for name, leaf in leaves.items()}
-    found, seen, stack = set(), set(), [output.grad_fn]
+    variables = (getattr(node, "variable", None) for node in _uses(output))
+    return {names[id(variable)] for variable in variables if variable is not None and id(variable) in names}
+
+
+def _uses(output):
+    """Return the nodes of the autograd graph of `output`, and how many other nodes use what each computed."""
+    uses, stack = {output.grad_fn: 0}, [output.grad_fn]
     while stack:
         node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        variable = getattr(node, "variable", None)
-        if variable is not None and id(variable) in names:
-            found.add(names[id(variable)])
-        stack.extend(parent for parent, _ in node.next_functions)
-    return found
+        for used, _ in node.next_functions if node is not None else ():
+            if used is not None:
+                if used not in uses:
+                    stack.append(used)
+                uses[used] = uses.get(used, 0) + 1
+    return uses
 
 
 class _Recorder:
@@ -88,6 +99,8 @@ class _Recorder:
         self.changed_layers = changed_layers
         self.calls: dict[str, list[tuple[int, int]]] = {}
         self.rows: dict[str, float] = {}
+        self._convolved: dict[torch.autograd.graph.Node, str] = {}  # what computed a convolution's output
+        self._next: dict[str, torch.autograd.graph.Node] = {}  # by the module that was given this output
         self._clock = 0
         self._open: list[tuple[str, int]] = []
 
@@ -105,6 +118,8 @@ class _Recorder:
     def _before(self, module, args):
         self._clock += 1
         self._open.append((self.names[module], self._clock))
+        if args and getattr(args[0], "grad_fn", None) in self._convolved:
+            self._next[self.names[module]] = args[0].grad_fn
 
     def _after(self, module, args, output):
         self._clock += 1
@@ -112,6 +127,19 @@ class _Recorder:
         self.calls.setdefault(name, []).append((started, self._clock))
         if args and isinstance(args[0], torch.Tensor) and args[0].dim() >= 2:
             self.rows[name] = self.rows.get(name, 0) + args[0].numel() / args[0].shape[-1]
+        if isinstance(module, nn.Conv2d) and output.grad_fn is not None:
+            self._convolved[output.grad_fn] = name
+
+    def normalised(self, features):
+        """Return by its name each module that alone was given a convolution's output: that convolution."""
+        uses = _uses(features)
+        pairs = {module: (self._convolved[node], uses.get(node)) for module, node in self._next.items()}
+        once = {name for name, calls in self.calls.items() if len(calls) == 1}
+        return {
+            module: convolution
+            for module, (convolution, n_uses) in pairs.items()
+            if n_uses == 1 and {module, convolution} <= once
+        }
 
     def shareable(self):
         """Return the outermost modules, called once, without changed weights, before the first changed one."""

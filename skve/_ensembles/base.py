@@ -303,6 +303,8 @@ class LayerRule(MemberRule):
     def prepare(self, network, traced, size, *, training):
         if training:
             network.simplify_batch_norms()
+        moving = {name.rpartition(".")[0] for name in self.changed}
+        network.fold_batch_norms({norm: layer for norm, layer in traced.normalised.items() if norm not in moving})
         for site in self.sites:
             if site.layer not in traced.positions or not network.calls_plainly(site.layer):
                 continue

@@ -103,6 +103,7 @@ class Ensemble(nn.Module):
         network = Network(rule.backbone)
         if training:
             network.avoid_fast_paths()
+            network.avoid_copies()
         rule.prepare(network, traced, size, training=training)
         network.checkpoint(checkpoints)
         network.share(traced.shareable)
@@ -129,13 +130,14 @@ class Ensemble(nn.Module):
         if "all members" not in kept:
             parameters = dict(self.rule.backbone.module.named_parameters())
             same = set(self.network.multiplied()).difference(self.rule.changed)
-            kept["all members"] = {name: parameters[name].to(self.dtype) for name in same}
-        self.network.set_tensors(kept["all members"])
+            own = {**parameters, **self.network.replaced}
+            kept["all members"] = {name: own[name].to(self.dtype) for name in same}
+        self.network.put(kept["all members"])
 
     def install(self, index):
         """Let the following `member_logits` be those of member `index`."""
         if self.kept is not None and index in self.kept:
-            self.network.set_tensors(self.kept[index])
+            self.network.put(self.kept[index])
             self.rule.hold(self.member(index))
             return
         self.rule.install(self.network, self.member(index))

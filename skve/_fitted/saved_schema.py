@@ -72,6 +72,8 @@ def check_document(document, estimator, tensors):
         _check(name, all(_is_finite(value) for value in state[name].values()))
     _check("fingerprints", state["fingerprints"].keys() <= set(state["layers"]))
     _check("own_features", isinstance(state.get("own_features", False), bool))  # there since students are
+    normalised = state.get("normalised", {})  # likewise
+    _check("normalised", isinstance(normalised, dict) and all(isinstance(name, str) for name in normalised.values()))
     _check_members(tensors["members"])
     if "training" in tensors:  # models saved by 0.1 have none
         _check_training(tensors["training"], state["n_features"])

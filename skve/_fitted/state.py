@@ -31,8 +31,8 @@ class FittedState:
     batch_size : int
         Samples in a prediction batch.
     n_features, n_classes : int
-    positions, shareable : dict, tuple
-        From the `Trace` of the backbone.
+    positions, shareable, normalised : dict, tuple, dict
+        From the `Trace` of the backbone. Nothing is `normalised` in models saved before it was noted.
     backbone : dict
         `Backbone.description`.
     reading : dict
@@ -68,6 +68,7 @@ class FittedState:
     split_seed: int
     reading: dict = dataclasses.field(default_factory=dict)
     n_epochs: int = 0
+    normalised: dict = dataclasses.field(default_factory=dict)
     training: dict = dataclasses.field(default_factory=dict)
     regression: dict = dataclasses.field(default_factory=dict)
     own_features: bool = False
@@ -147,7 +148,7 @@ class FittedState:
     @property
     def traced(self):
         """The `Trace` of the backbone, as far as a prediction needs it."""
-        return Trace(frozenset(), self.positions, list(self.shareable), self.n_features)
+        return Trace(frozenset(), self.positions, list(self.shareable), self.n_features, self.normalised)
 
     def check(self, backbone):
         """Check that the members were fitted on a backbone.
@@ -161,7 +162,7 @@ class FittedState:
         rule = self.rule_on(backbone)
         self._check_bases(rule)
         self._check_shapes(rule, self.head_on(backbone))
-        self._check_shareable(backbone)
+        self._check_modules(backbone)
 
     def _check_weights(self, backbone):
         now, then = backbone.description["sha256"], self.backbone["sha256"]
@@ -200,11 +201,11 @@ class FittedState:
                 f"a damaged copy of the saved model."
             )
 
-    def _check_shareable(self, backbone):
-        names = {name for name, _ in backbone.module.named_modules(remove_duplicate=False)}
-        unknown = sorted(set(self.shareable) - names)
+    def _check_modules(self, backbone):
+        known = {name for name, _ in backbone.module.named_modules(remove_duplicate=False)}
+        unknown = sorted({*self.shareable, *self.normalised, *self.normalised.values()} - known)
         if unknown:
             raise ValueError(
-                f"The modules that members share must be those of the backbone {self.backbone['name']!r}, got "
+                f"The modules of the fit must be those of the backbone {self.backbone['name']!r}, got "
                 f"{unknown[0]!r}. Fit again, or replace a damaged copy of the saved model."
             )

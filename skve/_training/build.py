@@ -159,6 +159,7 @@ def plan_state(design, rule, traced, head, seeds, start):
         n_classes=head.likelihood.n_classes,
         positions=traced.positions,
         shareable=tuple(traced.shareable),
+        normalised=traced.normalised,
         backbone=dict(backbone.description),
         split_seed=seeds.generator("split").initial_seed(),
         reading={name: backbone.preprocess.get(name) for name in READING},

@@ -212,3 +212,75 @@ def test__simplify_batch_norms__statistics_replaced_afterwards__computed_anew(ch
     with torch.no_grad():
         expected, found = (network.features(inputs) for network in networks)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+class Convolutions(nn.Module):
+    """Convolutions before normalisations, with and without a bias, and one whose output is used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm1 = nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.depthwise, self.norm2 = nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.BatchNorm2d(6)
+        self.twice, self.norm3 = nn.Conv2d(6, 5, 1), nn.BatchNorm2d(5)
+        self.act = nn.SiLU(inplace=True)
+        for norm in (self.norm1, self.norm2, self.norm3):
+            nn.init.normal_(norm.weight, 1, 0.3)
+            nn.init.normal_(norm.bias)
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+
+    def forward(self, x):
+        x = self.act(self.norm1(self.first(x)))
+        x = self.twice(self.act(self.norm2(self.depthwise(x))))
+        return (x + self.norm3(x)).mean((2, 3))
+
+
+def test__trace__convolutions_before_normalisations__found_where_nothing_else_reads_them():
+    traced = trace.trace(make_backbone(Convolutions()), ["first.weight"], toy_inputs(), 4)
+    assert traced.normalised == {"norm1": "first", "norm2": "depthwise"}
+    traced = trace.trace(make_backbone(Convolutions()), ["twice.weight"], toy_inputs(), 4)
+    assert traced.normalised == {}  # those in front of the changed one are computed once for all members
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("changed", ["first.weight", "depthwise.bias"])
+def test__fold_batch_norms__weights_and_biases_set_later__as_without(changed, dtype):
+    backbone = make_backbone(Convolutions())
+    traced = trace.trace(backbone, ["first.weight"], toy_inputs(), 4)
+    networks = [network_module.Network(backbone) for _ in range(2)]
+    networks[1].fold_batch_norms(traced.normalised)
+    networks[1].avoid_copies()
+    results = []
+    for network in networks:
+        leaf = (1.3 * dict(backbone.module.named_parameters())[changed]).detach().requires_grad_()
+        network.set_tensor(changed, leaf)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            features = network.features(toy_inputs())
+        features.float().square().sum().backward()
+        results.append((features.float(), leaf.grad))
+        network.put(dict(network.replaced))  # what is in place stays what it is
+        with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            assert torch.equal(network.features(toy_inputs()), features)
+    tolerance = 1e-4 if dtype == torch.float32 else 5e-2
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance * float(one.detach().abs().max()))
+
+
+def test__fold_batch_norms__normalisation_changes_afterwards__error():
+    backbone = make_backbone(Convolutions())
+    network = network_module.Network(backbone)
+    network.fold_batch_norms({"norm1": "first"})
+    with pytest.raises(RuntimeError, match="norm1 is part of a convolution"):
+        network.set_tensor("norm1.bias", torch.zeros(6))
+
+
+def test__fold_batch_norms__standardised_weights__left_alone():
+    class Standardised(nn.Conv2d):
+        def forward(self, x):
+            return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
+
+    module = Convolutions()
+    module.first = Standardised(3, 6, 3, padding=1, bias=False)
+    network = network_module.Network(make_backbone(module))
+    network.fold_batch_norms({"norm1": "first"})
+    assert not network.folded

@@ -1,6 +1,7 @@
 """Each member rule against its definition: single layers, rebuilt plain networks, and what a fit makes of it."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -38,7 +39,9 @@ LAYER_RULES = [
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 
-def network_of(module, ensemble, options, *, training=True, n_positions=4, train_bias=True, init_scale=0.3):
+def network_of(
+    module, ensemble, options, *, training=True, n_positions=4, train_bias=True, init_scale=0.3, folded=True
+):
     """A rule, its network and a random member, on a module that is given away."""
     backbone = make_backbone(module)
     sites, _ = layer_selection.find_sites(backbone.module)
@@ -46,6 +49,7 @@ def network_of(module, ensemble, options, *, training=True, n_positions=4, train
     rule = _ensembles.make_rule(ensemble, backbone, sites, **settings)
     rule.noise = torch.Generator().manual_seed(7)
     traced = trace.trace(backbone, rule.changed, toy_inputs(), 4, rule.added)
+    traced = traced if folded else dataclasses.replace(traced, normalised={})
     assert {rule.main_parameter(site) for site in sites} <= traced.used
     network = network_module.Network(backbone)
     if training:
@@ -153,7 +157,7 @@ def test__layer_rule__called_and_folded__same_gradients(toy, ensemble, options):
 )
 @pytest.mark.parametrize("toy", [TinyCNN, TinyTransformer, ReadsWeight])
 def test__layer_rule__untrained_member__pretrained_network_bit_for_bit(toy, ensemble, options, init_scale):
-    settings = {"training": False, "n_positions": 10**9, "init_scale": init_scale}
+    settings = {"training": False, "n_positions": 10**9, "init_scale": init_scale, "folded": False}
     rule, network, _ = network_of(toy(), ensemble, options, **settings)
     with torch.no_grad():
         rule.install(network, rule.new_member(torch.Generator().manual_seed(0)))

@@ -254,7 +254,15 @@ def test__singular_values__zero_in_folded_form__network_bit_for_bit(toy):
     plain = make_backbone(copy.deepcopy(module))
     with torch.no_grad():
         rule.install(network, member)
-        assert torch.equal(network.features(inputs), plain.features(plain.module, inputs))
+        expect_equal(network, network.features(inputs), plain.features(plain.module, inputs))
+
+
+def expect_equal(network, features, expected):
+    """Bit for bit, or to rounding where convolutions have taken over the normalisations behind them."""
+    if network.folded:
+        torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    else:
+        assert torch.equal(features, expected)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +281,8 @@ def test__singular_values__zero_on_a_timm_model__network_bit_for_bit(name, size)
     rule.prepare(network, traced, 10**6, training=False)
     with torch.no_grad():
         rule.install(network, rule.new_member(torch.Generator().manual_seed(0)))
-        assert torch.equal(network.features(inputs), backbone.features(backbone.module, inputs))
+        expect_equal(network, network.features(inputs), backbone.features(backbone.module, inputs))
+    assert network.folded == ("vit" not in name)
 
 
 def test__singular_values__layer_read_and_not_called__never_in_two_factor_form():

@@ -25,11 +25,15 @@ def ensemble_of(backbone, batch, size, *, n_members=1, training, n_positions, in
 
 
 def check_zero_log_ratios_give_the_plain_output(backbone, batch, size):
-    """Bit for bit, in the folded form."""
+    """Bit for bit, in the folded form, or to rounding where convolutions take over normalisations."""
     ensemble = ensemble_of(backbone, batch, size, training=False, n_positions=10**6, init_scale=0.0)
     with torch.no_grad():
         ensemble.install(0)
-        assert torch.equal(ensemble.network.features(batch), backbone.features(backbone.module, batch))
+        got, expected = ensemble.network.features(batch), backbone.features(backbone.module, batch)
+    if ensemble.network.folded:
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max().clamp_min(1)))
+    else:
+        assert torch.equal(got, expected)
 
 
 def check_changed_ratios_give_the_rebuilt_weights(backbone, batch, size, *, training, n_positions):
