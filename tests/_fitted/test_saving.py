@@ -497,6 +497,7 @@ DISHONEST = {
     "state.fingerprints": {},
     "state.layers": ["conv_stem"],
     "state.shareable": ["os.system"],
+    "state.normalised": {"bn1": None},
     "state.batch_size": "1",
     "state.n_features": 7,
     "state.n_classes": 10**9,
