@@ -372,6 +372,13 @@ class BaseSVEClassifier(
     def _exported_inputs(self, backbone, *, resize):
         """Return what an exported graph takes, an `ExportedInputs`; `resize` is for images."""
 
+    @abstractmethod
+    def _outline(self, length):
+        """Return the backbone's module without weights, its features, its preprocessing, a batch, and its size.
+
+        Tensors are made on the default device, "meta"; `length` is that of texts, in tokens.
+        """
+
     @staticmethod
     @abstractmethod
     def _check_preprocess(preprocess):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -207,6 +208,13 @@ class SVETextClassifier(BaseSVEClassifier):
             label_words=words,
             choices=self.multiple_choice,
         )
+
+    def _outline(self, length):
+        shape = (self.batch_size, length)
+        outline = from_transformers.outline(
+            self.backbone, shape, head=self.head, dtype=self.backbone_dtype, pooling=self.pooling
+        )
+        return *outline, math.prod(shape)
 
     def _words(self, classes):
         """Return the label word of each class, or None without a language-model head."""

@@ -1,6 +1,7 @@
 """Image backbones: from a timm name, file, module or bundled weights to a frozen network with its preprocessing."""
 
 import contextlib
+import copy
 import difflib
 import functools
 import inspect
@@ -330,6 +331,34 @@ def _load_file(spec, architecture, file, image_size, dtype):
         )
     description = {"kind": "file", "name": spec, "architecture": architecture}
     return _finish(module, description, image_size, dtype)
+
+
+def outline(spec, batch_size, image_size):
+    """Return a module without weights, its features, its preprocessing and a batch, on the default device "meta"."""
+    if callable(spec) and not isinstance(spec, nn.Module):
+        spec = resolve_callable(spec)
+    if isinstance(spec, nn.Module):
+        module = _fit_for(copy.deepcopy(spec).to("meta"), image_size)
+    else:
+        module = _create(_architecture(spec), image_size, pretrained=False)
+    preprocess = image_preprocess(module, image_size)
+    return module.float(), image_features, preprocess, torch.empty(batch_size, *preprocess["input_size"])
+
+
+def _architecture(spec):
+    """Return the architecture of timm that a specification names."""
+    import timm
+
+    name = str(spec).removeprefix("bundled:")
+    architecture = (
+        BUNDLED[name][-1] if str(spec).startswith("bundled:") and name in BUNDLED else name.partition("@")[0]
+    )
+    if not timm.is_model(architecture.partition(".")[0]):
+        raise BackboneError(
+            f"backbone must be an architecture of timm or a module, so that its memory can be estimated without "
+            f"weights, got {spec!r}."
+        )
+    return architecture
 
 
 def _build_embedded(spec, size):

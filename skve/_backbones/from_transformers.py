@@ -537,6 +537,40 @@ def _ignores_padding(backbone, tokenizer):
     return bool((beside - wanted).abs().max() <= exact * wanted.abs().max())
 
 
+def outline(spec, shape, *, head, dtype, pooling):
+    """Return a module without weights, its features, its preprocessing and a batch, on the default device "meta".
+
+    `spec` is what `load_text_backbone` takes, of which only the configuration is read, or a configuration.
+    """
+    transformers = _transformers()
+    if callable(spec) and not isinstance(spec, nn.Module):
+        spec = resolve_callable(spec)
+    if isinstance(spec, tuple | list) and spec and hasattr(spec[0], "config"):
+        spec = spec[0].config
+    if not isinstance(spec, transformers.PretrainedConfig):
+        spec = check_kind(spec, _KINDS)
+        source, options = bundled_file(spec, BUNDLED)[0].parent if spec.startswith("bundled:") else spec, {}
+        if spec.endswith(".gguf"):
+            path = pathlib.Path(spec).expanduser()
+            source, options = path.parent, {"gguf_file": path.name}
+        try:
+            with _quiet(hub=True):
+                spec = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
+        except (OSError, ValueError) as error:
+            raise BackboneError(
+                f"backbone must have a configuration of transformers, so that its memory can be estimated without "
+                f"weights, got {spec!r}: {words_of(error)}."
+            ) from error
+    architecture = _architecture(spec, head, spec.model_type, (spec.architectures or [""])[0])
+    module = getattr(transformers, architecture).from_config(spec, trust_remote_code=False).to(DTYPES[dtype])
+    module.config.use_cache = False
+    module, _, softcap = _read_part(module, head)
+    pooled = ("last" if head == "lm" or is_causal(spec) else "mean") if pooling == "auto" else pooling
+    features = TextFeatures(pooled, _arguments(module), lm=head == "lm")
+    batch = {name: torch.empty(shape, dtype=torch.long) for name in {*features.arguments, "attention_mask"}}
+    return module, features, {"softcap": softcap}, batch
+
+
 # ------------------------------------------------------------------------------- from a backbone to a reading
 
 

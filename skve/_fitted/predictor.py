@@ -83,10 +83,8 @@ class Predictor:
         self.dtype = resolve_prediction_dtype(precision, backbone.device, weights)
         warn_if_emulated("predict_precision", precision, backbone.device)
         changed = self._plan.rule_on(backbone).changed
-        n_changed = sum(weight.numel() for name, weight in backbone.module.named_parameters() if name in set(changed))
-        n_weights = sum(weight.numel() for weight in weights if isinstance(weight, torch.Tensor))
         n_bodies = 1 if state.heads_only else len(self._members)
-        in_place = self.dtype.itemsize * (n_changed * n_bodies + n_weights * (self.dtype != torch.float32))
+        in_place = n_in_place(backbone.module, changed, weights, n_bodies, self.dtype)
         self.nbytes = sum({id(t): t.nbytes for member in self._members for t in member.values()}.values())
         self._kept: dict | None = None
         if backbone.nbytes + self.nbytes + in_place <= cache_limit():
@@ -124,6 +122,13 @@ class Predictor:
             kept=self._kept,
         )
         return _Networks(ensemble, plan.shareable if self.dtype == torch.float32 else ())
+
+
+def n_in_place(module, changed, weights, n_bodies, dtype):
+    """Return the bytes of what is put in place of a module's weights and kept: of `changed` for each body."""
+    n_changed = sum(weight.numel() for name, weight in module.named_parameters() if name in set(changed))
+    n_weights = sum(weight.numel() for weight in weights if isinstance(weight, torch.Tensor))
+    return dtype.itemsize * (n_changed * n_bodies + n_weights * (dtype != torch.float32))
 
 
 class _Networks:

@@ -236,7 +236,7 @@ def _earlier_members(start, plan, rule, n_members):
 def assemble(design, rule, head, members, traced, selection, pipeline):
     """Return the ensemble, in the arithmetic of the training."""
     backbone, candidates = rule.backbone, selection.candidates
-    dtype = resolve_training_dtype(design.precision, backbone.device, _linear_share(backbone, candidates))
+    dtype = resolve_training_dtype(design.precision, backbone.device, linear_share(backbone, candidates))
     warn_if_emulated("precision", design.precision, backbone.device)
     checkpoints = layer_selection.blocks(backbone.module, candidates) if design.activation_checkpointing else ()
     if design.activation_checkpointing and not checkpoints:
@@ -248,7 +248,7 @@ def assemble(design, rule, head, members, traced, selection, pipeline):
     return Ensemble(rule, head, members, traced, size, training=True, dtype=dtype, checkpoints=checkpoints)
 
 
-def _linear_share(backbone, candidates):
+def linear_share(backbone, candidates):
     """Return the share of linear layers in the candidates' weights."""
     sizes = {site.layer: backbone.weight(site).numel() for site in candidates}
     linear = sum(sizes[site.layer] for site in candidates if site.kind != "convolution")

@@ -1,0 +1,166 @@
+"""What `skve.estimate_memory` says beside measured peaks of a fit and of predictions, on this machine's processor.
+
+    python examples/benchmarks/memory_estimates.py --vit vit_s14.safetensors --gguf gemma-3-270m.gguf
+
+Each row runs in a process of its own. The peak is the largest resident size less what the process held before it read
+the backbone, with all libraries loaded. Batches are full, and texts have the length that the estimate is told.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+from _common import machine
+
+MINILM, VIT = "bundled:all-MiniLM-L6-v2", "vit_small_patch14_dinov2"
+COMMON = {"max_steps": 3, "random_state": 0, "calibrate": None, "device": "cpu"}
+NO_FOLDS = {"ensemble_params": {"folds": None}}
+N_CLASSES = 3
+# name -> kind, length of the texts, parameters
+CASES = {
+    "MiniLM, sve, 4 members, 32 x 64 tokens": ("text", 64, {"precision": "float32", **NO_FOLDS}),
+    "MiniLM, sve, 4 members, 32 x 256 tokens": ("text", 256, {"precision": "float32", **NO_FOLDS}),
+    "MiniLM, sve, 16 members, 8 x 128 tokens": (
+        "text",
+        128,
+        {"precision": "float32", "n_members": 16, "batch_size": 8, **NO_FOLDS},
+    ),
+    "MiniLM, lora, 4 members, 32 x 128 tokens": (
+        "text",
+        128,
+        {"precision": "float32", "ensemble": "lora", **NO_FOLDS},
+    ),
+    "MiniLM, deep, 4 members, 32 x 128 tokens": (
+        "text",
+        128,
+        {"precision": "float32", "ensemble": "deep", **NO_FOLDS},
+    ),
+    "MiniLM, sve, checkpointed, 32 x 256 tokens": (
+        "text",
+        256,
+        {"precision": "float32", "activation_checkpointing": True, **NO_FOLDS},
+    ),
+    "EfficientNet-Lite0, sve, 4 members, 32 x 128 pixels": (
+        "image",
+        None,
+        {"precision": "float32", "image_size": 128},
+    ),
+    "ViT-S/14, sve, 4 members, 32 x 112 pixels": ("vit", None, {"precision": "float32", "image_size": 112}),
+    "ViT-S/14, sve, 4 members, 16 x 224 pixels": (
+        "vit",
+        None,
+        {"precision": "float32", "image_size": 224, "batch_size": 16},
+    ),
+    "ViT-S/14, deep, 2 members, 16 x 112 pixels": (
+        "vit",
+        None,
+        {"precision": "float32", "image_size": 112, "batch_size": 16, "ensemble": "deep", "n_members": 2},
+    ),
+    "Gemma 3 270M, sve, last block, 8 x 64 tokens": (
+        "gguf",
+        64,
+        {"precision": "float32", "layers": "last:1", "batch_size": 8, **NO_FOLDS},
+    ),
+}
+
+
+def classifier(kind, parameters, files):
+    import skve
+
+    parameters = COMMON | parameters
+    if kind in ("text", "gguf"):
+        return skve.SVETextClassifier(MINILM if kind == "text" else files["gguf"], **parameters)
+    backbone = {"backbone": f"{VIT}@{files['vit']}"} if kind == "vit" else {}
+    return skve.SVEClassifier(**backbone, **parameters)
+
+
+def data(clf, length):
+    """Return two full batches of inputs, and their labels."""
+    import numpy as np
+
+    n, rng = 2 * clf.batch_size, np.random.default_rng(0)
+    if length is None:
+        side = clf.image_size
+        X = rng.integers(0, 256, (n, side, side, 3), dtype=np.uint8)
+    else:
+        clf.set_params(max_length=length)
+        X = [" ".join(rng.choice(["one", "two", "three", "many"], 2 * length)) for _ in range(n)]
+    return X, np.arange(n) % N_CLASSES
+
+
+def resident(name):
+    """Return a figure of /proc/self/status in bytes: VmRSS, or VmHWM, its peak."""
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
+
+
+def measure(case, files, model):
+    """Measure one case: the fit, or the predictions of the model that it saved."""
+    import torch
+    from sklearn.datasets import load_iris
+
+    import skve
+    from skve.testing import ToyClassifier
+
+    torch.set_num_threads(1)
+    kind, length, parameters = CASES[case]
+    clf = classifier(kind, parameters, files)
+    X, y = data(clf, length)
+    toy, labels = load_iris(return_X_y=True)
+    ToyClassifier(max_steps=2).fit(toy, labels).predict_uncertainty(toy)  # libraries
+    (skve.SVETextClassifier if length else skve.SVEClassifier)()._outline  # noqa: B018
+    if kind in ("text", "gguf"):
+        import transformers.models.auto.modeling_auto
+        import transformers.models.bert.modeling_bert
+        import transformers.models.gemma3.modeling_gemma3  # noqa: F401
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = resident("VmRSS")
+    if model.exists():
+        skve.load(model).predict_proba(X)
+        print(json.dumps(resident("VmHWM") - before))
+    else:
+        clf.fit(X, y)
+        print(json.dumps(resident("VmHWM") - before))
+        clf.save(model)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vit", help="file of DINOv2 ViT-S/14's weights")
+    parser.add_argument("--gguf", help="file of Gemma 3 270M")
+    parser.add_argument("--only", default="", help="part of a row's name")
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    files = {"vit": options.vit, "gguf": options.gguf}
+    if options.measure:
+        measure(options.measure[0], files, pathlib.Path(options.measure[1]))
+        return
+    import skve
+
+    print(machine())
+    columns = ("fit", "training: estimate, measured, MB", "ratio", "prediction: estimate, measured, MB", "ratio")
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for case, (kind, length, parameters) in CASES.items():
+        if options.only not in case or (kind in files and not files[kind]):
+            continue
+        clf = classifier(kind, parameters, files)
+        estimate = skve.estimate_memory(clf, n_classes=N_CLASSES, length=length or 1, device="cpu")
+        cells = []
+        with tempfile.TemporaryDirectory() as folder:
+            for part in (estimate.training, estimate.prediction):
+                command = [sys.executable, __file__, "--measure", case, f"{folder}/model"]
+                command += [text for name, file in files.items() if file for text in (f"--{name}", file)]
+                done = subprocess.run(
+                    command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+                )
+                peak = json.loads(done.stdout.splitlines()[-1])
+                cells += [f"{part.total / 1e6:,.0f}, {peak / 1e6:,.0f}", f"{part.total / peak:.2f}"]
+        print(f"| {case} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,302 @@
+"""How much memory a fit and predictions take, from shapes alone."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import weakref
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from skve._backbones import layer_selection
+from skve._backbones.backbone import Backbone, FrozenModule, laid_out
+from skve._backbones.cache import cache_limit
+from skve._backbones.decomposition import Factors, as_matrix
+from skve._backbones.trace import trace
+from skve._base import COUNT, BaseSVEClassifier
+from skve._ensembles import BATCHES_PER_INSTALLATION, HEAD, Ensemble, Head, check_options, make_rule
+from skve._fitted.predictor import n_in_place
+from skve._runtime.device import neutral_modes, resolve_device, resolve_prediction_dtype, resolve_training_dtype
+from skve._runtime.randomness import Seeds
+from skve._runtime.warnings import ignored
+from skve._training import build
+
+_DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Memory of a fit, or of predictions, in bytes.
+
+    Attributes
+    ----------
+    frozen_weights : int
+        The backbone.
+    factors : int
+        Its decomposition.
+    members : int
+        What all members own of the backbone; in predictions also the weights that are made of it and kept.
+    heads : int
+        Of all members.
+    optimizer : int
+        Gradients, the moments of AdamW, and copies of the members after the last rounds.
+    activations : int
+        What comes and goes: activations, the weights of the members whose turn it is, gradients on their way.
+    """
+
+    frozen_weights: int
+    factors: int
+    members: int
+    heads: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """Sum of all parts."""
+        return sum(dataclasses.astuple(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryEstimate:
+    """What `skve.estimate_memory` returns; `print` shows it as a table.
+
+    Attributes
+    ----------
+    training, prediction : Memory
+    """
+
+    training: Memory
+    prediction: Memory
+
+    def __str__(self) -> str:
+        names = [*(field.name for field in dataclasses.fields(Memory)), "total"]
+        lines = [f"{'MB':<15}{'training':>12}{'prediction':>12}"]
+        for name in names:
+            training, prediction = (getattr(part, name) / 1e6 for part in (self.training, self.prediction))
+            lines.append(f"{name.replace('_', ' '):<15}{training:>12,.1f}{prediction:>12,.1f}")
+        return "\n".join(lines)
+
+
+def estimate_memory(
+    estimator: BaseSVEClassifier, *, n_classes: int = 2, length: int = 128, device: str = "auto"
+) -> MemoryEstimate:
+    """Estimate the memory that a fit and predictions take, without reading weights or data.
+
+    A step of the training and a prediction run on tensors that have shapes but no content. So a model of any size can
+    be tried on any machine, in seconds.
+
+    Parameters
+    ----------
+    estimator : SVEClassifier or SVETextClassifier
+        Need not be fitted. Its parameters count: `ensemble`, `n_members`, `layers`, `batch_size`, `image_size`,
+        `precision` and others. Of a backbone that is a name or a folder, only the configuration is read. For texts,
+        `backbone` may also be a configuration of transformers, and for images any architecture of timm. Modules may
+        lie on the device "meta".
+    n_classes : int, default=2
+        Number of classes.
+    length : int, default=128
+        For texts, the number of tokens of the longest text in a batch.
+    device : {"auto", "cpu", "cuda", "mps"}, default="auto"
+        Where the fit will run, which this machine need not have: on GPUs members pass through the network together,
+        and `precision="auto"` is bfloat16. "auto" is the estimator's device.
+
+    Returns
+    -------
+    estimate : MemoryEstimate
+        With `training` and `prediction`, each with the bytes of its parts and their `total`.
+
+    Raises
+    ------
+    TypeError
+        If `estimator` is no classifier of images or texts, or its backbone cannot be built without weights.
+    ValueError
+        If a parameter is not as described.
+
+    Notes
+    -----
+    Not in the estimate are Python and its libraries (0.3 to 0.6 GB), the data, what a fit keeps of frozen layers and
+    of features (see `skve.clear_cache`), and the decomposition of the largest layer while it is computed. Of
+    `ensemble="head"` and `"laplace"` it holds the passes of the backbone, not the solution on the features of all
+    samples. The documentation's benchmarks compare with measured peaks.
+
+    Examples
+    --------
+    >>> import skve
+    >>> clf = skve.SVETextClassifier(n_members=8, batch_size=16)
+    >>> estimate = skve.estimate_memory(clf, n_classes=4, length=64, device="cpu")
+    >>> 90e6 < estimate.training.frozen_weights < 91e6
+    True
+    """
+    if not isinstance(estimator, BaseSVEClassifier):
+        raise TypeError(
+            f"estimator must be an SVEClassifier or an SVETextClassifier, got {type(estimator).__name__}."
+        )
+    for name, value in (("n_classes", n_classes), ("length", length)):
+        if not COUNT.is_satisfied_by(value):
+            raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+    if device not in _DEVICES:
+        raise ValueError(f"device must be one of {_DEVICES}, got {device!r}.")
+    estimator._validate_params()
+    check_options(estimator.ensemble, estimator.ensemble_params)
+    planned = resolve_device(estimator.device) if device == "auto" else torch.device(device)
+    with neutral_modes(torch.device("cpu")), ignored(".*performance drop.*"):  # torch's, of what runs on no processor
+        with torch.device("meta"):
+            module, features, preprocess, inputs, size = estimator._outline(length)
+        with FakeTensorMode():
+            memo = {id(t): _empty_like(t) for t in [*module.parameters(), *module.buffers()]}
+            module = laid_out(copy.deepcopy(module, memo))
+            backbone = Backbone(_Shapes(module), {"name": type(module).__name__}, preprocess, features)
+            return _estimate(estimator, backbone, _like(inputs), size, n_classes, planned)
+
+
+def _empty_like(tensor):
+    empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+
+
+def _like(inputs):
+    return {name: _empty_like(t) for name, t in inputs.items()} if isinstance(inputs, dict) else _empty_like(inputs)
+
+
+class _Shapes(FrozenModule):
+    """A module of tensors without content, whose decompositions are of the right shapes."""
+
+    def factors(self, site, basis):
+        if (site.parameter, basis) not in self._factors:
+            if basis != "singular":
+                self.factors(site, "singular")
+            d_out, d_in = as_matrix(self.weight(site), site.kind).shape
+            r = min(d_out, d_in)
+            self._factors[site.parameter, basis] = Factors(
+                torch.empty(d_out, r), torch.empty(r), torch.empty(r, d_in)
+            )
+        return self._factors[site.parameter, basis]
+
+
+class _Peak(TorchDispatchMode):
+    """Adds up the memory of the tensors that come and go.
+
+    Parameters
+    ----------
+    known : iterable of torch.Tensor
+        Those that were there before, and do not count.
+
+    Attributes
+    ----------
+    live, peak : int
+        Bytes at present, and at most.
+    """
+
+    def __init__(self, known):
+        super().__init__()
+        self.live = self.peak = 0
+        self._sizes: dict[int, int] = {}
+        self._known = [tensor.untyped_storage() for tensor in known]  # held, so that no other takes a key
+        self._sizes.update({storage._cdata: 0 for storage in self._known})
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **(kwargs or {}))
+        for value in tree_leaves(output):
+            if isinstance(value, torch.Tensor):
+                self._add(value.untyped_storage())
+        return output
+
+    def _add(self, storage):
+        key = storage._cdata
+        if key not in self._sizes:
+            self._sizes[key] = storage.nbytes()
+            self.live += storage.nbytes()
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._remove, key)
+
+    def _remove(self, key):
+        self.live -= self._sizes.pop(key)
+
+
+def _estimate(estimator, backbone, inputs, size, n_classes, device):
+    """Run what a fit and a prediction run on tensors without content; see `estimate_memory`."""
+    design, module = estimator._design(estimator.early_stopping), backbone.module
+    selection = build.select_layers(design, backbone)
+
+    def rule_of(sites):
+        settings = {"init_scale": design.init_scale, "train_bias": design.train_bias}
+        return make_rule(design.ensemble, backbone, sites, ensemble_params=design.ensemble_params, **settings)
+
+    rule = rule_of(selection.sites)
+    traced = trace(backbone, rule.changed, inputs, size, rule.added)
+    rule = rule_of([site for site in selection.sites if rule.main_parameter(site) in traced.used])
+    head = Head.on(backbone, traced.n_features, n_classes)
+    members = build.make_members(design, rule, head, None, Seeds(0), None, n_samples=design.batch_size + 1)
+
+    factors = [*backbone.frozen._factors.values(), *getattr(rule, "_factors", {}).values()]
+    of_factors = [tensor for each in factors for tensor in (each.U, each.sigma, each.Vt)]
+    weights = [*module.parameters(), *module.buffers()]
+    of_members = [tensor for member in members for tensor in member.values()]
+    known = [*weights, *of_factors, *of_members, *(inputs.values() if isinstance(inputs, dict) else [inputs])]
+    sizes = {key: t.nbytes * (1 if rule.shares(key) else len(members)) for key, t in members[0].items()}
+    n_heads = sum(n for key, n in sizes.items() if key.startswith(HEAD))
+    n_own = sum(sizes.values()) - n_heads
+    fixed = {"frozen_weights": _n_bytes(weights), "factors": _n_bytes(of_factors), "heads": n_heads}
+
+    candidates = [module.get_parameter(site.parameter) for site in selection.candidates]
+    dtype = resolve_training_dtype(design.precision, device, build.linear_share(backbone, selection.candidates))
+    own_copies, passing = 0, _pass_once(backbone, inputs, known)
+    if not rule.is_solved:
+        checkpoints = layer_selection.blocks(module, selection.candidates) if design.activation_checkpointing else ()
+        trained = rule.trained(len(members))
+        chunk = 1 if device.type == "cpu" or checkpoints else len(trained)
+        with _Peak(known) as step:
+            ensemble = Ensemble(
+                rule, head, members, traced, size, training=True, dtype=dtype, checkpoints=checkpoints
+            )
+            ensemble.train()
+            gradients = [torch.zeros_like(parameter) for parameter in ensemble.parameters()]
+            for parameter, gradient in zip(ensemble.parameters(), gradients, strict=True):
+                parameter.grad = gradient
+            n_gradients = _n_bytes(gradients)
+            ensemble.network.new_batch()
+            for start in range(0, min(len(trained), 2 * chunk), chunk):
+                logits = ensemble.chunk_logits(inputs, trained[start : start + chunk])
+                targets = torch.zeros(logits.shape[1], dtype=torch.long)
+                head.likelihood.losses(logits, targets).sum().backward()
+                del logits
+        # Gradients, two moments and the state of the last complete round; in the end another state replaces that.
+        n_state = n_own + n_heads
+        own_copies = 3 * n_gradients + n_state * (2 if design.early_stopping else 1)
+        passing = max(passing, step.peak - n_gradients, n_state)
+    training = Memory(**fixed, members=n_own, optimizer=own_copies, activations=passing)
+
+    n_kept, passing = 0, _pass_once(backbone, inputs, known)
+    if not rule.is_solved:
+        dtype = resolve_prediction_dtype(estimator.predict_precision, device, candidates)
+        n_kept = n_in_place(module, rule.changed, candidates, len(members), dtype)
+        if sum(fixed.values()) + n_own + n_kept > cache_limit():
+            n_kept = 0
+        kept = {} if n_kept else None
+        n_rows = math.inf if n_kept else size * BATCHES_PER_INSTALLATION
+        with _Peak(known) as prediction, torch.no_grad():
+            ensemble = Ensemble(rule, head, members, traced, n_rows, training=False, dtype=dtype, kept=kept).eval()
+            ensemble.install(0)
+            n_installed = prediction.live
+            ensemble.member_logits(inputs, 0)
+        passing = max(passing, prediction.peak - (n_installed if n_kept else 0))
+    prediction = Memory(**fixed, members=n_own + n_kept, optimizer=0, activations=passing)
+    return MemoryEstimate(training, prediction)
+
+
+def _n_bytes(tensors):
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def _pass_once(backbone, inputs, known):
+    """Return what comes and goes in a pass of the frozen backbone."""
+    with _Peak(known) as once, torch.no_grad():
+        backbone.features(backbone.module, inputs)
+    return once.peak
