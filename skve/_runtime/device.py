@@ -105,8 +105,9 @@ def resolve_prediction_dtype(precision, device, weights):
 def native_dtypes(device):
     """Return the dtypes in which a device multiplies natively; torch emulates the others, which takes longer."""
     if device.type == "cuda":
-        # A GPU that is only planned for does.
-        has_bfloat16 = not torch.cuda.is_available() or torch.cuda.get_device_capability(device)[0] >= 8
+        has_bfloat16 = True
+        with contextlib.suppress(AssertionError, RuntimeError):  # of torch, where a fit is only planned for a GPU
+            has_bfloat16 = torch.cuda.get_device_capability(device)[0] >= 8
         return [torch.float32, torch.float16, *([torch.bfloat16] if has_bfloat16 else [])]
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     has_bfloat16 = device.type == "cpu" and any(getattr(torch.cpu, probe, bool)() for probe in probes)
