@@ -17,6 +17,7 @@ from skve._backbones import layer_selection
 from skve._backbones.backbone import Backbone, FrozenModule, laid_out
 from skve._backbones.cache import cache_limit
 from skve._backbones.decomposition import Factors, as_matrix
+from skve._backbones.quantized import QuantizedWeight, n_directions
 from skve._backbones.trace import trace
 from skve._base import COUNT, BaseSVEClassifier
 from skve._ensembles import BATCHES_PER_INSTALLATION, HEAD, Ensemble, Head, check_options, make_rule
@@ -171,11 +172,12 @@ class _Shapes(FrozenModule):
         if (site.parameter, basis) not in self._factors:
             if basis != "singular":
                 self.factors(site, "singular")
-            d_out, d_in = as_matrix(self.weight(site), site.kind).shape
-            r = min(d_out, d_in)
-            self._factors[site.parameter, basis] = Factors(
-                torch.empty(d_out, r), torch.empty(r), torch.empty(r, d_in)
-            )
+            weight = self.weight(site)
+            is_quantized = isinstance(weight, QuantizedWeight)
+            d_out, d_in = (weight if is_quantized else as_matrix(weight, site.kind)).shape
+            r, dtype = (n_directions(weight.shape), torch.bfloat16) if is_quantized else (min(d_out, d_in), None)
+            U, Vt = (torch.empty(shape, dtype=dtype) for shape in ((d_out, r), (r, d_in)))
+            self._factors[site.parameter, basis] = Factors(U, torch.empty(r), Vt)
         return self._factors[site.parameter, basis]
 
 
@@ -230,7 +232,7 @@ def _estimate(estimator, backbone, inputs, size, n_classes, device):
 
     rule = rule_of(selection.sites)
     traced = trace(backbone, rule.changed, inputs, size, rule.added)
-    rule = rule_of([site for site in selection.sites if rule.main_parameter(site) in traced.used])
+    rule = rule_of([site for site in selection.sites if not rule.reason_to_skip(site, traced)])
     head = Head.on(backbone, traced.n_features, n_classes)
     members = build.make_members(design, rule, head, None, Seeds(0), None, n_samples=design.batch_size + 1)
 
@@ -244,7 +246,7 @@ def _estimate(estimator, backbone, inputs, size, n_classes, device):
     n_own = sum(sizes.values()) - n_heads
     fixed = {"frozen_weights": _n_bytes(weights), "factors": _n_bytes(of_factors), "heads": n_heads}
 
-    candidates = [module.get_parameter(site.parameter) for site in selection.candidates]
+    candidates = [backbone.weight(site) for site in selection.candidates]
     dtype = resolve_training_dtype(design.precision, device, build.linear_share(backbone, selection.candidates))
     own_copies, passing = 0, _pass_once(backbone, inputs, known)
     if not rule.is_solved:

@@ -165,7 +165,8 @@ class SVEClassifier(BaseSVEClassifier):
         return dataclasses.replace(from_timm.load_image_backbone(spec, size, dtype), preprocess=preprocess)
 
     def _outline(self, length):
-        return *from_timm.outline(self.backbone, self.batch_size, self.image_size), self.batch_size
+        outline = from_timm.outline(self.backbone, self.batch_size, self.image_size, self.backbone_dtype)
+        return *outline, self.batch_size
 
     def _make_pipeline(self, items, backbone, device, *, training):
         return ImagePipeline(items, backbone.preprocess, device, augment=self.augment, keep=training)

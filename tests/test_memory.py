@@ -45,6 +45,13 @@ def test__estimate_memory__deep__every_member_has_all_weights():
     assert found.factors == 0
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test__estimate_memory__quantised_weights__take_less(dtype):
+    wide, narrow = estimate(TinyTransformer()).training, estimate(TinyTransformer(), backbone_dtype=dtype).training
+    assert narrow.frozen_weights < wide.frozen_weights
+    assert narrow.factors < wide.factors
+
+
 def test__estimate_memory__early_stopping__another_state():
     without, with_best = estimate().training, estimate(early_stopping=True).training
     assert with_best.optimizer - without.optimizer == without.members + without.heads

@@ -3,9 +3,9 @@
     python examples/benchmarks/memory_estimates.py --vit vit_s14.safetensors --gguf gemma-3-270m.gguf
 
 Each row runs in a process of its own. The peak is the largest resident size less what the process held before it read
-the backbone, with all libraries loaded. Batches are full, and texts have the length that the estimate is told. glibc's
-allocator is told to return what is freed (`MALLOC_MMAP_THRESHOLD_`); by default it keeps holes, and a process seems
-to take up to three times the memory.
+the backbone, with all libraries loaded. Batches are full, and texts have the length that the estimate is told. The
+allocator of glibc is told to return what is freed (`MALLOC_MMAP_THRESHOLD_`): by default it keeps holes, and a fit
+takes up to three times the memory.
 """
 
 import argparse

@@ -333,7 +333,7 @@ def _load_file(spec, architecture, file, image_size, dtype):
     return _finish(module, description, image_size, dtype)
 
 
-def outline(spec, batch_size, image_size):
+def outline(spec, batch_size, image_size, dtype):
     """Return a module without weights, its features, its preprocessing and a batch, on the default device "meta"."""
     if callable(spec) and not isinstance(spec, nn.Module):
         spec = resolve_callable(spec)
@@ -342,7 +342,8 @@ def outline(spec, batch_size, image_size):
     else:
         module = _create(_architecture(spec), image_size, pretrained=False)
     preprocess = image_preprocess(module, image_size)
-    return module.float(), image_features, preprocess, torch.empty(batch_size, *preprocess["input_size"])
+    batch = torch.empty(batch_size, *preprocess["input_size"])
+    return quantized_as(module.float().eval(), dtype), image_features, preprocess, batch
 
 
 def _architecture(spec):

@@ -568,7 +568,7 @@ def outline(spec, shape, *, head, dtype, pooling):
     pooled = ("last" if head == "lm" or is_causal(spec) else "mean") if pooling == "auto" else pooling
     features = TextFeatures(pooled, _arguments(module), lm=head == "lm")
     batch = {name: torch.empty(shape, dtype=torch.long) for name in {*features.arguments, "attention_mask"}}
-    return module, features, {"softcap": softcap}, batch
+    return quantized_as(module.eval(), dtype), features, {"softcap": softcap}, batch
 
 
 # ------------------------------------------------------------------------------- from a backbone to a reading
