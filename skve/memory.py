@@ -280,7 +280,7 @@ def _estimate(estimator, backbone, inputs, size, n_classes, device):
         n_kept = n_in_place(module, rule.changed, candidates, len(members), dtype)
         if sum(fixed.values()) + n_own + n_kept > cache_limit():
             n_kept = 0
-        kept = {} if n_kept else None
+        kept: dict | None = {} if n_kept else None
         n_rows = math.inf if n_kept else size * BATCHES_PER_INSTALLATION
         with _Peak(known) as prediction, torch.no_grad():
             ensemble = Ensemble(rule, head, members, traced, n_rows, training=False, dtype=dtype, kept=kept).eval()
