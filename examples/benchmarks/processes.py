@@ -1,6 +1,7 @@
 """Time a training step in 1, 2, ... processes on this machine, one core each, and what they send to one another.
 
     python examples/benchmarks/processes.py --processes 1 2
+    python examples/benchmarks/processes.py --jobs 1 2       # whole fits with n_jobs instead, whose jobs are there
 
 Runs on an idle machine. Each process computes with one thread. The steps are those of `SVEClassifier` on
 the bundled EfficientNet-Lite0 at 64 pixels and of `SVETextClassifier` on MiniLM, four members, 32 samples a step.
@@ -56,9 +57,27 @@ def work(n_steps):
     distributed.destroy_process_group()
 
 
+def compare_jobs(jobs, n_steps):
+    """Print the seconds of whole fits by the number of jobs, of the second fit each: the jobs' processes stay."""
+    import torch
+
+    torch.set_num_threads(1)
+    print("| backbone | n_jobs | seconds | speed-up |\n|---|---|---|---|")
+    for name, clf, X, y in fits(n_steps):
+        alone = None
+        for n in jobs:
+            clf.set_params(n_jobs=n).fit(X, y)
+            start = time.perf_counter()
+            clf.fit(X, y)
+            seconds = time.perf_counter() - start
+            alone = alone or seconds
+            print(f"| {name} | {n} | {seconds:.1f} | {alone / seconds:.2f} |", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--jobs", type=int, nargs="+", help="n_jobs of whole fits")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--force", action="store_true", help="measure on a busy machine")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
@@ -68,6 +87,9 @@ def main():
         return
     require_idle(parsed.force)
     print(machine())
+    if parsed.jobs:
+        compare_jobs(parsed.jobs, parsed.steps)
+        return
     alone = {}
     print("| backbone | processes | seconds a step | speed-up | kB sent a step |\n|---|---|---|---|---|")
     for n in parsed.processes:

@@ -79,10 +79,26 @@ def test__pandas__example__one_row_an_item(run, case):
     assert list(table["X"]) == case[1]
 
 
+class _Hopeless:
+    """A trial that its study would end after the first round."""
+
+    def suggest_float(self, name, low, high, log):
+        return low
+
+    def report(self, value, step):
+        assert np.isfinite(value)
+
+    def should_prune(self):
+        return True
+
+
 @pytest.mark.slow
 def test__optuna__example__best_of_the_trials(run):
     names = run("Optuna", "optuna", n_trials=2)
     assert names["best"].get_params()["n_members"] == names["study"].best_params["n_members"]
+    assert np.isfinite(names["pruned"].best_value)
+    with pytest.raises(names["optuna"].TrialPruned):
+        names["validation_nll"](_Hopeless())
 
 
 @pytest.mark.slow
