@@ -187,7 +187,7 @@ def test__report__no_errors__no_empty_pictures_and_no_undefined_figures():
     page = Page(skve.report(Texts([*"abc"]), ["x" * 4] * 20, ["b"] * 20).html)
     text = " ".join(page.text.split())
     assert "img" not in page.tags
-    assert "all answers are right, and the mean confidence is" in text
+    assert "All answers are right, and the mean confidence is 95.2" in text
     assert "AUROC of" not in text
     assert "not defined" not in text.partition("What should be fixed?")[0]
 
