@@ -8,9 +8,9 @@ handwritten digits, which are not clothes at all. From top to bottom: the clothe
 clothes it is most uncertain about, and, of all images, those least like its training data.
 
 Two numbers answer two questions. The *total uncertainty*, in nats, shows whether the answer may be wrong: captions in
-colour are errors, none of them in the first row and most of them in the second. The *novelty* shows how unlike the
-training data an image is: 0.95 means that 95 % of the training images lie nearer to the rest of them. Most images of
-the third row are digits, although the model has never seen any. So use the answers of the first row, let a person
+colour are errors, at most one of them in the first row and most of them in the second. The *novelty* shows how unlike
+the training data an image is: 0.95 means that 95 % of the training images lie nearer to the rest of them. Most images
+of the third row are digits, although the model has never seen any. So use the answers of the first row, let a person
 decide about the second, and reject the third.
 """
 
