@@ -1,20 +1,27 @@
 """What an ensemble of four costs: predictions, one item, one item after `load`, fits, memory.
 
-    python examples/benchmarks/speed.py            # writes docs/data/speed.csv; a quarter of an hour
-    python examples/benchmarks/speed.py --memory   # writes docs/data/speed_memory.csv; two minutes
+    python examples/benchmarks/speed.py --csv docs/data/speed.csv                  # a quarter of an hour
+    python examples/benchmarks/speed.py --csv docs/data/speed_memory.csv --memory  # two minutes
+
+What the CSV has is not run again; `--cases` and `--parts` choose.
 
 Predictions against four plain float32 passes of the backbone over the same batches; fits against `ensemble="deep"`
 with the same batches, precision and number of steps, in two (ViT: one) batches of samples, as few labels are. All of
 it runs in one process and in turn; ratios are medians over the rounds. all-MiniLM-L6-v2 with texts of 16 tokens,
 EfficientNet-Lite0 with images of 128 pixels, an untrained `vit_small_patch16_224`. Requires an idle machine.
 
-Memory: the peak of a fit, or of a prediction, in a process of its own, less what it held with the backbone loaded.
+Two rows say where the floor is. The plain passes in bfloat16 are what the hardware gains by that precision. The
+passes of four networks read four sets of weights, as an ensemble must, where those of one network find its weights
+in the processor's cache.
+
+Memory: the peak of a fit in a process of its own, less what the process held with the backbone loaded.
 """
 
 import argparse
+import contextlib
 import copy
-import csv
 import dataclasses
+import itertools
 import multiprocessing
 import pathlib
 import tempfile
@@ -24,14 +31,13 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import torch
-from _common import forget_peak, machine, memory, require_idle
+from _common import Table, forget_peak, machine, memory, require_idle
 from image_speed import images, in_turn, seconds
 from text_speed import texts_of
 
 import skve
 
 N_MEMBERS, N_TOKENS = 4, 16
-DATA = pathlib.Path(__file__).parents[2] / "docs/data"
 # Without folds: otherwise members leave samples out, and are asked about them after the training.
 COMMON = {"n_members": N_MEMBERS, "random_state": 0, "device": "cpu", "calibrate": None}
 COMMON |= {"ensemble_params": {"folds": None}, "precision": "float32"}
@@ -80,14 +86,14 @@ def make_vit(n_items):
 
 RANK = {"ensemble_params": {"folds": None, "rank": 32}}
 CASES = {
-    f"MiniLM, {N_TOKENS} tokens": Case(
+    "minilm": Case(
         make_text,
         {"fit, all layers": {}, "fit, rank 32": RANK, "fit, last half of the blocks": {"layers": "last:3"}},
     ),
-    "EfficientNet-Lite0, 128 px": Case(
+    "efficientnet": Case(
         make_images, {"fit, all layers": {}, "fit, last half of the blocks": {"layers": "last:8"}}, rounds=2
     ),
-    "ViT-S/16, 224 px": Case(
+    "vit": Case(
         make_vit,
         {"fit, all layers": {}, "fit, last half of the blocks": {"layers": "last:6"}},
         batch=8,
@@ -99,19 +105,21 @@ CASES = {
 }
 
 
-def plain_passes(clf, X):
-    """Return a function that takes the items through the backbone once for each member, in float32."""
+def plain_passes(clf, X, bfloat16=False, copied=False):
+    """Return a function that takes the items through the backbone, or through copies of it, once for each member."""
     backbone = clf._load_backbone(clf._state.spec, clf.preprocess_)
+    modules = [copy.deepcopy(backbone.module) if copied else backbone.module for _ in range(N_MEMBERS)]
 
     def run():
         pipeline = clf._make_pipeline(
             clf._check_inputs(X, reset=False), backbone, torch.device("cpu"), training=False
         )
-        with torch.no_grad():
+        casts = torch.autocast("cpu", torch.bfloat16) if bfloat16 else contextlib.nullcontext()
+        with torch.no_grad(), casts:
             for rows in pipeline.batches(clf.batch_size, None):
                 inputs = pipeline.prepare(pipeline.load(rows), None)
-                for _ in range(N_MEMBERS):
-                    backbone.features(backbone.module, inputs)
+                for module in modules:
+                    backbone.features(module, inputs)
 
     return run
 
@@ -127,13 +135,17 @@ def repeated(function, times):
 
 
 def prediction_rows(clf, X, rounds):
-    """Yield (what, reference, seconds of both in each round) of predictions; `clf` is fitted."""
+    """Yield (what, reference, seconds of both in each round) of predictions."""
     reference = "four plain float32 passes"
     sides = {reference: plain_passes(clf, X)}
     sides |= {f"predict_proba, {name}": predicting(clf, X, name) for name in ("float32", "bfloat16")}
+    sides["floor: four plain bfloat16 passes"] = plain_passes(clf, X, bfloat16=True)
     _, times = in_turn(sides, rounds)
     yield from ((name, reference, times[name], times[reference]) for name in list(sides)[1:])
 
+
+def one_item_rows(clf, X, rounds):
+    """Yield the same of one item; before and after `load`."""
     reference = "four plain float32 passes of one item"
     one = X[:1]
     with tempfile.TemporaryDirectory() as folder:
@@ -143,6 +155,7 @@ def prediction_rows(clf, X, rounds):
         sides = {reference: plain_passes(clf, one)}
         sides |= {f"one item, {name}": predicting(clf, one, name) for name in ("float32", "bfloat16")}
         sides["one item after load, second call"] = predicting(loaded, one, "float32")
+        sides["floor: passes of four networks, one item"] = plain_passes(clf, one, copied=True)
         _, times = in_turn({name: repeated(function, 10) for name, function in sides.items()}, rounds)
     yield from ((name, reference, times[name], times[reference]) for name in list(sides)[1:])
 
@@ -163,17 +176,27 @@ def fit_rows(case, clf, X):
     yield from ((name, DEEP, times[name], times[DEEP]) for name in case.fits)
 
 
-def speed_rows(options):
-    for name, case in CASES.items():
+PARTS = {
+    "predict": lambda case, clf, X, options: prediction_rows(clf, X[: case.items], options.rounds),
+    "one": lambda case, clf, X, options: one_item_rows(clf, X, options.rounds),
+    "fit": lambda case, clf, X, options: fit_rows(case, clf, X[: case.samples]),
+}
+
+
+def speed_rows(options, table):
+    for name, part in itertools.product(options.cases, options.parts):
+        if {"case": name, "part": part} in table:
+            continue
+        case = CASES[name]
         clf, X = case.make(max(case.items, case.samples))
         clf.set_params(batch_size=case.batch)
-        fitted = copy.copy(clf).set_params(max_steps=1).fit(X[: case.batch], np.arange(case.batch) % 2)
-        found = list(prediction_rows(fitted, X[: case.items], options.rounds))
-        found += fit_rows(case, clf, X[: case.samples])
-        for what, reference, taken, of_reference in found:
+        if part != "fit":
+            clf.set_params(max_steps=1).fit(X[: case.batch], np.arange(case.batch) % 2)
+        for what, reference, taken, of_reference in PARTS[part](case, clf, X, options):
             ratios = np.array(taken) / np.array(of_reference)
-            row = {
+            yield {
                 "case": name,
+                "part": part,
                 "what": what,
                 "reference": reference,
                 "ratio": f"{np.median(ratios):.3f}",
@@ -182,62 +205,57 @@ def speed_rows(options):
                 "seconds": f"{np.median(taken):.4f}",
                 "seconds_of_reference": f"{np.median(of_reference):.4f}",
             }
-            print(f"{name:28} {what:34} {row['ratio']} ({row['lowest']} to {row['highest']})", flush=True)
-            yield row
 
 
-def peak(name, what, parameters, threads):
-    """Return the MiB that a fit, or a prediction, takes at its peak."""
+def peak(name, parameters, threads):
+    """Return the MiB that a fit takes at its peak."""
     torch.set_num_threads(threads)
     case = CASES[name]
     clf, X = case.make(case.samples)
-    y = np.arange(len(X)) % 2
     clf.set_params(batch_size=case.batch, max_steps=case.steps, **parameters)
     clf._load_backbone(clf.backbone, classes=np.arange(2))
-    if what.startswith("predict"):
-        clf.set_params(max_steps=1).fit(X, y)
     forget_peak()
     before = memory("VmRSS")
-    clf.predict_proba(X) if what.startswith("predict") else clf.fit(X, y)
+    clf.fit(X, np.arange(len(X)) % 2)
     return memory("VmHWM") - before
 
 
-def memory_rows(options):
+def memory_rows(options, table):
     context = multiprocessing.get_context("spawn")
-    for name, case in CASES.items():
+    for name in options.cases:
         sides = {
             DEEP: {"ensemble": "deep"},
-            "fit of one fine-tune": {"ensemble": "single"},
-            **case.fits,
-            "predict": {},
+            "fit of one fine-tune": {"ensemble": "single", "ensemble_params": None},
+            **CASES[name].fits,
         }
         for what, parameters in sides.items():
-            with ProcessPoolExecutor(1, context) as fresh:
-                found = fresh.submit(peak, name, what, parameters, options.threads).result()
-            row = {"case": name, "what": what, "peak_mib": f"{found:.0f}"}
-            print(f"{name:28} {what:34} {row['peak_mib']} MiB", flush=True)
-            yield row
+            cell = {"case": name, "part": "memory", "what": what}
+            if cell not in table:
+                with ProcessPoolExecutor(1, context) as fresh:
+                    found = fresh.submit(peak, name, parameters, options.threads).result()
+                yield {**cell, "peak_mib": f"{found:.0f}"}
 
 
 def main(options):
-    require_idle(options.force)
+    if not options.memory:
+        require_idle(options.force)
     torch.set_num_threads(options.threads)
     start = time.perf_counter()
     print(machine())
-    table = list(memory_rows(options) if options.memory else speed_rows(options))
-    path = options.csv or DATA / ("speed_memory.csv" if options.memory else "speed.csv")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(table[0]))
-        writer.writeheader()
-        writer.writerows(table)
-    print(f"{time.perf_counter() - start:.0f} s; the table is in {path}")
+    rows = memory_rows if options.memory else speed_rows
+    table = Table(options.csv, ("case", "part", "what") if options.memory else ("case", "part"))
+    for row in rows(options, table):
+        table.add(row)
+        print(*row.values(), sep=" | ", flush=True)
+    print(f"{time.perf_counter() - start:.0f} s")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--memory", action="store_true", help="peak memory in place of times")
-    parser.add_argument("--csv", type=pathlib.Path)
+    parser.add_argument("--csv", type=pathlib.Path, required=True)
+    parser.add_argument("--memory", action="store_true", help="peak memory in place of times, also on a busy machine")
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), metavar="CASE")
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=3, help="of predictions")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--force", action="store_true", help="run on a busy machine; the figures mean nothing then")
