@@ -288,7 +288,8 @@ def _estimate(estimator, backbone, inputs, size, n_classes, device):
             n_installed = prediction.live
             ensemble.member_logits(inputs, 0)
         passing = max(passing, prediction.peak - (n_installed if n_kept else 0))
-    prediction = Memory(**fixed, members=n_own + n_kept, optimizer=0, activations=passing)
+    n_copies = 2 if device.type == "cpu" else 1  # what is fitted, and the tensors that are made of it
+    prediction = Memory(**fixed, members=n_copies * n_own + n_kept, optimizer=0, activations=passing)
     return MemoryEstimate(training, prediction)
 
 
