@@ -93,7 +93,7 @@ def run(options):
     require_idle(options.force)
     print(machine())
     table, context = Table(options.csv, KEY), multiprocessing.get_context("spawn")
-    for name in SETS:
+    for name in options.sets:
         for method in options.methods:
             cell = {"data": name, "method": method, "version": options.version, "seed": options.seed}
             if cell in table:
@@ -140,6 +140,7 @@ if __name__ == "__main__":
     parser.add_argument("stage", choices=["run", "show"])
     parser.add_argument("--data-dir", type=pathlib.Path)
     parser.add_argument("--csv", type=pathlib.Path, required=True)
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--version", default="0.2")
     parser.add_argument("--seed", type=int, default=0)
