@@ -192,11 +192,10 @@ def by_torch_uncertainty(body, tokenizer, X, y, X_test, clock):
         if isinstance(layer, nn.Linear):
             batched = BatchLinear.from_linear(layer, num_estimators=N_MEMBERS)
             with torch.no_grad():
-                batched.weight.copy_(layer.weight)
+                batched.linear.weight.copy_(layer.weight)
                 batched.bias.copy_(layer.bias.expand_as(batched.bias))
                 for factors in (batched.r_group, batched.s_group):
                     factors.normal_(1.0, 0.1)
-            batched.weight.requires_grad_(False)
             body.encoder.set_submodule(name, Rows(batched))
     for name, parameter in body.named_parameters():
         parameter.requires_grad_(name.endswith(("r_group", "s_group")))
