@@ -184,11 +184,11 @@ class BaseSVEClassifier(
     n_jobs : int, default=None
         Number of processes in which `fit` trains members at the same time, by joblib's backend: on processors as many
         as given, -1 for all of them; with several GPUs at most one for each GPU, unless `device` names one. The
-        members are the same as with one process of as many threads. None is 1 outside of a `joblib.parallel_config`.
-        One process trains all members if they depend on one another: with `early_stopping`, `diversity` or
+        members are the same as with one process of as many threads. None means 1 unless in a `joblib.parallel_config`
+        context. One process trains all members if they depend on one another: with `early_stopping`, `diversity` or
         `callbacks`; with `"snapshot"` and `"dropout"`, which train one network, and with `"head"` and `"laplace"`,
-        which are solved; also within a worker of joblib, such as those of a parallel `GridSearchCV`. On Ctrl-C the
-        estimator does not change.
+        which are solved; also within a worker of joblib, such as those of a parallel `GridSearchCV`, in threads and
+        under `torchrun`. On Ctrl-C the estimator does not change.
     warm_start : bool, default=False
         Whether `fit` continues from the previous fit.
     random_state : int or RandomState, default=None
@@ -620,7 +620,7 @@ class BaseSVEClassifier(
                 (_train_group, (self._as_worker(index, device), classes_, *given, members))
                 for index, members in enumerate(groups)
             ]
-            result = parallel.merge(parallel.run(trainings, self.n_jobs))
+            result = parallel.merge(parallel.run(trainings))
         else:
             if task is not None:
                 reports["callbacks"] = [*(self.callbacks or []), loop.EpochTasks(self, task)]

@@ -20,7 +20,7 @@ from skve._backbones.decomposition import Factors, as_matrix
 from skve._backbones.quantized import QuantizedWeight, n_directions
 from skve._backbones.trace import trace
 from skve._base import COUNT, BaseSVEClassifier
-from skve._ensembles import BATCHES_PER_INSTALLATION, HEAD, Ensemble, Head, check_options, make_rule
+from skve._ensembles import BATCHES_PER_INSTALLATION, HEAD, Ensemble, Head, check_dtype, check_options, make_rule
 from skve._fitted.predictor import n_in_place
 from skve._runtime.device import neutral_modes, resolve_device, resolve_prediction_dtype, resolve_training_dtype
 from skve._runtime.randomness import Seeds
@@ -96,9 +96,9 @@ def estimate_memory(
     ----------
     estimator : SVEClassifier or SVETextClassifier
         Need not be fitted. Its parameters count: `ensemble`, `n_members`, `layers`, `batch_size`, `image_size`,
-        `precision` and others. Of a backbone that is a name or a folder, only the configuration is read. For texts,
-        `backbone` may also be a configuration of transformers, and for images any architecture of timm. Modules may
-        lie on the device "meta".
+        `precision` and others. For texts, `backbone` is a name, a folder, of which only the configuration is read, or
+        a configuration of transformers; for images it is the name of an architecture of timm. In both cases it may
+        also be a module, on the device "meta" as well.
     n_classes : int, default=2
         Number of classes.
     length : int, default=128
@@ -121,10 +121,11 @@ def estimate_memory(
 
     Notes
     -----
-    Not in the estimate are Python and its libraries (0.3 to 0.6 GB), the data, what a fit keeps of frozen layers and
-    of features (see `skve.clear_cache`), and the decomposition of the largest layer while it is computed. Of
-    `ensemble="head"` and `"laplace"` it holds the passes of the backbone, not the solution on the features of all
-    samples. The documentation's benchmarks compare with measured peaks.
+    With `n_jobs`, each process takes about as much as a fit of its share of the members; the estimate is that of
+    one process. Not in the estimate are Python and its libraries (0.3 to 0.6 GB), the data, what a fit keeps of
+    frozen layers and of features (see `skve.clear_cache`), and the decomposition of the largest layer while it is
+    computed. Of `ensemble="head"` and `"laplace"` it holds the passes of the backbone, not the solution on the
+    features of all samples. The documentation's benchmarks compare with measured peaks.
 
     Examples
     --------
@@ -145,6 +146,7 @@ def estimate_memory(
         raise ValueError(f"device must be one of {_DEVICES}, got {device!r}.")
     estimator._validate_params()
     check_options(estimator.ensemble, estimator.ensemble_params)
+    check_dtype(estimator.ensemble, getattr(estimator, "backbone_dtype", "float32"))
     planned = resolve_device(estimator.device) if device == "auto" else torch.device(device)
     with neutral_modes(torch.device("cpu")), ignored(".*performance drop.*"):  # torch's, of what runs on no processor
         with torch.device("meta"):

@@ -74,7 +74,8 @@ class SVETextClassifier(BaseSVEClassifier):
     backbone_dtype : {"float32", "bfloat16", "int8", "int4"}, default="float32"
         Type of the frozen weights. `"bfloat16"` halves their memory. `"int8"` and `"int4"` keep those of linear
         layers in a quarter and in a seventh of it: members then train and predict beside the quantised weights,
-        which they adapt along the leading singular directions. Not for fine-tunes, which train float32 weights.
+        which they adapt along the leading singular directions. `fit` raises an error for ensembles
+        that train all weights, such as "deep".
     activation_checkpointing : bool, default=False
         Whether training recomputes the activations of each block instead of storing them. This takes less memory
         and about a third more time.

@@ -53,8 +53,9 @@ class SVEClassifier(BaseSVEClassifier):
         (height, width) or (height, width, channels) if each row of X holds the pixels of one image.
     backbone_dtype : {"float32", "int8", "int4"}, default="float32"
         Type of the frozen weights. `"int8"` and `"int4"` keep those of linear layers in a quarter and in a seventh of
-        the memory, which is for transformers: convolutions stay float32. Members then train and predict beside the
-        quantised weights, which they adapt along the leading singular directions. Not for fine-tunes.
+        the memory. This is useful for transformers; convolutions stay float32. Members then train and predict beside
+        the quantised weights, which they adapt along the leading singular directions. `fit` raises an error for
+        ensembles that train all weights, such as "deep".
     augment : {"light", "strong"} or callable, default="light"
         Random changes of training images. `"light"`: flips and small shifts; `"strong"`: also zoom and
         colour. A callable receives and returns a float tensor of shape (n, channels, height, width) with values in

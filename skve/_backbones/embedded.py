@@ -59,8 +59,8 @@ def check_dtype(spec, dtype):
     held = spec.preprocess.get("dtype", "float32")  # which models saved by 0.1 do not say of images
     if dtype != held:
         raise BackboneError(
-            f"backbone_dtype must be {held!r} for the backbone {spec.description['name']!r}, which was embedded so, "
-            f"got {dtype!r}. Keep it, or set backbone to the location of the original weights."
+            f"backbone_dtype must be {held!r} for the backbone {spec.description['name']!r}, whose embedded weights "
+            f"have that type, got {dtype!r}. Keep it, or set backbone to the location of the original weights."
         )
 
 

@@ -53,7 +53,7 @@ def quantize(module, sites, dtype):
     if not n_quantized:
         raise BackboneError(
             f"backbone must have linear layers whose weights can be kept in {BITS[dtype]} bits for "
-            f"backbone_dtype={dtype!r}, got a {type(module).__name__} without. Convolutions, embeddings and "
+            f"backbone_dtype={dtype!r}, got a {type(module).__name__}, which has none. Convolutions, embeddings and "
             f"normalisations stay float: use backbone_dtype='float32'."
         )
 

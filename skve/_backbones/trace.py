@@ -5,6 +5,7 @@ import dataclasses
 import torch
 import torch.utils.checkpoint
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from skve._backbones.network import Network
 
@@ -65,9 +66,24 @@ def trace(backbone, changed, inputs, size, added=()):
         features = network.features(inputs)
     used = depends_on(features, leaves)
     positions = {layer: rows / size for layer, rows in recorder.rows.items()}
-    return Trace(
-        frozenset(used), positions, recorder.shareable(), int(features.shape[1]), recorder.normalised(features)
-    )
+    normalised = recorder.normalised(features)
+    if not _folds(backbone, normalised, inputs, features):
+        normalised = {}
+    return Trace(frozenset(used), positions, recorder.shareable(), int(features.shape[1]), normalised)
+
+
+def _folds(backbone, normalised, inputs, features):
+    """Say whether convolutions can compute the normalisations behind them, by comparing the features of a batch.
+
+    The autograd graph does not show hooks, and uses of a convolution's output that have no gradient.
+    """
+    if not normalised or features.is_meta or isinstance(features, FakeTensor):
+        return True
+    network = Network(backbone)
+    network.fold_batch_norms(normalised)
+    with torch.no_grad():
+        folded = network.features(inputs)
+    return torch.allclose(folded, features, rtol=1e-3, atol=1e-3 * float(features.detach().abs().max()))
 
 
 def depends_on(output, leaves):

@@ -128,10 +128,11 @@ class Ensemble(nn.Module):
     def _narrow_same(self, kept):
         """Convert the weights that no member changes, once for all networks and not, as by autocast, in each call."""
         if "all members" not in kept:
-            parameters = dict(self.rule.backbone.module.named_parameters())
+            parameters = dict(self.rule.backbone.module.named_parameters(remove_duplicate=False))
             same = set(self.network.multiplied()).difference(self.rule.changed)
             own = {**parameters, **self.network.replaced}
-            kept["all members"] = {name: own[name].to(self.dtype) for name in same}
+            # Weights that hooks compute are no parameters.
+            kept["all members"] = {name: own[name].to(self.dtype) for name in same if name in own}
         self.network.put(kept["all members"])
 
     def install(self, index):

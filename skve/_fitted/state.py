@@ -74,6 +74,10 @@ class FittedState:
     own_features: bool = False
     spec: object = None
 
+    def __setstate__(self, state):
+        """Restore a pickle, also one that was made before there was `normalised`."""
+        self.__dict__.update({"normalised": {}, **state})
+
     def fitted(self, arrays, n_epochs, spec, novelty):
         """Return this state with the arrays of a finished training of `n_epochs` more epochs."""
         n_epochs += self.n_epochs

@@ -120,7 +120,7 @@ def trace_layers(
         if not sites:
             raise ValueError(
                 f"layers must select a layer that the backbone's features depend on, got {design.layers!r}, which "
-                f"selects {list(unused)}. Choose others."
+                f"selects {list(unused)} ({'; '.join(dict.fromkeys(unused.values()))}). Choose others."
             )
         rule, traced = made_and_traced(sites)
     if sites and skipped and (design.layers == "all" or unused):

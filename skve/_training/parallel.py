@@ -45,9 +45,12 @@ def device_of(device, group):
     return f"cuda:{group}" if device.type == "cuda" and device.index is None else str(device)
 
 
-def run(tasks, n_jobs):
-    """Return what `train(*arguments)` returns for each of the tasks (train, arguments), by joblib's backend."""
-    return joblib.Parallel(n_jobs=n_jobs)(joblib.delayed(train)(*arguments) for train, arguments in tasks)
+def run(tasks):
+    """Return what `train(*arguments)` returns for each of the tasks (train, arguments), by joblib's backend.
+
+    There are as many jobs as tasks: joblib shares the processor's cores out among the jobs that it is asked for.
+    """
+    return joblib.Parallel(n_jobs=len(tasks))(joblib.delayed(train)(*arguments) for train, arguments in tasks)
 
 
 def merge(results):

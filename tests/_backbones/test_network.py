@@ -284,3 +284,26 @@ def test__fold_batch_norms__standardised_weights__left_alone():
     network = network_module.Network(make_backbone(module))
     network.fold_batch_norms({"norm1": "first"})
     assert not network.folded
+
+
+def doubled(module):
+    module.first.register_forward_hook(lambda module, args, output: 2 * output)
+
+
+def normed(module):
+    torch.nn.utils.spectral_norm(module.depthwise)
+
+
+def read_aside(module):
+    own = module.forward
+    seen = []
+    module.first.register_forward_hook(lambda module, args, output: seen.append(output.detach().mean()))
+    module.forward = lambda x: own(x) + seen.pop()
+
+
+@pytest.mark.parametrize("change", [doubled, normed, read_aside])
+@pytest.mark.filterwarnings("ignore:.*spectral_norm.*:FutureWarning")
+def test__trace__graph_does_not_show_who_reads_a_convolution__nothing_folded(change):
+    module = Convolutions().eval()
+    change(module)
+    assert trace.trace(make_backbone(module), ["first.weight"], toy_inputs(), 4).normalised == {}

@@ -272,3 +272,19 @@ def test__attention_with_dropout_of_its_own__any_kind__stays_off(images, ensembl
     for key, array in arrays_of(without).items():
         assert np.array_equal(arrays_of(with_dropout)[key], array), key
     assert np.array_equal(with_dropout.predict_proba(images[0]), without.predict_proba(images[0]))
+
+
+def test__ensemble__tied_weights_in_bfloat16__converted_once_for_both_names():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.one, self.other = nn.Conv2d(3, 4, 3), nn.Linear(4, 4), nn.Linear(4, 4)
+            self.other.weight = self.one.weight
+
+        def forward(self, x):
+            return self.other(self.one(self.first(x).mean((2, 3))))
+
+    clf = toy_classifier(Tied(), max_epochs=1, layers=["first"]).fit(np.zeros((8, 16, 16, 3), "uint8"), [0, 1] * 4)
+    proba = clf.predict_proba(np.zeros((2, 16, 16, 3), "uint8"))
+    half = clf.set_params(predict_precision="bfloat16").predict_proba(np.zeros((2, 16, 16, 3), "uint8"))
+    assert np.allclose(half, proba, atol=0.02)

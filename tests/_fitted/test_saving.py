@@ -1,5 +1,6 @@
 """Folders of safetensors and JSON: round trips, damage, hostility, and crashes half-way."""
 
+import copy
 import enum
 import hashlib
 import importlib.util
@@ -813,3 +814,13 @@ def test__save__folders_cannot_be_locked_and_the_lock_is_a_link__refused(fitted,
     with pytest.raises(ValueError, match="must not be a link, which a lock would write through"):
         fitted.save(tmp_path / "model")
     assert (tmp_path / "precious").read_text() == "kept"
+
+
+def test__pickle__made_before_normalisations_were_noted__predicts(fitted, images):
+    old = copy.deepcopy(fitted)
+    state = dict(vars(old._state))
+    del state["normalised"]
+    restored = object.__new__(type(old._state))
+    restored.__setstate__(state)
+    old._state = restored
+    assert np.allclose(old.predict_proba(images[0]), fitted.predict_proba(images[0]), atol=1e-5)

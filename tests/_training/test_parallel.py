@@ -199,3 +199,11 @@ def test__grid_search__jobs_within_jobs__same_results():
 
     one, two = search(None), search(2)
     np.testing.assert_array_equal(one.cv_results_["mean_test_score"], two.cv_results_["mean_test_score"])
+
+
+def test__run__as_many_jobs_as_tasks__so_that_joblib_shares_out_all_cores(monkeypatch):
+    asked = []
+    real = parallel.joblib.Parallel
+    monkeypatch.setattr(parallel.joblib, "Parallel", lambda n_jobs: asked.append(n_jobs) or real(n_jobs=1))
+    assert parallel.run([(abs, (-1,)), (abs, (-2,))]) == [1, 2]
+    assert asked == [2]
