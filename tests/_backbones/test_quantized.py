@@ -208,7 +208,7 @@ def test__freeze__layers_with_hooks_and_of_subclasses__stay_float():
 
 @pytest.mark.parametrize("module", [TinyCNN(), nn.Linear(4, 4), nn.Sequential(nn.Embedding(5, 4), nn.LayerNorm(4))])
 def test__freeze__no_layer_to_quantise__says_what_stays_float(module):
-    with pytest.raises(BackboneError, match=r"8 bits for backbone_dtype='int8', got a .* without.*='float32'"):
+    with pytest.raises(BackboneError, match=r"8 bits for backbone_dtype='int8', got a .* which has none.*='float32'"):
         frozen(copy.deepcopy(module), "int8")
 
 

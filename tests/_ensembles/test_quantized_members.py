@@ -320,7 +320,7 @@ def test__fine_tunes__quantised_weights__refused_before_anything_is_loaded(image
 
 
 def test__convolutions_alone__quantised_weights__refused(images):
-    with pytest.raises(BackboneError, match=r"must have linear layers.*TinyCNN without.*'float32'"):
+    with pytest.raises(BackboneError, match=r"must have linear layers.*TinyCNN, which has none.*'float32'"):
         toy_classifier(TinyCNN(), backbone_dtype="int4").fit(*images)
 
 
