@@ -30,7 +30,8 @@ PUBLIC = [
 ]
 
 ROOT = Path(__file__).resolve().parents[1]
-NOT_WITH_THE_LOWEST = {"peers", "gemma", "docs", "dev"}  # extras for development alone
+# Extras for development, and those of engines, whose own requirements decide which versions go together.
+NOT_WITH_THE_LOWEST = {"peers", "gemma", "docs", "dev", "dask", "ray", "spark"}
 
 
 def run(code):

@@ -130,6 +130,7 @@ def test__validation_nll__unequal_weights_and_ragged_batches__is_the_weighted_me
     net.module_ = Fixed()
     net.parts = FittingParts(net.module_, chunk=1)
     net.step = types.SimpleNamespace(state=lambda: None)
+    net.valid_nll = []
     for part in (torch.arange(0, 4), torch.arange(4, 7)):
         batch = Batch((Group(range(2), part, targets[part], torch.from_numpy(weights).float()[part]),))
         total += float(net.validation_step(batch)["loss"]) * len(part)

@@ -41,7 +41,8 @@ def test__studies__all_that_are_promised__there():
     datasets = ("flowers_cnn", "flowers_vit", "clinc", "sst2")
     promised = {f"{kind}_{data}" for kind in ("main", "basis") for data in datasets}
     promised |= {"basis_signs_10", "basis_sst2_10"}
-    promised |= {f"labels_{data}" for data in ("signs", "cifar10", "sst2", "emotion")}
+    promised |= {f"labels_{data}" for data in ("signs", "cifar10", "sst2", "emotion", "flowers_vit")}
+    promised |= {f"rates_lora_batch_{data}" for data in ("signs", "cifar10", "emotion")}
     promised |= {
         "pretrained",
         "members",
