@@ -171,7 +171,7 @@ class _Shapes(FrozenModule):
     """A module of tensors without content, whose decompositions are of the right shapes."""
 
     def factors(self, site, basis):
-        if (site.parameter, basis) not in self._factors:
+        if (site.layer, basis) not in self._factors:
             if basis != "singular":
                 self.factors(site, "singular")
             weight = self.weight(site)
@@ -179,8 +179,8 @@ class _Shapes(FrozenModule):
             d_out, d_in = (weight if is_quantized else as_matrix(weight, site.kind)).shape
             r, dtype = (n_directions(weight.shape), torch.bfloat16) if is_quantized else (min(d_out, d_in), None)
             U, Vt = (torch.empty(shape, dtype=dtype) for shape in ((d_out, r), (r, d_in)))
-            self._factors[site.parameter, basis] = Factors(U, torch.empty(r), Vt)
-        return self._factors[site.parameter, basis]
+            self._factors[site.layer, basis] = Factors(U, torch.empty(r), Vt)
+        return self._factors[site.layer, basis]
 
 
 class _Peak(TorchDispatchMode):
@@ -279,7 +279,7 @@ def _estimate(estimator, backbone, inputs, size, n_classes, device):
     n_kept, passing = 0, _pass_once(backbone, inputs, known)
     if not rule.is_solved:
         dtype = resolve_prediction_dtype(estimator.predict_precision, device, candidates)
-        n_kept = n_in_place(module, rule.changed, candidates, len(members), dtype)
+        n_kept = n_in_place(module, rule.changed, traced.normalised, candidates, len(members), dtype)
         if sum(fixed.values()) + n_own + n_kept > cache_limit():
             n_kept = 0
         kept: dict | None = {} if n_kept else None

@@ -3,12 +3,14 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 
 import skve
 from skve import SVEClassifier, SVETextClassifier
 from skve._backbones import cache
+from skve.testing import make_toy_text_backbone
 from tests.toys import TinyCNN, TinyMLP, TinyTransformer
 
 N_CLASSES = 3
@@ -179,3 +181,24 @@ def test__estimate_memory__real_step__as_torch_counts_it():
             peak = max(peak, live)
     found = skve.estimate_memory(clf, n_classes=N_CLASSES).training
     assert math.isclose(found.activations, peak, rel_tol=0.15)
+
+
+@pytest.mark.parametrize("kind", ["image", "text"])
+def test__estimate_memory__embedded_backbone__as_before_it_was_saved(kind, tmp_path):
+    settings = {"n_members": 2, "max_epochs": 1, "device": "cpu"}
+    if kind == "image":
+        clf = SVEClassifier("bundled:efficientnet_lite0", image_size=32, layers="last:1", **settings)
+        X = np.zeros((8, 32, 32, 3), "uint8")
+    else:
+        clf = SVETextClassifier(make_toy_text_backbone(), **settings)
+        X = ["a few words", "other words"] * 4
+    clf.fit(X, [0, 1] * 4).save(tmp_path / "model", include_backbone=True)
+    loaded = skve.load(tmp_path / "model")
+    found, expected = (skve.estimate_memory(each, length=16).training for each in (loaded, clf))
+    assert found.frozen_weights == expected.frozen_weights
+    assert found.total == pytest.approx(expected.total, rel=0.05)
+
+
+def test__estimate_memory__more_tokens_than_positions__error():
+    with pytest.raises(ValueError, match="length must be at most 64, the positions of the backbone, got 65"):
+        skve.estimate_memory(SVETextClassifier(make_toy_text_backbone()), length=65)

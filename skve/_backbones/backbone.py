@@ -56,7 +56,7 @@ class FrozenModule:
         them in float32 would take many times the memory of the weight.
         """
         with self._lock:
-            key = (site.parameter, basis)
+            key = (site.layer, basis)
             if key not in self._factors:
                 weight = self.weight(site)
                 if isinstance(weight, quantized.QuantizedWeight):
@@ -70,7 +70,7 @@ class FrozenModule:
     def fingerprint(self, site, basis):
         """Return the fingerprint of one weight's factors, see `decomposition.fingerprint`."""
         with self._lock:
-            key = (site.parameter, basis)
+            key = (site.layer, basis)
             if key not in self._fingerprints:
                 self._fingerprints[key] = decomposition.fingerprint(self.factors(site, basis).to("cpu"))
             return self._fingerprints[key]

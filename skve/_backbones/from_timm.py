@@ -350,6 +350,8 @@ def _architecture(spec):
     """Return the architecture of timm that a specification names."""
     import timm
 
+    if isinstance(spec, EmbeddedBackbone):
+        return spec.description["architecture"]
     name = str(spec).removeprefix("bundled:")
     architecture = (
         BUNDLED[name][-1] if str(spec).startswith("bundled:") and name in BUNDLED else name.partition("@")[0]

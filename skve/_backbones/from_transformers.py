@@ -547,6 +547,8 @@ def outline(spec, shape, *, head, dtype, pooling):
         spec = resolve_callable(spec)
     if isinstance(spec, tuple | list) and spec and hasattr(spec[0], "config"):
         spec = spec[0].config
+    if isinstance(spec, EmbeddedBackbone):
+        spec = transformers.AutoConfig.for_model(**_harmless(spec.description["config"]))
     if not isinstance(spec, transformers.PretrainedConfig):
         spec = check_kind(spec, _KINDS)
         source, options = bundled_file(spec, BUNDLED)[0].parent if spec.startswith("bundled:") else spec, {}
@@ -561,6 +563,9 @@ def outline(spec, shape, *, head, dtype, pooling):
                 f"backbone must have a configuration of transformers, so that its memory can be estimated without "
                 f"weights, got {spec!r}: {words_of(error)}."
             ) from error
+    positions = getattr(spec, "max_position_embeddings", None)
+    if positions is not None and shape[1] > positions:
+        raise ValueError(f"length must be at most {positions}, the positions of the backbone, got {shape[1]}.")
     architecture = _architecture(spec, head, spec.model_type, (spec.architectures or [""])[0])
     module = getattr(transformers, architecture).from_config(spec, trust_remote_code=False).to(DTYPES[dtype])
     module.config.use_cache = False

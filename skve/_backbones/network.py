@@ -15,10 +15,10 @@ from skve._runtime.device import attention_in_float32
 class Network:
     """A private view of a frozen backbone whose weights can be replaced, member by member.
 
-    The module structure is copied, every tensor is shared with the backbone: a view costs milliseconds and no
-    memory, and threads that own one each cannot disturb one another. A replaced parameter becomes a plain
-    attribute of its module, which every architecture honours, also those that read `layer.weight` instead of
-    calling the layer.
+    The module structure is copied, every tensor is shared with the backbone: a view costs milliseconds and, without
+    folded normalisations, no memory, and threads that own one each cannot disturb one another. A replaced parameter
+    becomes a plain attribute of its module, which every architecture honours, also those that read `layer.weight`
+    instead of calling the layer.
 
     Parameters
     ----------

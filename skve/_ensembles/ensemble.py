@@ -111,8 +111,8 @@ class Ensemble(nn.Module):
         self.__dict__.update(network=network, rule=rule, head=head, dtype=dtype, keys=list(members[0]), kept=kept)
         if dtype != torch.float32 and kept is not None:
             network.narrow(network.multiplied(), dtype)
-        if dtype != torch.float32 and (kept is not None or rule.backbone.device.type == "cpu"):
-            self._narrow_same({} if kept is None else kept)
+        if kept is not None or (dtype != torch.float32 and rule.backbone.device.type == "cpu"):
+            self._keep_same({} if kept is None else kept)
         self.trained = rule.trained(len(members)) if training else range(0)
         self.members = nn.ModuleList(_Tensors(member, i in self.trained) for i, member in enumerate(members))
         self.device = next(iter(members[0].values())).device
@@ -125,14 +125,17 @@ class Ensemble(nn.Module):
         """Return the tensors of one member by key."""
         return self.members[index].by_key()
 
-    def _narrow_same(self, kept):
-        """Convert the weights that no member changes, once for all networks and not, as by autocast, in each call."""
+    def _keep_same(self, kept):
+        """Put into place what no member changes, the same for all networks: converted weights, folded convolutions.
+
+        Autocast would convert the weights in each call.
+        """
         if "all members" not in kept:
             parameters = dict(self.rule.backbone.module.named_parameters(remove_duplicate=False))
-            same = set(self.network.multiplied()).difference(self.rule.changed)
             own = {**parameters, **self.network.replaced}
-            # Weights that hooks compute are no parameters.
-            kept["all members"] = {name: own[name].to(self.dtype) for name in same if name in own}
+            narrow = set(self.network.multiplied()) if self.dtype != torch.float32 else set()
+            same = (narrow & own.keys() | self.network.replaced.keys()).difference(self.rule.changed)
+            kept["all members"] = {name: own[name].to(self.dtype) if name in narrow else own[name] for name in same}
         self.network.put(kept["all members"])
 
     def install(self, index):

@@ -84,7 +84,7 @@ class Predictor:
         warn_if_emulated("predict_precision", precision, backbone.device)
         changed = self._plan.rule_on(backbone).changed
         n_bodies = 1 if state.heads_only else len(self._members)
-        in_place = n_in_place(backbone.module, changed, weights, n_bodies, self.dtype)
+        in_place = n_in_place(backbone.module, changed, state.normalised, weights, n_bodies, self.dtype)
         self.nbytes = sum({id(t): t.nbytes for member in self._members for t in member.values()}.values())
         self._kept: dict | None = None
         if backbone.nbytes + self.nbytes + in_place <= cache_limit():
@@ -124,11 +124,20 @@ class Predictor:
         return _Networks(ensemble, plan.shareable if self.dtype == torch.float32 else ())
 
 
-def n_in_place(module, changed, weights, n_bodies, dtype):
-    """Return the bytes of what is put in place of a module's weights and kept: of `changed` for each body."""
-    n_changed = sum(weight.numel() for name, weight in module.named_parameters() if name in set(changed))
-    n_weights = sum(weight.numel() for weight in weights if isinstance(weight, torch.Tensor))
-    return dtype.itemsize * (n_changed * n_bodies + n_weights * (dtype != torch.float32))
+def n_in_place(module, changed, normalised, weights, n_bodies, dtype):
+    """Return the bytes of what is put in place of a module's weights and kept.
+
+    For each body it is the parameters `changed`; for all of them together the convolutions that are `normalised`, and
+    in narrow arithmetic all `weights`.
+    """
+    parameters = dict(module.named_parameters())
+    n_changed = sum(weight.numel() for name, weight in parameters.items() if name in set(changed))
+    same = [name for layer in normalised.values() if (name := f"{layer}.weight") not in set(changed)]
+    if dtype != torch.float32:
+        n_same = sum(weight.numel() for weight in weights if isinstance(weight, torch.Tensor))
+    else:
+        n_same = sum(parameters[name].numel() for name in same if name in parameters)
+    return dtype.itemsize * (n_changed * n_bodies + n_same)
 
 
 class _Networks:

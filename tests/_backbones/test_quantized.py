@@ -276,3 +276,13 @@ def test__copy_on_another_device__weight__there():
     assert (moved.fc1.weight.device.type, backbone.module.fc1.weight.device.type) == ("meta", "cpu")
     assert moved.fc1.weight.dequantized().shape == (20, 3 * SIDE * SIDE)
     assert repr(moved.fc1).endswith("bits=4)")
+
+
+def test__dequantized__factors__are_not_computed_again(monkeypatch):
+    backbone = frozen(TinyTransformer(), "int8")
+    known = {site.layer: backbone.factors(site) for site in layer_selection.find_sites(backbone.module)[0]}
+    monkeypatch.setattr(backbone_module.decomposition, "decompose", None)  # fails where it is called
+    wide = backbone.dequantized()
+    found = {site.layer: wide.factors(site) for site in layer_selection.find_sites(wide.module)[0]}
+    assert found.keys() == known.keys()
+    assert all(torch.equal(found[layer].U, known[layer].U.float()) for layer in known)

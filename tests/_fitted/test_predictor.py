@@ -20,7 +20,7 @@ from skve._fitted import predictor as predictor_module
 from skve._runtime import device as device_module
 from skve._runtime.device import resolve_prediction_dtype
 from skve.testing import ToyClassifier, make_toy_backbone
-from tests.toys import TinyMLP, toy_classifier
+from tests.toys import TinyCNN, TinyMLP, toy_classifier, toy_images
 
 CPU = torch.device("cpu")
 X = np.random.default_rng(0).normal(size=(12, 3))
@@ -338,3 +338,13 @@ def test__many_items__members_held_for_a_block_only(method, monkeypatch):
         tracemalloc.stop()
     pooled = of_members / n_members if method == "predict_proba" else 0
     assert peak < pooled + 0.25 * of_members
+
+
+def test__folded_convolutions__that_no_member_changes__the_same_for_all_networks():
+    clf = toy_classifier(TinyCNN()).fit(*toy_images())
+    backbone = clf._load_backbone(clf._state.spec, clf.preprocess_)
+    predictor = predictor_module.Predictor(clf._state, backbone, "float32", None)
+    networks = [predictor._networks(float("inf")).ensemble.network for _ in range(2)]
+    same = set(networks[0].replaced).difference(clf._state.rule_on(backbone).changed)
+    assert any(name.endswith(".weight") for name in same)
+    assert all(networks[0].replaced[name] is networks[1].replaced[name] for name in same)
