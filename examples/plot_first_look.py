@@ -32,11 +32,11 @@ truth = [*data.target_test[::2], *["a digit"] * len(data.images_ood[::5])]
 u = clf.predict_uncertainty(images)
 
 rows = {
-    "Most confident: answer these": np.argsort(u.total[:250])[:6],
-    "Most uncertain: let a person decide": np.argsort(-u.total[:250])[:6],
-    "Most foreign: do not answer": np.argsort(-u.novelty)[:6],
+    "Most confident: answer these": np.argsort(u.total[:250])[:5],
+    "Most uncertain: let a person decide": np.argsort(-u.total[:250])[:5],
+    "Most foreign: do not answer": np.argsort(-u.novelty)[:5],
 }
-figure, axes = plt.subplots(3, 1, figsize=(8.2, 7.2), layout="constrained")
+figure, axes = plt.subplots(3, 1, figsize=(6.9, 7.3), layout="constrained")
 for ax, (title, chosen) in zip(axes, rows.items(), strict=True):
     ContactSheetDisplay.from_predictions(u, images, y_true=truth, indices=chosen, name=title, ax=ax)
 

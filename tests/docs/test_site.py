@@ -106,7 +106,24 @@ def site():
     server.shutdown()
 
 
+# Headless windows are at least 500 pixels wide; a frame is as narrow as a telephone. It tells how wide its page is.
+NARROW = """<iframe width=400 height=900 src="{address}" onload="
+    const page = this.contentDocument.documentElement;
+    document.body.append('page of ' + page.scrollWidth + ' in ' + page.clientWidth);
+"></iframe>"""
+
+
 class Quiet(http.server.SimpleHTTPRequestHandler):
+    def do_GET(self):
+        address = self.path.removeprefix("/narrow")
+        if address == self.path:
+            super().do_GET()
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(NARROW.format(address=address).encode())
+
     def log_message(self, *args):
         pass
 
@@ -141,6 +158,15 @@ def test__site__page_in_a_browser__rendered_without_errors(site, page, content, 
     dom, console = browse(site + page, tmp_path, "--dump-dom")
     assert content in dom
     assert console == []
+
+
+@pytest.mark.parametrize(
+    "page", ["index.html", "guide/choosing.html", "api/generated/skve.SVEClassifier.html", "guide/labels.html"]
+)
+def test__site__400_pixels_wide__nothing_beyond_the_edge(site, page, tmp_path):
+    dom, _ = browse(site + "narrow/" + page, tmp_path, "--dump-dom")
+    width, window = re.search(r"page of (\d+) in (\d+)</body>", dom.replace("\n", "")).groups()
+    assert int(width) <= int(window) <= 400
 
 
 def test__site__search__finds_calibration(site, tmp_path):
