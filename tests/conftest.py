@@ -81,3 +81,10 @@ def train_in_chunks(monkeypatch):
 def pytest_configure():
     # A shell's background jobs ignore Ctrl-C, which some tests send to themselves.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items):
+    # Workers of pytest-xdist refuse to run unless all of them collect the same names.
+    addresses = [item.nodeid for item in items if " at 0x" in item.nodeid]
+    if addresses:
+        raise pytest.UsageError(f"names of tests must not contain addresses of objects: {addresses}")

@@ -141,7 +141,7 @@ def never_parallel(monkeypatch):
         {"n_jobs": 1},
         {"n_jobs": None},
     ],
-    ids=str,
+    ids=lambda case: "-".join(case),
 )
 def test__fit__members_that_depend_on_one_another__one_process(never_parallel, case):
     ToyClassifier(**{"n_jobs": 2, **COMMON, **case}).fit(X, Y)
