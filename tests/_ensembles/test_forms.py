@@ -176,7 +176,7 @@ def adapted(module, inputs, *, n_samples, training, dtype=torch.float64, scale=0
     parameters = dict(backbone.module.named_parameters())
     for site in sites:
         exact = exact_factors(parameters[site.parameter], site.kind)
-        backbone.frozen._factors[site.parameter, "singular"] = decomposition.Factors(
+        backbone.frozen._factors[site.layer, "singular"] = decomposition.Factors(
             exact.U.to(dtype), exact.sigma.to(dtype), exact.Vt.to(dtype)
         )
     rule = _ensembles.SingularValues(backbone, sites, init_scale=0.0, train_bias=train_bias)
