@@ -83,8 +83,8 @@ def main():
     parser.add_argument("--force", action="store_true", help="measure on a busy machine, too")
     arguments = parser.parse_args()
     arguments.models.mkdir(parents=True, exist_ok=True)
-    models = write_models(arguments.models)
     require_idle(arguments.force)
+    models = write_models(arguments.models)
     print(machine())
     texts = (load_intents().texts_test * 2)[: max(N_SINGLE, N_CLIENTS * N_EACH)]
     print("| model | p50, ms | p99, ms | requests a second, eight clients | MB |\n|---|---|---|---|---|")

@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 import torch
 from _common import forget_peak, keep_predictions, measures, memory
+from _corrupt import corrupt
 from _data import load
 from _study import KEY, TEXT_LOADERS, show
 from joblib.externals.loky import ProcessPoolExecutor
@@ -104,21 +105,26 @@ def _fit(cells, options):
     members = {"test": clf.predict_proba_members(parts.X_test)}
     timed["predict_seconds"] = time.perf_counter() - start
     members["valid"] = members["test"]
+    tests = {strength: corrupt(parts.X_test, strength) for strength in {cell.data["strength"] for cell in cells}}
+    corrupted = {strength: clf.predict_proba_members(items) for strength, items in tests.items() if strength}
     if leader.judged_on == "test":
         members["valid"] = clf.predict_proba_members(parts.X_valid)
     if leader.stage == "test":
         members |= {name: clf.predict_proba_members(items) for name, items in parts.shifts.items()}
-    novelty = {}
+    novelty = {strength: {} for strength in tests}
     if leader.stage == "test" and parts.shifts:
-        normal = clf.score_samples(parts.X_test)
-        for name, items in parts.shifts.items():
-            novelty[f"{name}_novelty"] = ood_auroc(-normal, -clf.score_samples(items))
+        foreign = {name: clf.score_samples(items) for name, items in parts.shifts.items()}
+        for strength, items in tests.items():
+            normal = clf.score_samples(items)
+            novelty[strength] = {f"{name}_novelty": ood_auroc(-normal, -own) for name, own in foreign.items()}
     truth = {"test": parts.y_test, "valid": parts.y_valid}
     sizes = {"n_train": len(parts.y_train), "n_valid": len(parts.y_valid), "n_test": len(parts.y_test)}
     found = []
     for cell in cells:
-        own = {name: proba[: cell.n_members] for name, proba in members.items()}
-        values = sizes | novelty
+        strength = cell.data["strength"]
+        known = {**members, "test": corrupted.get(strength, members["test"])}
+        own = {name: proba[: cell.n_members] for name, proba in known.items()}
+        values = sizes | novelty[strength]
         values |= judge(own, truth, clf.classes_, cell.judged_on == "test", clf.temperature_)
         values["extra_percent"] = extra_percent(clf, cell.n_members)
         if cell.n_members == leader.n_members:

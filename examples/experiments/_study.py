@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import pathlib
+import re
 import tomllib
 
 from sklearn.model_selection import ParameterGrid
@@ -35,6 +36,7 @@ DATA = {
     "per_class": (int, None),
     "n_classes": (int, None),
     "near_classes": (int, 0),
+    "strength": (int, 0),
     "n_valid": (int, REQUIRED),
     "n_test": (int, REQUIRED),
     "near": (dict, None),
@@ -42,6 +44,7 @@ DATA = {
 }
 TUNING = {"seed": (int, 100), "n_members": (int, 2), "trials": (int, None)}
 TEST = {"seeds": (list, [0, 1, 2]), "on": (str, "test"), "against": (list, None)}
+MAX_STRENGTH = 5
 TEXT_LOADERS, IMAGE_LOADERS = ("jsonl",), ("jpegs", "arrays", "folders")
 
 
@@ -87,7 +90,9 @@ class Cell:
     @property
     def settings(self):
         """Return all that the result depends on besides the seed, as JSON: a row with other settings is stale."""
-        known = {"data": self.data, "parameters": self.parameters, "judged_on": self.judged_on}
+        # Rows that were made before test items could be corrupted stay valid.
+        data = {name: value for name, value in self.data.items() if name != "strength" or value}
+        known = {"data": data, "parameters": self.parameters, "judged_on": self.judged_on}
         return json.dumps(known, sort_keys=True, separators=(",", ":"))
 
     @property
@@ -111,7 +116,8 @@ class Cell:
         coupled = own["ensemble"] == "snapshot" or options.get("diversity") or folds is not None
         if not coupled and not own.get("early_stopping"):
             own.pop("n_members", None)
-        return json.dumps([self.stage, self.seed, self.data, own, self.judged_on], sort_keys=True)
+        data = {name: value for name, value in self.data.items() if name != "strength"}
+        return json.dumps([self.stage, self.seed, data, own, self.judged_on], sort_keys=True)
 
     @property
     def cost(self):
@@ -156,8 +162,9 @@ class Study:
         if not self.path.is_file():
             near = difflib.get_close_matches(self.path.name, [f.name for f in self.path.parent.glob("*.toml")], n=1)
             raise ValueError(f"study: there is no file {path}{f'; did you mean {near[0]}?' if near else ''}")
+        self.text = self.path.read_text(encoding="utf-8")
         try:
-            raw = tomllib.loads(self.path.read_text(encoding="utf-8"))
+            raw = tomllib.loads(self.text)
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"{path} is no TOML: {error}") from error
         for change in changes:
@@ -255,9 +262,11 @@ class Study:
         full = f"{where}.{key}".lstrip(".")
         if type(value) is not kind:
             raise ValueError(f"{self.name}: {full} must be of type {kind.__name__}, got {value!r}.")
-        least = 0 if key in ("near_classes", "seed") else 1
+        least = 0 if key in ("near_classes", "seed", "strength") else 1
         if kind is int and value < least:
             raise ValueError(f"{self.name}: {full} must be at least {least}, got {value}.")
+        if key == "strength" and value > MAX_STRENGTH:
+            raise ValueError(f"{self.name}: {full} must be at most {MAX_STRENGTH}, got {value}.")
 
     def _check_names(self, found, known, where):
         for name in found:
@@ -288,6 +297,17 @@ class Study:
             names = _names(key)
             swept.append([dict(zip(names, v if len(names) > 1 else [v], strict=True)) for v in values])
         return [{k: v for one in several for k, v in one.items()} for several in itertools.product(*swept)]
+
+    def source(self, section):
+        """Return what the comment above a section says: where data come from, or the command that makes weights."""
+        found = re.search(rf"((?:^#.*\n)+)\[{section}\]", self.text, re.MULTILINE)
+        return " ".join(line.lstrip("# ") for line in found[1].splitlines()) if found else ""
+
+    def weights(self):
+        """Return the paths of weights, below "{weights}", that cells load."""
+        known = [cell.parameters.get("backbone") for cell in self.cells("test")]
+        paths = [backbone.partition("{weights}/")[2] for backbone in known if isinstance(backbone, str)]
+        return sorted(set(paths) - {""})
 
     def data_of_cells(self):
         """Return the different (section on data, what the cells are judged on) of all cells."""

@@ -157,10 +157,17 @@ def _parse(arguments):
         parser.error(f"--data-dir {parsed.data_dir}: there is no such folder")
     try:
         study = Study(parsed.study, parsed.set)
+    except ValueError as error:
+        parser.error(str(error))
+    try:
         for data, judged_on in study.data_of_cells():
             load(data, parsed.data_dir, study.tuning["seed"], judged_on)
     except ValueError as error:
-        parser.error(str(error))
+        parser.error(f"{error}\n{study.source('data')}")
+    for name in study.weights():
+        path = pathlib.Path(parsed.weights or parsed.data_dir) / name
+        if not path.exists():
+            parser.error(f"--weights: there is no {path}\n{study.source('common')}")
     unknown = [name for name in parsed.methods if name not in study.methods]
     if unknown:
         parser.error(f"--methods must be among {list(study.methods)}, got {unknown[0]!r}")

@@ -11,6 +11,7 @@ from PIL import Image
 import skve
 from skve.metrics import paired_bootstrap
 
+import _corrupt  # isort: skip
 import _data  # isort: skip
 import _fits  # isort: skip
 import _intervals  # isort: skip
@@ -48,6 +49,36 @@ def test__load__rare_class__half_of_it_is_for_training(tmp_path):
     parts = _data.load(data, tmp_path, 0, "valid")
     assert {label: (parts.y_train == label).sum() for label in "abc"} == {"a": 10, "b": 10, "c": 1}
     assert (parts.y_valid == "c").sum() == 1
+
+
+@pytest.mark.parametrize("as_array", [False, True])
+def test__corrupt__images__each_kind_moves_pixels_further_with_its_strength(as_array):
+    rng = np.random.default_rng(0)
+    pixels = np.asarray(Image.fromarray(rng.integers(256, size=(8, 8, 3)).astype(np.uint8)).resize((32, 32)))
+    images = [pixels if as_array else Image.fromarray(pixels)] * 4
+    assert _corrupt.corrupt(images, 0) is images
+    moved = np.array(
+        [
+            [np.abs(np.asarray(image, float) - pixels).mean() for image in _corrupt.corrupt(images, strength)]
+            for strength in range(1, 6)
+        ]
+    )
+    assert (moved[0] > 0).all()
+    assert (np.diff(moved, axis=0) > 0).all()
+
+
+def test__corrupt__texts__typing_errors_capitals_and_dropped_words():
+    text = "the quick brown fox jumps over the lazy dog " * 5
+    typos, capitals, dropped = _corrupt.corrupt([text] * 3, 3)
+    words = text.split()
+    changed = [(old, new) for old, new in zip(words, typos.split(), strict=True) if old != new]
+    assert changed
+    assert all(sorted(old) == sorted(new) for old, new in changed)
+    assert capitals != text
+    assert capitals.lower().split() == words
+    assert 0 < len(dropped.split()) < len(words)
+    assert _corrupt.corrupt([text] * 3, 3) == [typos, capitals, dropped]
+    assert _corrupt.corrupt(["a", "b", "c"], 5)[2] == "c"
 
 
 def test__read_split__line_that_is_no_record__value_error_shows_what_is_wanted(tmp_path):

@@ -43,6 +43,7 @@ def test__studies__all_that_are_promised__there():
     promised |= {"basis_signs_10", "basis_sst2_10"}
     promised |= {f"labels_{data}" for data in ("signs", "cifar10", "sst2", "emotion", "flowers_vit")}
     promised |= {f"rates_lora_batch_{data}" for data in ("signs", "cifar10", "emotion")}
+    promised |= {f"{kind}_{data}" for kind in ("shift", "layers") for data in ("cifar10", "emotion")}
     promised |= {
         "pretrained",
         "members",
@@ -159,6 +160,22 @@ def test__run__swept_members__fitted_once_for_all_numbers(small, data_dir, tmp_p
     assert float(row["nll"]) == pytest.approx(found["nll"], rel=1e-5)
 
 
+def test__run__swept_strength__one_fit_judged_on_ever_more_corrupted_items(small, data_dir, tmp_path, monkeypatch):
+    fits = count_fits(monkeypatch)
+    one = ("--set", "tuning.trials=1", "--set", "factors.strength=[0, 5]", "--set", "test.seeds=[1]")
+    assert start(small, data_dir, tmp_path / "e.csv", *one, "--methods", "deep") == 0
+    assert [len(cells) for cells in fits] == [2]
+    clean, corrupted = rows_of(tmp_path / "e.csv")
+    assert (clean["factors"], corrupted["factors"]) == ("strength=0", "strength=5")
+    assert clean["nll"] != corrupted["nll"]
+    assert clean["near_total"] != corrupted["near_total"]
+    assert clean["near_novelty"] != corrupted["near_novelty"]
+    assert start(small, data_dir, tmp_path / "plain.csv", *one[:2], *one[4:], "--methods", "deep") == 0
+    (plain,) = rows_of(tmp_path / "plain.csv")
+    assert plain["settings"] == clean["settings"]
+    assert plain["nll"] == clean["nll"]
+
+
 def test__run__trials_in_another_order__their_rows_still_count(small, data_dir, tmp_path, monkeypatch):
     out = tmp_path / "e.csv"
     assert start(small, data_dir, out) == 0
@@ -247,16 +264,17 @@ def test__run__changed_setting__only_rows_with_the_present_settings_count(small,
 
 def test__run__failing_cell__recorded_and_tried_again_while_the_others_go_on(small, data_dir, tmp_path, capsys):
     out = tmp_path / "e.csv"
-    backbones = 'factors.backbone=["random:test_resnet", "test_resnet@{weights}/none.safetensors"]'
-    more = ("--set", "tuning.trials=1", "--set", backbones, "--set", "test.seeds=[0]")
+    (tmp_path / "broken.safetensors").write_bytes(b"no weights")
+    backbones = 'factors.backbone=["random:test_resnet", "test_resnet@{weights}/broken.safetensors"]'
+    more = ("--set", "tuning.trials=1", "--set", backbones, "--set", "test.seeds=[0]", "--weights", str(tmp_path))
     assert start(small, data_dir, out, *more) == 1
     rows = rows_of(out)
     assert [row["status"] for row in rows].count("failed") == 3
     assert [row["status"] for row in rows].count("ok") == 3
     failed = next(row for row in rows if row["status"] == "failed")
-    assert failed["factors"] == "backbone=test_resnet@{weights}/none.safetensors"
-    assert "{weights}/none.safetensors" in failed["error"]
-    assert str(data_dir) not in failed["error"]
+    assert failed["factors"] == "backbone=test_resnet@{weights}/broken.safetensors"
+    assert "{weights}/broken.safetensors" in failed["error"]
+    assert str(tmp_path) not in failed["error"]
     assert "3 cells finished, 3 failed, 0 to do" in capsys.readouterr().err
     assert start(small, data_dir, out, *more) == 1
     assert len(rows_of(out)) == 9
@@ -347,6 +365,7 @@ def test__study__wrong_file__value_error_names_it(small, case):
         ('factors.per_class=["5"]', "factors.per_class must be of type int, got '5'"),
         ("factors.per_class=[0]", "factors.per_class must be at least 1, got 0"),
         ("data.n_valid=0", "data.n_valid must be at least 1, got 0"),
+        ("factors.strength=[0, 6]", "factors.strength must be at most 5, got 6"),
         ("tuning.trials=0", "tuning.trials must be at least 1, got 0"),
         ("question.x=2", "question is a value, no section"),
         ("nothing", "must be section.key=value, got"),
@@ -387,6 +406,23 @@ def test__run__wrong_study_or_sizes_that_data_lack__one_error_before_any_fit(
         start(small, data_dir, tmp_path / "e.csv", "--set", change)
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "e.csv").exists()
+
+
+def test__run__missing_weights__one_error_with_the_command_that_makes_them(data_dir, tmp_path, capsys):
+    study = EXAMPLES / "experiments/studies/labels_flowers_vit.toml"
+    sizes = ("--set", "data.per_class=2", "--set", "data.n_test=9", "--set", "data.n_valid=6")
+    with pytest.raises(SystemExit):
+        start(study, data_dir, tmp_path / "e.csv", *sizes)
+    told = capsys.readouterr().err
+    assert "there is no" in told
+    assert "python examples/benchmarks/vit_weights.py WEIGHTS/vit_s14.safetensors" in told
+    assert not (tmp_path / "e.csv").exists()
+
+
+def test__run__missing_data__the_error_says_where_they_come_from(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        start(EXAMPLES / "experiments/studies/labels_cifar10.toml", tmp_path, tmp_path / "e.csv")
+    assert "https://www.cs.toronto.edu/~kriz/cifar.html" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

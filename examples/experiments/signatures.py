@@ -1,0 +1,123 @@
+"""Known failures, each produced on purpose, and what `skve.diagnose` says of them and of healthy fits.
+
+    python examples/experiments/signatures.py run  --csv docs/data/signatures.csv --jobs 2
+    python examples/experiments/signatures.py show --csv docs/data/signatures.csv
+
+The data and the weights are bundled: 20 photographs of each kind of clothes (Fashion-MNIST) at 48 pixels, and 10
+questions of each of a bank's intents. `diagnose` sees 300 other items and foreign ones. A row is a fit with one thing
+wrong ("setting") or a healthy one, whose findings would all be false alarms. What the CSV has is not run again.
+"""
+
+import argparse
+import collections
+import csv
+import pathlib
+import sys
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed
+
+import skve
+from skve.datasets import load_fashion, load_intents
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "benchmarks"))
+from _common import Table
+
+# Failure -> what produces it. The first four are those that the paper warns of.
+ILL = {
+    "ratios hardly moved": {"member_lr": 1e-6},
+    "ratios ran away": {"member_lr": 3.0, "grad_clip": None},
+    "init_scale too large": {"init_scale": 1.5},
+    "members collapsed": {"ensemble": "head", "ensemble_params": {"bootstrap": False}},
+    "training stopped too early": {"max_steps": 10},
+    "overconfident": {"head_weight_decay": 0.0, "calibrate": None, "ensemble_params": {"folds": None}},
+}
+HEALTHY = ("sve", "scale", "deep", "lora", "batch")
+SEEDS = {"ill": range(3), "healthy": range(2)}
+N_JUDGED = 300
+KEY = ("data", "setting", "ensemble", "seed")
+
+
+def load(data, seed):
+    """Return training items and labels, those that judge, and foreign items."""
+    rng = np.random.default_rng(seed)
+    if data == "fashion":
+        found, n_each = load_fashion(), 20
+        X, y, X_test, y_test = found.images, found.target, found.images_test, found.target_test
+        foreign = found.images_ood[:N_JUDGED]
+    else:
+        found, n_each = load_intents(), 10
+        X, y, X_test, y_test = found.texts, found.target, found.texts_test, found.target_test
+        foreign = found.texts_ood[:N_JUDGED]
+    order = rng.permutation(len(y))
+    train = np.concatenate([order[y[order] == label][:n_each] for label in np.unique(y)])
+    judged = rng.permutation(len(y_test))[:N_JUDGED]
+    return [X[i] for i in train], y[train], [X_test[i] for i in judged], y_test[judged], list(foreign)
+
+
+def cells(data):
+    """Return the cells of a data set, each with the parameters of its estimator."""
+    found = [
+        ({"data": data, "setting": failure, "ensemble": own.get("ensemble", "sve"), "seed": seed}, own)
+        for failure, own in ILL.items()
+        for seed in SEEDS["ill"]
+    ]
+    for ensemble in HEALTHY:
+        for seed in SEEDS["healthy"]:
+            own = {"data": data, "setting": "healthy", "ensemble": ensemble, "seed": seed}
+            found.append((own, {"ensemble": ensemble}))
+    return found
+
+
+def diagnose(cell, parameters):
+    """Fit, and return the row of a cell."""
+    torch.set_num_threads(1)
+    X, y, X_test, y_test, foreign = load(cell["data"], cell["seed"])
+    if cell["data"] == "fashion":
+        clf = skve.SVEClassifier(image_size=48, random_state=cell["seed"], **parameters)
+    else:
+        clf = skve.SVETextClassifier(random_state=cell["seed"], **parameters)
+    try:
+        found = skve.diagnose(clf.fit(X, y), X_test, y_test, X_train=X, y_train=y, X_ood=foreign)
+        names = [finding.name for finding in found.findings]
+    except ValueError as error:  # training that diverges stops with the remedy
+        names = [f"error: {error}"]
+    return {**cell, "findings": "; ".join(names)}
+
+
+def run(options):
+    table = Table(options.csv, KEY)
+    todo = [one for data in ("fashion", "intents") for one in cells(data) if one[0] not in table]
+    for row in Parallel(options.jobs, return_as="generator_unordered")(delayed(diagnose)(*one) for one in todo):
+        table.add(row)
+        print(*row.values(), sep=" | ", flush=True)
+
+
+def show(options):
+    """Print how many fits with each failure were found out, and every false alarm."""
+    with open(options.csv, newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    groups = collections.defaultdict(list)
+    for row in rows:
+        groups[row["data"], row["setting"]].append(row["findings"].split("; ") if row["findings"] else [])
+    print("| data | what was done | fits | found | also reported |\n|---|---|---|---|---|")
+    for (data, setting), findings in groups.items():
+        hits = sum(setting in own for own in findings)
+        found = f"{hits} of {len(findings)}" if setting != "healthy" else ""
+        others = collections.Counter(name for own in findings for name in own if name != setting)
+        shown = ", ".join(f"{name} ({n})" for name, n in others.most_common())
+        print(f"| {data} | {setting} | {len(findings)} | {found} | {shown} |")
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=["run", "show"])
+    parser.add_argument("--csv", type=pathlib.Path, required=True)
+    parser.add_argument("--jobs", type=int, default=1, help="fits at a time, one thread each")
+    options = parser.parse_args(arguments)
+    {"run": run, "show": show}[options.stage](options)
+
+
+if __name__ == "__main__":
+    main()
