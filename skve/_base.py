@@ -373,11 +373,15 @@ class BaseSVEClassifier(
         """Return what an exported graph takes, an `ExportedInputs`; `resize` is for images."""
 
     @abstractmethod
-    def _outline(self, length):
+    def _outline(self, length, n_classes):
         """Return the backbone's module without weights, its features, its preprocessing, a batch, and its size.
 
         Tensors are made on the default device, "meta"; `length` is that of texts, in tokens.
         """
+
+    def _find_classes(self, items, y):
+        """Return the classes, sorted, of the labels `y` that a fit gets for checked inputs."""
+        return np.unique(y)
 
     @staticmethod
     @abstractmethod
@@ -574,7 +578,7 @@ class BaseSVEClassifier(
         if classes is not None:
             classes_ = np.unique(check_classes(classes, "classes"))
         else:
-            classes_ = np.unique(y) if start is None else self.classes_
+            classes_ = self._find_classes(items, y) if start is None else self.classes_
         codes = encode_labels(y, classes_)
         if len(classes_) < 2:
             raise ValueError(f"y must have at least two classes, got only one class: {classes_.tolist()[0]!r}.")

@@ -102,7 +102,8 @@ def estimate_memory(
     n_classes : int, default=2
         Number of classes.
     length : int, default=128
-        For texts, the number of tokens of the longest text in a batch.
+        For texts, the number of tokens of the longest text in a batch; with `head="likelihood"` of a prompt and a
+        choice, of which there are `n_classes` for each prompt.
     device : {"auto", "cpu", "cuda", "mps"}, default="auto"
         Where the fit will run, which this machine need not have: on GPUs members pass through the network together,
         and `precision="auto"` is bfloat16. "auto" is the estimator's device.
@@ -150,7 +151,7 @@ def estimate_memory(
     planned = resolve_device(estimator.device) if device == "auto" else torch.device(device)
     with neutral_modes(torch.device("cpu")), ignored(".*performance drop.*"):  # torch's, of what runs on no processor
         with torch.device("meta"):
-            module, features, preprocess, inputs, size = estimator._outline(length)
+            module, features, preprocess, inputs, size = estimator._outline(length, n_classes)
         with FakeTensorMode():
             memo = {id(t): _empty_like(t) for t in [*module.parameters(), *module.buffers()]}
             module = laid_out(copy.deepcopy(module, memo))

@@ -15,7 +15,7 @@ from skve._base import COUNT, BaseSVEClassifier, inherit_parameter_docs
 from skve._inputs.containers import check_column_names, plain_str
 from skve._inputs.exported import exported_texts
 from skve._inputs.text_pipeline import TextPipeline
-from skve._inputs.texts import check_texts
+from skve._inputs.texts import check_choices, check_texts
 from skve._runtime.wording import listed
 
 if TYPE_CHECKING:
@@ -31,7 +31,9 @@ class SVETextClassifier(BaseSVEClassifier):
 
     X is a list, tuple, array or Series of strings, or a DataFrame with one column of them; for sentence pairs a
     list of tuples `(first, second)` or a DataFrame with two columns. Texts may be empty. If the tokenizer puts no
-    separator between the texts of a pair, as those of most decoders, they are joined by a line break.
+    separator between the texts of a pair, as those of most decoders, they are joined by a line break. With
+    `head="likelihood"`, X is a list of tuples `(prompt, choices)` or a DataFrame with two such columns, and y has the
+    index of the right choice.
 
     Parameters
     ----------
@@ -44,33 +46,37 @@ class SVETextClassifier(BaseSVEClassifier):
         Learning rate of each member's backbone parameters. None: 5e-5 for fine-tunes, 1e-4 for `"lora"`, 3e-3 for
         `"batch"` and `"bias"`, else 1e-2.
     head_lr : float, default=None
-        Learning rate of the heads. None: 1e-2 with `head="linear"`, 1e-5 with `head="lm"`.
+        Learning rate of the heads. None: 1e-2 with `head="linear"`, else 1e-5.
     head_weight_decay : float, default=None
         Decoupled weight decay of the heads. None: 0.03 / `head_lr` with `head="linear"`, that is 3 by
-        default, and 0.0 with `head="lm"`. Heads that stay small leave the task to the backbone's features, which
-        helps most where labels are few.
+        default, else 0.0. Heads that stay small leave the task to the backbone's features, which helps most where
+        labels are few.
     batch_size : int, default=32
         Number of samples in a batch, in training and in prediction. Batches hold texts of similar length.
     max_length : int, default=None
         Largest number of tokens of a text, special tokens included. Longer texts are truncated, with a warning.
         None takes 256, or the backbone's largest number of positions if that is less.
     truncation_side : {"left", "right"}, default="right"
-        Side on which longer texts are truncated. Decoders with `head="lm"` read after the end of a text: `"left"`
-        keeps the end.
+        Side on which longer texts are truncated. Decoders with `head="lm"` and `"likelihood"` read after the end of a
+        text or prompt: `"left"` keeps the end.
     pooling : {"auto", "mean", "cls", "last"}, default="auto"
         How the features of a text's tokens become one vector for `head="linear"`: their mean, those of the first
         token, or those of the last token before the padding. `"auto"` takes the last for decoders, else the mean.
-    head : {"linear", "lm"}, default="linear"
+    head : {"linear", "lm", "likelihood"}, default="linear"
         `"linear"`: a new linear head for each member. `"lm"`: the pretrained language-model head, whose logits of the
         first token of each class's label word are used, for few examples and multiple choice. They are read after
         the last token of decoders, so that a text is a prompt such as `"Great film! It was"`, and at the mask token
-        of encoders. Each member owns a copy of the label words' rows.
+        of encoders. Each member owns a copy of the label words' rows. `"likelihood"`: multiple choice by the texts of
+        the choices. The logit of a choice is the mean log-likelihood of its tokens after the prompt, by the
+        pretrained language-model head of a decoder, which all members share; what each member owns is a linear map of
+        the choices' logits, which starts as the identity.
     label_words : array-like of str or dict, default=None
         With `head="lm"`, the word of each class as it continues the text, usually with a leading space: in the
         order of the sorted classes, or a dict from class to word. None uses a space and the name of the class.
     multiple_choice : bool, default=False
         With `head="lm"`, whether each text lists its choices, on lines that begin with the label word and `.`, `)`
-        or `:`. Classes that a text does not list have probability 0 and cannot be its label in `fit`.
+        or `:`. Classes that a text does not list have probability 0 and cannot be its label in `fit`. With
+        `head="likelihood"` every prompt has choices, whatever this says.
     backbone_dtype : {"float32", "bfloat16", "int8", "int4"}, default="float32"
         Type of the frozen weights. `"bfloat16"` halves their memory. `"int8"` and `"int4"` keep those of linear
         layers in a quarter and in a seventh of it: members then train and predict beside the quantised weights,
@@ -90,9 +96,10 @@ class SVETextClassifier(BaseSVEClassifier):
         Only with `backbone_dtype="int8"` or `"int4"`: the modules whose matrices stay float32, such as embeddings.
     preprocess_ : dict
         Settings with which texts are prepared: `"max_length"`, `"truncation_side"`, `"pooling"`, `"label_words"`,
-        `"choices"` (the label words of multiple choice, or None), `"mask_token_id"` (of the token at which the label
-        word is read, or None), `"n_tokens"` (number of tokens that the backbone embeds), `"tokenizer_sha256"`,
-        `"dtype"` of the frozen weights, and `"softcap"` of the language-model head's logits, or None.
+        `"choices"` (the label words of multiple choice, the largest number of choices of a prompt, or None),
+        `"mask_token_id"` (of the token at which the label word is read, or None), `"n_tokens"` (number of tokens that
+        the backbone embeds), `"tokenizer_sha256"`, `"dtype"` of the frozen weights, and `"softcap"` of the
+        language-model head's logits, or None.
 
     See Also
     --------
@@ -120,8 +127,8 @@ class SVETextClassifier(BaseSVEClassifier):
     multiple_choice: bool
     backbone_dtype: str
     activation_checkpointing: bool
-    _paired: bool
-    _learned = {"_paired": [False, True]}
+    _paired: bool | str
+    _learned = {"_paired": [False, True, "choices"]}
     _check_preprocess = staticmethod(from_transformers.check_preprocess)
 
     _parameter_constraints: dict = {
@@ -129,7 +136,7 @@ class SVETextClassifier(BaseSVEClassifier):
         "max_length": [COUNT, None],
         "truncation_side": [StrOptions({"left", "right"})],
         "pooling": [StrOptions({"auto", "mean", "cls", "last"})],
-        "head": [StrOptions({"linear", "lm"})],
+        "head": [StrOptions({"linear", "lm", "likelihood"})],
         "label_words": ["array-like", dict, None],
         "multiple_choice": ["boolean"],
         "backbone_dtype": [StrOptions(set(from_transformers.DTYPES))],
@@ -185,14 +192,31 @@ class SVETextClassifier(BaseSVEClassifier):
 
     def _check_inputs(self, X, *, reset):
         check_column_names(self, X, reset=reset)
-        texts = check_texts(X, paired=None if reset else self._paired)
+        if (self.head == "likelihood") if reset else (self._paired == "choices"):
+            texts = check_choices(X)
+        else:
+            texts = check_texts(X, paired=None if reset else self._paired)
         if reset:
             self._paired = texts.paired
         return texts
 
+    def _find_classes(self, items, y):
+        if items.paired != "choices":
+            return super()._find_classes(items, y)
+        n_choices = max(map(len, items.second))
+        if y.dtype.kind not in "iu" or not ((y >= 0) & (y < n_choices)).all():
+            wrong = next(label for label in y.tolist() if type(label) is not int or not 0 <= label < n_choices)
+            raise ValueError(
+                f"y must have the index of the right choice of each prompt for head='likelihood', an integer from 0 "
+                f"to {n_choices - 1}, got {wrong!r}."
+            )
+        return np.arange(n_choices)
+
     def _load_backbone(self, spec, preprocess=None, classes=None):
         if preprocess is not None:
             head = "lm" if preprocess["label_words"] is not None else "linear"
+            if isinstance(preprocess["choices"], int):
+                head = "likelihood"
             backbone = from_transformers.load_text_backbone(spec, head=head, dtype=preprocess["dtype"])
             if backbone.preprocess["tokenizer_sha256"] != preprocess["tokenizer_sha256"]:
                 raise ValueError(
@@ -201,26 +225,45 @@ class SVETextClassifier(BaseSVEClassifier):
                 )
             return from_transformers.reconfigure(backbone, preprocess)
         words = self._words(classes)
+        choices = words if self.multiple_choice else None
+        if self.head == "likelihood":
+            choices = self._n_choices(classes)
         return from_transformers.configure(
             from_transformers.load_text_backbone(spec, head=self.head, dtype=self.backbone_dtype),
             pooling=self.pooling,
             max_length=self.max_length,
             truncation_side=self.truncation_side,
             label_words=words,
-            choices=self.multiple_choice,
+            choices=choices,
         )
 
-    def _outline(self, length):
-        shape = (self.batch_size, length)
+    def _outline(self, length, n_classes):
+        scores = self.head == "likelihood"
+        shape = (self.batch_size, n_classes, length) if scores else (self.batch_size, length)
         outline = from_transformers.outline(
-            self.backbone, shape, head=self.head, dtype=self.backbone_dtype, pooling=self.pooling
+            self.backbone,
+            shape,
+            head=self.head,
+            dtype=self.backbone_dtype,
+            pooling=self.pooling,
+            n_choices=n_classes if scores else None,
         )
         return *outline, math.prod(shape)
 
+    @staticmethod
+    def _n_choices(classes):
+        """Return the largest number of choices of a prompt, whose indices are the classes."""
+        if classes.tolist() != list(range(len(classes))):
+            raise ValueError(
+                f"classes must be the indices of the choices for head='likelihood', from 0 to one less than their "
+                f"largest number, got {listed(classes.tolist(), form=repr)}."
+            )
+        return len(classes)
+
     def _words(self, classes):
-        """Return the label word of each class, or None without a language-model head."""
-        if self.head == "linear":
-            if self.label_words is not None or self.multiple_choice:
+        """Return the label word of each class, or None where none is read."""
+        if self.head != "lm":
+            if self.label_words is not None or (self.multiple_choice and self.head == "linear"):
                 raise ValueError(
                     f"label_words and multiple_choice require head='lm', got head={self.head!r}. Set head='lm'."
                 )
@@ -254,7 +297,7 @@ class SVETextClassifier(BaseSVEClassifier):
 
     def _defaults(self):
         defaults = super()._defaults()
-        if self.head == "lm":  # heads start as the pretrained rows of the label words, from which they hardly move
+        if self.head != "linear":  # heads start as what the language model reads, from which they hardly move
             return dataclasses.replace(defaults, head_lr=1e-5, head_weight_decay=0.0)
         return defaults
 

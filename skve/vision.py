@@ -165,7 +165,7 @@ class SVEClassifier(BaseSVEClassifier):
                 return dataclasses.replace(backbone, preprocess=preprocess)
         return dataclasses.replace(from_timm.load_image_backbone(spec, size, dtype), preprocess=preprocess)
 
-    def _outline(self, length):
+    def _outline(self, length, n_classes):
         outline = from_timm.outline(self.backbone, self.batch_size, self.image_size, self.backbone_dtype)
         return *outline, self.batch_size
 

@@ -202,3 +202,13 @@ def test__estimate_memory__embedded_backbone__as_before_it_was_saved(kind, tmp_p
 def test__estimate_memory__more_tokens_than_positions__error():
     with pytest.raises(ValueError, match="length must be at most 64, the positions of the backbone, got 65"):
         skve.estimate_memory(SVETextClassifier(make_toy_text_backbone()), length=65)
+
+
+def test__estimate_memory__choices_scored_by_their_texts__their_number_and_the_vocabulary_count():
+    model, tokenizer = make_toy_text_backbone("llama", lm=True)
+    clf = SVETextClassifier((model, tokenizer), head="likelihood", batch_size=4, n_members=2, device="cpu")
+    few, many = (skve.estimate_memory(clf, n_classes=n, length=16) for n in (2, 4))
+    assert many.training.activations > 1.5 * few.training.activations
+    n_scored = 4 * 4 * 8  # half of each sequence
+    assert many.prediction.activations > 4 * n_scored * len(tokenizer)
+    assert few.training.heads == 2 * 4 * (2 * 2 + 2)

@@ -15,6 +15,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
@@ -27,11 +28,12 @@ from sklearn.preprocessing import FunctionTransformer
 import skve
 from skve import SVETextClassifier
 from skve._backbones import cache, network
-from skve._ensembles import forms
+from skve._ensembles import Ensemble, forms
 from skve._fitted.saving import LOCK, document_hash
 from skve._training import step
 from skve.datasets import load_intents
 from skve.testing import check_text_estimator, make_toy_text_backbone
+from tests.toys import arrays_of
 
 pytest.importorskip("transformers")
 pd = pytest.importorskip("pandas")
@@ -509,7 +511,9 @@ def test__lm_head__loaded_with_its_backbone_and_fitted_anew__same_bits(options, 
     clf.save(tmp_path, include_backbone=True)
     again = skve.load(tmp_path).fit(TEXTS, LABELS)
     np.testing.assert_array_equal(again.predict_proba(TEXTS), clf.predict_proba(TEXTS))
-    with pytest.raises(ValueError, match=r"head must be 'lm' for the backbone .*, which was embedded for that"):
+    with pytest.raises(
+        ValueError, match=r"head must be 'lm' or 'likelihood' for the backbone .*, which was embedded"
+    ):
         again.set_params(head="linear").fit(TEXTS, LABELS)
 
 
@@ -519,3 +523,249 @@ def test__warm_start__other_label_words__refused():
         ValueError, match=r"label_words must stay \[' a', ' b'\] .*, got \[' c', ' d'\]. Set warm_start"
     ):
         clf.set_params(label_words=[" c", " d"]).fit(TEXTS, LABELS)
+
+
+# ------------------------------------------------------------------------ choices scored by their texts
+
+QUESTIONS = [
+    ("the sky is", ["blue", "green"]),
+    ("to be or", ["not to be", "so", "be it"]),
+    ("", ["a", "bb", "ccc", "dd dd"]),
+    ("a fine", ["day", "bore again"]),
+] * 3
+INDICES = [0, 2, 3, 1] * 3
+N_CHOICES = [2, 3, 4, 2] * 3
+UNTOUCHED = {"n_members": 1, "init_scale": 0.0, "member_lr": 1e-12, "head_lr": 1e-12, "max_epochs": 1}
+
+
+def scoring(family="llama", **parameters):
+    settings = {"head": "likelihood", "precision": "float32", "predict_precision": "float32", "member_lr": 0.1}
+    return toy(family, lm=True, **{**settings, **parameters})
+
+
+def log_likelihoods(family, questions):
+    """The mean log-likelihood of each choice by transformers, one text after another; -inf where there is none."""
+    model, tokenizer = make_toy_text_backbone(family, lm=True)
+    scores = np.full((len(questions), 4), -np.inf)
+    for row, (prompt, choices) in enumerate(questions):
+        n_prompt = len(tokenizer(prompt)["input_ids"])
+        for column, choice in enumerate(choices):
+            ids = tokenizer(f"{prompt} {choice}" if prompt else choice)["input_ids"]
+            ids, start = (ids, n_prompt) if prompt else ([tokenizer.bos_token_id, *ids], 1)
+            with torch.no_grad():
+                log_proba = model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
+            scores[row, column] = np.mean([float(log_proba[i - 1, ids[i]]) for i in range(start, len(ids))])
+    return scores
+
+
+@pytest.fixture(scope="module")
+def scored():
+    return scoring(max_epochs=6, n_members=3).fit(QUESTIONS, INDICES)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "qwen3", "gemma3_text"])
+def test__likelihood__untouched_model__softmax_of_mean_log_likelihoods_by_transformers(family):
+    clf = scoring(family, **UNTOUCHED).fit(QUESTIONS, INDICES)
+    scores = log_likelihoods(family, QUESTIONS)
+    expected = softmax(scores, axis=1)
+    np.testing.assert_allclose(clf.predict_proba_members(QUESTIONS)[0], expected, rtol=0, atol=1e-5)
+    assert np.ptp(expected[1:2, :3]) > 0.01  # else any number would do
+    np.testing.assert_allclose(clf.transform(QUESTIONS)[0, :2], scores[0, :2], atol=1e-4)
+
+
+def test__likelihood__classes__indices_of_the_largest_number_of_choices():
+    clf = scoring(max_epochs=1, multiple_choice=True).fit(QUESTIONS, np.zeros(12, int))
+    assert clf.classes_.tolist() == [0, 1, 2, 3]
+    proba = clf.predict_proba_members(QUESTIONS)
+    assert (proba[:, np.arange(4) >= np.array(N_CHOICES)[:, None]] == 0).all()
+    np.testing.assert_allclose(proba.sum(-1), 1)
+    assert clf.predict(QUESTIONS).max() < 4
+    assert clf.preprocess_["choices"] == 4
+
+
+def test__likelihood__one_question_or_many__same_prediction(scored):
+    together = scored.predict_proba(QUESTIONS[:4])
+    alone = np.concatenate([scored.predict_proba([question]) for question in QUESTIONS[:4]])
+    np.testing.assert_allclose(together, alone, rtol=0, atol=1e-6)
+
+
+def test__likelihood__choices_in_another_order__their_probabilities_in_that_order(scored):
+    prompt, choices = QUESTIONS[2]
+    one, other = scored.predict_proba([(prompt, choices), (prompt, choices[::-1])])
+    np.testing.assert_allclose(other, one[::-1], rtol=0, atol=1e-3)  # but for the heads, which hardly move
+
+
+def test__likelihood__training__members_learn_and_differ(scored):
+    untouched = scoring(**UNTOUCHED).fit(QUESTIONS, INDICES)
+    rows = np.arange(12)
+    before, after = (-np.log(clf.predict_proba(QUESTIONS)[rows, INDICES]).mean() for clf in (untouched, scored))
+    assert after < 0.7 * before
+    assert all(min(norms) > 0 for norms in scored.history_["gradient_norm"].values())
+    assert (scored.predict_uncertainty(QUESTIONS).epistemic > 0).all()
+    heads = arrays_of(scored)["head.weight"]
+    assert heads.shape == (3, 4, 4)
+    np.testing.assert_allclose(heads, np.broadcast_to(np.eye(4), heads.shape), atol=1e-3)
+
+
+def test__likelihood__members__trained_with_others_or_alone__same_bits(scored):
+    two = scoring(max_epochs=6, n_members=2).fit(QUESTIONS, INDICES)
+    np.testing.assert_array_equal(two.predict_proba_members(QUESTIONS), scored.predict_proba_members(QUESTIONS)[:2])
+
+
+def test__likelihood__members_in_one_pass__as_in_turn(scored, train_in_chunks):
+    train_in_chunks(3)
+    together = clone(scored).fit(QUESTIONS, INDICES)
+    np.testing.assert_allclose(
+        together.predict_proba_members(QUESTIONS), scored.predict_proba_members(QUESTIONS), atol=1e-4
+    )
+
+
+def test__likelihood__gradients__those_of_finite_differences():
+    clf = scoring(**UNTOUCHED, layers="last:1").fit(QUESTIONS, INDICES)
+
+    def loss(step, key, place):
+        state = clf._state
+        arrays = {name: value.copy() for name, value in state.arrays.items()}
+        arrays[key].reshape(-1)[place] += step
+        moved = copy.copy(clf)
+        moved._state = dataclasses.replace(state, arrays=arrays)
+        return -np.log(moved.predict_proba_members(QUESTIONS)[0][np.arange(12), INDICES]).mean()
+
+    gradients = gradients_of(clf)
+    key = max(gradients, key=lambda name: np.abs(gradients[name]).max())
+    place = int(np.abs(gradients[key]).argmax())
+    difference = (loss(0.02, key, place) - loss(-0.02, key, place)) / 0.04
+    np.testing.assert_allclose(gradients[key].reshape(-1)[place], difference, rtol=0.02)
+
+
+def gradients_of(clf):
+    """Return the gradients of the loss in the log ratios of the first member."""
+    state, cpu = clf._state, torch.device("cpu")
+    backbone = clf._load_backbone(state.spec, clf.preprocess_)
+    pipeline = clf._make_pipeline(clf._check_inputs(QUESTIONS, reset=False), backbone, cpu, training=True)
+    head, members = state.head_on(backbone), state.members(cpu)
+    ensemble = Ensemble(state.rule_on(backbone), head, members, state.traced, math.inf, training=True)
+    logits = ensemble(pipeline.prepare(pipeline.load(np.arange(len(QUESTIONS))), None))
+    head.likelihood.losses(logits, torch.tensor(INDICES)).mean().backward()
+    return {key: t.grad.numpy() for key, t in ensemble.member(0).items() if key.startswith("log_ratios.")}
+
+
+@pytest.mark.parametrize("ensemble", ["deep", "lora", "batch", "bias", "head", "laplace", "dropout"])
+def test__likelihood__each_kind_of_ensemble__predicts(ensemble):
+    clf = scoring(ensemble=ensemble, max_steps=2, max_epochs=None, member_lr=None).fit(QUESTIONS, INDICES)
+    assert clf.predict_proba_members(QUESTIONS).shape == (2, 12, 4)
+
+
+@pytest.mark.parametrize("options", [{}, {"tie_word_embeddings": False}])
+def test__likelihood__saved_pickled_and_cloned__same_bits(options, tmp_path):
+    clf = scoring("gpt2", max_epochs=1)
+    clf.set_params(backbone=make_toy_text_backbone("gpt2", lm=True, **options)).fit(QUESTIONS, INDICES)
+    proba = clf.predict_proba(QUESTIONS)
+    clf.save(tmp_path, include_backbone=True)
+    loaded = skve.load(tmp_path)
+    np.testing.assert_array_equal(loaded.predict_proba(QUESTIONS), proba)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(clf)).predict_proba(QUESTIONS), proba)
+    for again in (clone(clf), loaded):
+        np.testing.assert_array_equal(again.fit(QUESTIONS, INDICES).predict_proba(QUESTIONS), proba)
+    with pytest.raises(ValueError, match=r"head must be 'lm' or 'likelihood' for the backbone .*, got 'linear'"):
+        loaded.set_params(head="linear").fit(TEXTS, LABELS)
+
+
+def test__likelihood__set_params_after_fit__predictions_as_fitted(scored):
+    changed = copy.copy(scored).set_params(head="linear")
+    np.testing.assert_array_equal(changed.predict_proba(QUESTIONS), scored.predict_proba(QUESTIONS))
+
+
+def test__likelihood__folds__calibrated_and_blended_prediction():
+    clf = scoring(n_members=4, ensemble_params={"folds": 2}, max_epochs=2).fit(QUESTIONS * 4, INDICES * 4)
+    proba = clf.predict_proba(QUESTIONS)
+    np.testing.assert_allclose(proba.sum(1), 1)
+    assert (proba[:, 2:][np.array(N_CHOICES) == 2] == 0).all()
+    assert np.isfinite(clf.oof_proba_).all()
+
+
+def test__likelihood__frames_searches_and_validation__as_other_inputs():
+    frame = pd.DataFrame(QUESTIONS, columns=["prompt", "choices"])
+    clf = scoring(max_epochs=1).fit(frame, INDICES, X_val=frame[:4], y_val=INDICES[:4])
+    np.testing.assert_array_equal(clf.predict_proba(frame), clf.predict_proba(QUESTIONS))
+    scores = cross_val_score(scoring(max_epochs=1), QUESTIONS, INDICES, cv=3)
+    assert np.isfinite(scores).all()
+
+
+def test__likelihood__partial_fit__classes_are_all_indices():
+    clf = scoring(max_epochs=1)
+    clf.partial_fit(QUESTIONS[:2], INDICES[:2], classes=[0, 1, 2, 3]).partial_fit(QUESTIONS, INDICES)
+    assert clf.predict_proba(QUESTIONS).shape == (12, 4)
+    with pytest.raises(ValueError, match=r"classes must be the indices of the choices .*, got 1, 2\."):
+        scoring().partial_fit(QUESTIONS[:1], [1], classes=[1, 2])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test__likelihood__narrow_weights__near_those_of_float32(scored, dtype):
+    narrow = scoring(max_epochs=1, backbone_dtype=dtype, **{"member_lr": 1e-12, "init_scale": 0.0})
+    wide = clone(narrow).set_params(backbone_dtype="float32")
+    one, other = (clf.fit(QUESTIONS, INDICES).predict_proba(QUESTIONS) for clf in (narrow, wide))
+    np.testing.assert_allclose(one, other, atol=0.03)
+
+
+def test__likelihood__truncation__the_side_is_cut_and_one_warning_says_how_many():
+    prompt = "what a fine day it is to be " * 2
+    for side in ("left", "right"):
+        clf = scoring(max_epochs=1, max_length=20, truncation_side=side)
+        with pytest.warns(UserWarning, match=rf"12 of 12 prompts are.* cut on the {side}"):
+            clf.fit([(prompt, choices) for _, choices in QUESTIONS], INDICES)
+
+
+@pytest.mark.parametrize(
+    ("y", "error", "message"),
+    [
+        ([0, 2, 3, 4] * 3, ValueError, r"an integer from 0 to 3, got 4\."),
+        ([0, 2, 3, -1] * 3, ValueError, r"an integer from 0 to 3, got -1\."),
+        (["blue", "so", "a", "day"] * 3, ValueError, r"an integer from 0 to 3, got 'blue'\."),
+        ([True, False] * 6, ValueError, r"an integer from 0 to 3, got True\."),
+        (
+            [0, 2, 3, 2] * 3,
+            ValueError,
+            r"X\[3\] must have the choice that is its label, got the index 2 for 2 choices",
+        ),
+    ],
+)
+def test__likelihood__labels_that_are_no_index_of_a_choice__named(y, error, message):
+    with pytest.raises(error, match=message):
+        scoring().fit(QUESTIONS, y)
+
+
+@pytest.mark.parametrize(
+    ("settings", "family", "error", "message"),
+    [
+        ({"label_words": [" a", " b"]}, "llama", ValueError, "require head='lm', got head='likelihood'"),
+        ({}, "bert", ValueError, r"must be a decoder for head='likelihood'.* got a BertForMaskedLM"),
+    ],
+)
+def test__likelihood__parameters_and_backbones_that_cannot_score__named(settings, family, error, message):
+    with pytest.raises(error, match=message):
+        scoring(family, **settings).fit(QUESTIONS, INDICES)
+
+
+def test__likelihood__model_without_head__says_what_to_pass():
+    with pytest.raises(ValueError, match=r"must have a language-model head for head='likelihood'.*CausalLM"):
+        toy("llama", head="likelihood").fit(QUESTIONS, INDICES)
+
+
+@pytest.mark.parametrize(
+    ("X", "error", "message"),
+    [
+        (["a text"], TypeError, r"X must be a list of tuples \(prompt, choices\)"),
+        ([("p", ["a"])], ValueError, r"X\[0\]\[1\] must have at least two choices, got 1"),
+        ([("p", ["a", ""])], ValueError, r"X\[0\]\[1\]\[1\] must be a text that can be scored, got ''"),
+        ([("p", ["a", "b", "c", "d", "e"])], ValueError, r"X\[0\] must have at most 4 choices, as in fit, got 5"),
+    ],
+)
+def test__likelihood__predict__bad_input_named_by_index(scored, X, error, message):
+    with pytest.raises(error, match=message):
+        scored.predict(X)
+
+
+def test__choices__without_head_likelihood__says_what_they_require():
+    with pytest.raises(TypeError, match=r"X\[0\]\[1\] must be a string.* Lists of choices require head='likelihood'"):
+        toy("llama", lm=True).fit(QUESTIONS, INDICES)

@@ -60,6 +60,11 @@ def as_prompt(record):
     return f"Question: {record['question']}\n{choices}\nAnswer:", LETTERS[int(record["label"])]
 
 
+def as_prompt_and_choices(record):
+    """Return ((prompt, choices), index of the answer) of a record `{question, choices, label}` of multiple choice."""
+    return (f"Question: {record['question']}\nAnswer:", record["choices"]), int(record["label"])
+
+
 def load_jpegs(path, split):
     """Return (list of PIL images, labels, class names) of an npz with JPEG bytes.
 

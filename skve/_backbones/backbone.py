@@ -135,7 +135,7 @@ class Backbone:
         Plain values that turn an input into what the module expects (for images timm's data configuration).
     features : callable
         `features(module, inputs)` returns a tensor of shape (n_samples, n_features).
-    head_start : tuple of (Tensor of shape (n_classes, n_features), Tensor of shape (n_classes,)), or None
+    head_start : tuple of (Tensor of shape (n_classes, n_read), Tensor of shape (n_classes,)), or None
         Where members' heads start; None draws them at random.
     """
 
@@ -177,6 +177,11 @@ class Backbone:
     def dequantized(self):
         """Return this backbone with float weights in place of quantised ones, for members that were fitted on it."""
         return dataclasses.replace(self, frozen=self.frozen.dequantized())
+
+    @property
+    def n_read(self):
+        """How many of the features, from the first on, members' heads read; None for all."""
+        return getattr(self.features, "n_choices", None)
 
     @property
     def reading(self):

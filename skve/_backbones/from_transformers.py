@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from sklearn.utils._param_validation import Interval, StrOptions, validate_parameter_constraints
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from skve._backbones.backbone import (
     Backbone,
@@ -41,6 +43,7 @@ from skve._backbones.sources import (
     words_of,
 )
 from skve._inputs import tokenization
+from skve._runtime.device import autocast
 from skve._runtime.locks import new_lock
 from skve._runtime.wording import listed
 from skve.exceptions import BackboneError, SkveError
@@ -65,7 +68,7 @@ PREPROCESS: dict = {  # what a saved model may say, see `check_preprocess`
     "pooling": [StrOptions({"mean", "cls", "last"})],
     "dtype": [StrOptions(set(DTYPES))],
     "label_words": [list, None],
-    "choices": [list, None],
+    "choices": [list, Interval(numbers.Integral, 2, None, closed="left"), None],
     "mask_token_id": [Interval(numbers.Integral, 0, None, closed="left"), None],
     "n_tokens": [Interval(numbers.Integral, 1, None, closed="left"), None],
     "softcap": [Interval(numbers.Real, 0, None, closed="neither"), None],
@@ -85,8 +88,8 @@ def load_text_backbone(spec, *, head="linear", dtype="float32"):
     spec : str, pathlib.Path, tuple of (torch.nn.Module, tokenizer), or callable
         A Hugging Face name, a folder that `save_pretrained` wrote, a `.gguf` file, `"bundled:NAME"`, a model with
         its tokenizer, or a callable without arguments that returns such a pair.
-    head : {"linear", "lm"}
-        Whether the language-model head is required.
+    head : {"linear", "lm", "likelihood"}
+        Whether the language-model head is required, and with "likelihood" stays in the module.
     dtype : {"float32", "bfloat16", "int8", "int4"}
         Of the frozen weights; "int8" and "int4" of those of linear layers, beside float32.
 
@@ -202,7 +205,7 @@ def _from_pretrained(spec, kind, source, head, dtype, **options):
         ) from error
     missing = _drop_pooler(module, info["missing_keys"])
     if missing:
-        what = "with a language-model head" if head == "lm" else "with all its weights"
+        what = "with all its weights" if head == "linear" else "with a language-model head"
         raise BackboneError(
             f"backbone must be a model {what}, got {spec!r}, where {len(missing)} tensors are missing "
             f"({listed(missing, 3)})."
@@ -229,7 +232,7 @@ def _architecture(config, head, spec, name):
         return "AutoModelForTextEncoding" if _is_encoder_only(name) else "AutoModel"
     if getattr(config, "is_encoder_decoder", False):
         raise BackboneError(
-            f"head must be 'linear' for a backbone that is an encoder with a decoder, got head='lm' for {spec!r}."
+            f"head must be 'linear' for a backbone that is an encoder with a decoder, got head={head!r} for {spec!r}."
         )
     return "AutoModelForCausalLM" if is_causal(config) else "AutoModelForMaskedLM"
 
@@ -284,7 +287,8 @@ def _from_embedded(spec, head, dtype):
         )
     if head == "linear" and architecture.endswith("LM"):
         raise BackboneError(
-            f"head must be 'lm' for the backbone {name!r}, which was embedded for that, got 'linear'. Keep it, or "
+            f"head must be 'lm' or 'likelihood' for the backbone {name!r}, which was embedded for that, got "
+            f"'linear'. Keep it, or "
             f"set backbone to the location of the original weights."
         )
     try:
@@ -417,7 +421,7 @@ def _finish(module, tokenizer, head, dtype, description, state=None):
         "n_tokens": _n_embedded(module),
     }
     description["head_sha256"] = tensors_hash(_untied(vocabulary_head, module))
-    features = TextFeatures("mean", _arguments(module), lm=head == "lm")
+    features = TextFeatures("mean", _arguments(module), lm=head != "linear")
     backbone = freeze(module, description, preprocess, features, dtype=dtype, state=state)
     return TextBackbone(
         **vars(backbone),
@@ -428,31 +432,95 @@ def _finish(module, tokenizer, head, dtype, description, state=None):
 
 
 def _read_part(module, head):
-    """Return the part of a model that features come from, its vocabulary head or None, and the cap of its logits."""
+    """Return the part of a model that features come from, its vocabulary head or None, and the cap of its logits.
+
+    A head that scores texts stays in the module, with the cap.
+    """
     config = getattr(module, "config", None)
+    if head == "likelihood":
+        if not is_causal(config):
+            raise BackboneError(
+                f"backbone must be a decoder for head='likelihood', which scores texts from left to right, got a "
+                f"{type(module).__name__}. Use head='lm' or head='linear'."
+            )
+        softcap = getattr(config, "final_logit_softcapping", None)
+        _replace_head(module, lambda output: ScoringLMHead(output, softcap), head)
+        return module, None, None
     if head == "lm":
         softcap = getattr(config, "final_logit_softcapping", None)
-        return module, _take_off_head(module), softcap
+        output = _replace_head(module, lambda output: nn.Identity(), head)
+        return module, (output.weight.detach(), None if output.bias is None else output.bias.detach()), softcap
     if getattr(config, "is_encoder_decoder", False) or _is_encoder_only(type(module).__name__):
         module = module.get_encoder() if hasattr(module, "get_encoder") else module
         module.config.use_cache = False
     return module, None, None
 
 
-def _take_off_head(module):
-    """Let a language model return what its head would read, and return the head's weight and bias."""
+def _replace_head(module, new_head, head):
+    """Put `new_head(output)` in the place of a language model's head `output`, without the cap of its logits.
+
+    Return what was there. The new one hands on what it is given, so that the model returns what its head would read.
+    """
     output = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
     name = next((name for name, part in module.named_modules() if part is output), None)
     if not isinstance(output, nn.Linear) or not name:
         raise BackboneError(
-            f"backbone must have a language-model head for head='lm', got a {type(module).__name__} without one. "
+            f"backbone must have a language-model head for head={head!r}, got a {type(module).__name__} without one. "
             f"Pass a model as AutoModelForCausalLM loads it, or use head='linear'."
         )
     parent, _, attribute = name.rpartition(".")
-    setattr(module.get_submodule(parent), attribute, nn.Identity())
+    setattr(module.get_submodule(parent), attribute, new_head(output))
     if getattr(module.config, "final_logit_softcapping", None):
         module.config.final_logit_softcapping = None  # applied behind the members' heads instead
-    return output.weight.detach(), None if output.bias is None else output.bias.detach()
+    return output
+
+
+class ScoringLMHead(nn.Linear):
+    """A language model's head that hands on what it is given, and scores texts with its weight.
+
+    Parameters
+    ----------
+    head : torch.nn.Linear
+        Whose weight, which may be tied, and bias it has.
+    softcap : float or None
+        Bound of the logits, see `Likelihood`.
+    """
+
+    def __init__(self, head, softcap):
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = head.in_features, head.out_features
+        self.weight, self.bias, self.softcap = head.weight, head.bias, softcap
+
+    def forward(self, hidden):
+        return hidden
+
+    def mean_log_likelihood(self, hidden, tokens, places):
+        """Return the mean logarithm of the probabilities (n,) of some tokens of each text, given those before them.
+
+        Parameters
+        ----------
+        hidden : torch.Tensor of shape (n, n_tokens, n_features)
+            What the model returns.
+        tokens : torch.Tensor of int64, shape (n, n_tokens)
+        places : torch.Tensor of int64, shape (n, n_scored)
+            Of the tokens, from 1 on; behind them -1. A text without any has the mean 0.
+        """
+        counted = places > 0
+        n_counted = counted.sum(1).clamp(min=1)
+        n = places.shape[0]  # torch.export keeps this size open, and not that of len()
+        rows = torch.arange(n, device=places.device)[:, None].expand_as(places)
+        columns, shares = places.clamp(min=1), counted / n_counted[:, None]
+        if not (torch.compiler.is_compiling() or isinstance(places, FakeTensor)):  # whose shapes are fixed
+            rows, columns, shares = rows[counted], columns[counted], shares[counted]
+        rows, columns = rows.flatten(), columns.flatten()
+        with autocast(hidden.device, torch.float32):
+            read = hidden[rows, columns - 1].to(self.weight.dtype)
+            logits = F.linear(read, self.weight, self.bias).float()
+            if self.softcap is not None:
+                logits = self.softcap * torch.tanh(logits / self.softcap)
+            losses = F.cross_entropy(logits, tokens[rows, columns], reduction="none")
+            means = torch.zeros(n, dtype=losses.dtype, device=losses.device)
+            return means.index_add(0, rows, -losses * shares.flatten())
 
 
 def _drop_pooler(module, missing):
@@ -537,10 +605,11 @@ def _ignores_padding(backbone, tokenizer):
     return bool((beside - wanted).abs().max() <= exact * wanted.abs().max())
 
 
-def outline(spec, shape, *, head, dtype, pooling):
+def outline(spec, shape, *, head, dtype, pooling, n_choices=None):
     """Return a module without weights, its features, its preprocessing and a batch, on the default device "meta".
 
-    `spec` is what `load_text_backbone` takes, of which only the configuration is read, or a configuration.
+    `spec` is what `load_text_backbone` takes, of which only the configuration is read, or a configuration. Choices
+    take half of a text.
     """
     transformers = _transformers()
     if callable(spec) and not isinstance(spec, nn.Module):
@@ -564,22 +633,24 @@ def outline(spec, shape, *, head, dtype, pooling):
                 f"weights, got {spec!r}: {words_of(error)}."
             ) from error
     positions = getattr(spec, "max_position_embeddings", None)
-    if positions is not None and shape[1] > positions:
-        raise ValueError(f"length must be at most {positions}, the positions of the backbone, got {shape[1]}.")
+    if positions is not None and shape[-1] > positions:
+        raise ValueError(f"length must be at most {positions}, the positions of the backbone, got {shape[-1]}.")
     architecture = _architecture(spec, head, spec.model_type, (spec.architectures or [""])[0])
     module = getattr(transformers, architecture).from_config(spec, trust_remote_code=False).to(DTYPES[dtype])
     module.config.use_cache = False
     module, _, softcap = _read_part(module, head)
     pooled = ("last" if head == "lm" or is_causal(spec) else "mean") if pooling == "auto" else pooling
-    features = TextFeatures(pooled, _arguments(module), lm=head == "lm")
+    features = TextFeatures(pooled, _arguments(module), lm=head != "linear", n_choices=n_choices)
     batch = {name: torch.empty(shape, dtype=torch.long) for name in {*features.arguments, "attention_mask"}}
+    if n_choices is not None:
+        batch["scored"] = torch.empty((*shape[:-1], shape[-1] // 2), dtype=torch.long)
     return quantized_as(module.eval(), dtype), features, {"softcap": softcap}, batch
 
 
 # ------------------------------------------------------------------------------- from a backbone to a reading
 
 
-def configure(backbone, *, pooling, max_length, truncation_side, label_words=None, choices=False):
+def configure(backbone, *, pooling, max_length, truncation_side, label_words=None, choices=None):
     """Return a backbone's view for one classifier: how texts are cut, read and, with label words, classified.
 
     Parameters
@@ -590,8 +661,9 @@ def configure(backbone, *, pooling, max_length, truncation_side, label_words=Non
     truncation_side : {"left", "right"}
     label_words : list of str or None
         One for each class, with a language-model head.
-    choices : bool
-        Whether texts list their choices.
+    choices : list of str or int, default=None
+        Label words, where texts list those that can be theirs; the largest number of choices that are scored by their
+        texts.
 
     Returns
     -------
@@ -609,7 +681,8 @@ def configure(backbone, *, pooling, max_length, truncation_side, label_words=Non
             "backbone must have a tokenizer with a mask token for head='lm', at which the label word is read, got "
             "one without. Use head='linear'."
         )
-    if pooling == "auto" or label_words is not None:
+    scores = isinstance(choices, int)
+    if pooling == "auto" or label_words is not None or scores:
         pooling = "last" if label_words is not None or is_causal(config) else "mean"
     preprocess = {
         **backbone.preprocess,
@@ -617,10 +690,10 @@ def configure(backbone, *, pooling, max_length, truncation_side, label_words=Non
         "truncation_side": truncation_side,
         "pooling": pooling,
         "label_words": label_words,
-        "choices": label_words if choices else None,
+        "choices": choices,
         "mask_token_id": tokenizer.mask_token_id if masked else None,
     }
-    start = None
+    start = (torch.eye(choices), torch.zeros(choices)) if scores else None
     if label_words is not None:
         weight, bias = backbone.vocabulary_head
         tokens = tokenization.word_tokens(tokenizer, label_words)
@@ -634,7 +707,10 @@ def configure(backbone, *, pooling, max_length, truncation_side, label_words=Non
 def reconfigure(backbone, preprocess):
     """Return a backbone's view with a preprocessing from `configure`, of this process or of a saved model."""
     features = dataclasses.replace(
-        backbone.features, pooling=preprocess["pooling"], mask_token_id=preprocess["mask_token_id"]
+        backbone.features,
+        pooling=preprocess["pooling"],
+        mask_token_id=preprocess["mask_token_id"],
+        n_choices=preprocess["choices"] if isinstance(preprocess["choices"], int) else None,
     )
     return dataclasses.replace(backbone, preprocess=preprocess, features=features)
 
@@ -643,7 +719,8 @@ def check_preprocess(preprocess):
     """Raise ValueError if the preprocessing of a saved model is not one that `configure` returns."""
     validate_parameter_constraints(PREPROCESS, {name: preprocess[name] for name in PREPROCESS}, "skve.json")
     for name in ("label_words", "choices"):
-        if not all(isinstance(word, str) for word in preprocess[name] or ()):
+        words = preprocess[name] if isinstance(preprocess[name], list) else []
+        if not all(isinstance(word, str) for word in words):
             raise ValueError(f"{name!r} must be strings, got {preprocess[name]!r}.")
 
 
@@ -674,6 +751,9 @@ def _as_limit(value):
 class TextFeatures:
     """Runs a text model and pools its token features; see `pool`.
 
+    Of prompts with choices, the features are the mean log-likelihood of each choice after the prompt, and those of
+    the last token of the prompt.
+
     Attributes
     ----------
     pooling : {"mean", "cls", "last"}
@@ -683,14 +763,19 @@ class TextFeatures:
         The token whose features are used, where it is not the last one.
     lm : bool
         Whether the module is a language model without its head, which gives what the head would read as logits.
+    n_choices : int or None
+        The largest number of choices that are scored by their texts, which are the leading features.
     """
 
     pooling: str
     arguments: tuple
     mask_token_id: int | None = None
     lm: bool = False
+    n_choices: int | None = None
 
     def __call__(self, module, inputs):
+        if self.n_choices is not None:
+            return self._of_choices(module, inputs)
         output = module(**{name: inputs[name] for name in self.arguments if name in inputs})
         hidden, where = hidden_states(output, self.lm), inputs["attention_mask"]
         if hidden.dim() == 2:
@@ -703,6 +788,17 @@ class TextFeatures:
         if self.mask_token_id is not None:
             where = inputs["input_ids"] == self.mask_token_id
         return pool(hidden, where, self.pooling)
+
+    def _of_choices(self, module, inputs):
+        """Return features (n, n_choices + n_features) of prompts, each followed by each of its choices."""
+        n, n_listed, _ = inputs["input_ids"].shape
+        flat = {name: values.flatten(0, 1) for name, values in inputs.items() if name != "impossible"}
+        hidden = hidden_states(module(**{name: flat[name] for name in self.arguments if name in flat}), self.lm)
+        (head,) = (part for part in module.modules() if isinstance(part, ScoringLMHead))
+        scores = head.mean_log_likelihood(hidden, flat["input_ids"], flat["scored"]).reshape(n, n_listed)
+        first = torch.arange(n, device=hidden.device)
+        ends = hidden[first * n_listed, inputs["scored"][:, 0, 0] - 1]
+        return torch.cat([F.pad(scores, (0, self.n_choices - n_listed)), ends.float()], 1)
 
 
 def hidden_states(output, lm):

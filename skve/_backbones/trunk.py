@@ -71,7 +71,9 @@ class Trunk:
         return sum(row.nbytes for output in self.outputs.values() for row in _leaves(output))
 
     def split(self, outputs, inputs):
-        """Return what has to be kept of each sample of a batch: a list of tensors for each.
+        """Return what has to be kept of each sample of a batch: for each, by tensor, a list of its rows.
+
+        An image has one row, a text one of the length of its tokens, a prompt with choices one for each choice.
 
         Parameters
         ----------
@@ -87,19 +89,30 @@ class Trunk:
             if row.is_read
         ]
         if isinstance(inputs, torch.Tensor):
-            return [[tensor[i].clone() for tensor in read] for i in range(len(inputs))]
-        lengths = inputs["attention_mask"].sum(1).tolist()
-        return [[tensor[i, :length].clone() for tensor in read] for i, length in enumerate(lengths)]
+            return [[[tensor[i].clone()] for tensor in read] for i in range(len(inputs))]
+        lengths = inputs["attention_mask"].flatten(0, -2).sum(1).tolist()
+        n_each = len(lengths) // _n_samples(inputs)
+
+        def rows(tensor, i):
+            return [tensor[row, : lengths[row]].clone() for row in range(i * n_each, (i + 1) * n_each)]
+
+        return [[rows(tensor, i) for tensor in read] for i in range(_n_samples(inputs))]
 
     def join(self, samples, inputs):
         """Return the outputs of the modules in front for a batch: the reverse of `split`."""
         read = iter(zip(*samples, strict=True))
         sizes = _sizes(inputs)
+        n_each = sizes[0] // len(samples)
+
+        def of_batch(rows):
+            """Return as many rows of a sample as a batch has: prompts with fewer choices repeat the first one."""
+            return [*rows[:n_each], *rows[:1] * (n_each - len(rows))]
 
         def tensor(row):
             if not row.is_read:
-                return torch.zeros((), dtype=row.dtype, device=samples[0][0].device).expand(*sizes, *row.shape)
-            return pad_sequence(list(next(read)), batch_first=True).contiguous(memory_format=row.layout)
+                return torch.zeros((), dtype=row.dtype, device=samples[0][0][0].device).expand(*sizes, *row.shape)
+            rows = [one for sample in next(read) for one in of_batch(sample)]
+            return pad_sequence(rows, batch_first=True).contiguous(memory_format=row.layout)
 
         return {name: _mapped(output, tensor) for name, output in self.outputs.items()}
 
@@ -214,7 +227,7 @@ def _resumes(backbone, trunk, inputs, dtype):
     network.share(trunk.outputs)
     with torch.no_grad():
         samples = []
-        for index in range(_sizes(inputs)[0]):
+        for index in range(_n_samples(inputs)):
             one = part_of(inputs, slice(index, index + 1))
             network.new_batch()
             network.features(one)
@@ -240,7 +253,7 @@ class KeptTrunk:
     Parameters
     ----------
     trunk : Trunk
-    samples : list of list of torch.Tensor
+    samples : list of list of list of torch.Tensor
         From `Trunk.split`.
     """
 
@@ -300,14 +313,26 @@ def keep_trunk(ensemble, pipeline, batch_size):
     return KeptTrunk(trunk, samples)
 
 
-def part_of_outputs(outputs, samples):
-    """Return the outputs of modules for a slice of the samples of a batch."""
-    return {name: _mapped(output, lambda tensor: tensor[samples]) for name, output in outputs.items()}
+def part_of_outputs(outputs, samples, n_samples):
+    """Return the outputs of modules for some of the samples of a batch, a slice or a tensor of indices."""
+
+    def part(tensor):
+        if len(tensor) == n_samples:
+            return tensor[samples]
+        return tensor.unflatten(0, (n_samples, -1))[samples].flatten(0, 1)
+
+    return {name: _mapped(output, part) for name, output in outputs.items()}
+
+
+def _n_samples(inputs):
+    return len(inputs if isinstance(inputs, torch.Tensor) else inputs["input_ids"])
 
 
 def _sizes(inputs):
-    """Return (samples,) of a batch, or (samples, tokens) of one of texts."""
-    return tuple(inputs.shape[:1] if isinstance(inputs, torch.Tensor) else inputs["input_ids"].shape)
+    """Return (samples,) of a batch, or (texts, tokens), where each choice of a prompt makes a text."""
+    if isinstance(inputs, torch.Tensor):
+        return tuple(inputs.shape[:1])
+    return tuple(inputs["input_ids"].flatten(0, -2).shape)
 
 
 def _mapped(output, function):

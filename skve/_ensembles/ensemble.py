@@ -24,31 +24,34 @@ class Head:
     n_features : int
     likelihood : Likelihood
         What its outputs mean.
+    n_read : int or None, default=None
+        How many of the features, from the first on, it reads; None for all.
     """
 
     n_features: int
     likelihood: Likelihood
+    n_read: int | None = None
 
     @classmethod
     def on(cls, backbone, n_features, n_classes):
         """Return the head for a backbone's features."""
-        return cls(n_features, Likelihood(n_classes, backbone.preprocess.get("softcap")))
+        return cls(n_features, Likelihood(n_classes, backbone.preprocess.get("softcap")), backbone.n_read)
 
     def new_member(self, generator, device, start=None):
         """Return the starting tensors of one head: `start` = (weight, bias) if given.
 
-        Else the weight is uniform in +-1/sqrt(n_features), as in torch's linear layers, and the bias zero.
+        Else the weight is uniform in +-1/sqrt(n_read), as in torch's linear layers, and the bias zero.
         """
         if start is None:
-            shape = (self.likelihood.n_classes, self.n_features)
+            shape = self.shapes()[HEAD + "weight"]
             uniform = torch.rand(shape, generator=generator, dtype=torch.float32) * 2 - 1
-            start = (uniform * self.n_features**-0.5, torch.zeros(len(uniform), dtype=torch.float32))
+            start = (uniform * shape[1] ** -0.5, torch.zeros(len(uniform), dtype=torch.float32))
         return {HEAD + name: value.clone().to(device) for name, value in zip(("weight", "bias"), start, strict=True)}
 
     def shapes(self):
         """Return the shape of each tensor of one head."""
         n_classes = self.likelihood.n_classes
-        return {HEAD + "weight": (n_classes, self.n_features), HEAD + "bias": (n_classes,)}
+        return {HEAD + "weight": (n_classes, self.n_read or self.n_features), HEAD + "bias": (n_classes,)}
 
     def logits(self, features, member, impossible=None):
         """Return the logits (n_samples, n_classes); classes that are `impossible` for a sample get none."""
@@ -57,7 +60,7 @@ class Head:
                 f"The backbone must return {self.n_features} features, as in fit, got {features.shape[-1]}. Fit "
                 f"again, or load the model from a complete copy."
             )
-        outputs = F.linear(features.float(), member[HEAD + "weight"], member[HEAD + "bias"])
+        outputs = F.linear(features[..., : self.n_read].float(), member[HEAD + "weight"], member[HEAD + "bias"])
         return self.likelihood.logits(outputs, impossible)
 
 

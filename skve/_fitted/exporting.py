@@ -147,7 +147,8 @@ class Graph(nn.Module):
         return outputs
 
     def _proba(self, features, weight, bias, impossible):
-        return torch.softmax(self.likelihood.logits(F.linear(features, weight, bias), impossible), -1)
+        outputs = F.linear(features[:, : weight.shape[1]], weight, bias)
+        return torch.softmax(self.likelihood.logits(outputs, impossible), -1)
 
     def _tempered(self, proba):
         if self.temperature == 1.0:

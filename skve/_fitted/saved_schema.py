@@ -78,7 +78,8 @@ def check_document(document, estimator, tensors):
     if "training" in tensors:  # models saved by 0.1 have none
         _check_training(tensors["training"], state["n_features"])
     if "regression" in tensors:
-        _check_regression(tensors["regression"], state["n_classes"], state["n_features"])
+        n_read = tensors["members"][HEAD + "weight"].shape[-1]  # which the backbone is compared with
+        _check_regression(tensors["regression"], state["n_classes"], n_read)
 
 
 def _check(name, good):
@@ -118,8 +119,8 @@ def _check_training(arrays, n_features):
     _check("training", len(distances) > 0 and (np.diff(distances) >= 0).all())
 
 
-def _check_regression(arrays, n_classes, n_features):
-    shapes = {"weight": (n_classes, n_features), "bias": (n_classes,), "share": (1,)}
+def _check_regression(arrays, n_classes, n_read):
+    shapes = {"weight": (n_classes, n_read), "bias": (n_classes,), "share": (1,)}
     _check("regression", {name: value.shape for name, value in arrays.items()} == shapes)
     _check("regression", all(np.isfinite(value).all() for value in arrays.values()))
     dtypes = {name: value.dtype for name, value in arrays.items()}

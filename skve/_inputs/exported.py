@@ -159,14 +159,24 @@ def exported_texts(backbone, n_classes):
     """
     tokenizer, preprocess = backbone.tokenizer, backbone.preprocess
     names = ["input_ids", "attention_mask"]
-    if "token_type_ids" in backbone.features.arguments and "token_type_ids" in tokenizer.model_input_names:
-        names.append("token_type_ids")
-    example = {name: torch.ones(2, LENGTH, dtype=torch.int64) for name in names}
-    example["attention_mask"][1, LENGTH - 2 :] = 0
+    listed = () if backbone.n_read is None else (n_classes,)
+    types = "token_type_ids"
+    if not listed and types in backbone.features.arguments and types in tokenizer.model_input_names:
+        names.append(types)
+    example = {name: torch.ones(2, *listed, LENGTH, dtype=torch.int64) for name in names}
+    example["attention_mask"][1, ..., LENGTH - 2 :] = 0
     if preprocess["mask_token_id"] is not None:
         example["input_ids"][:, 1] = preprocess["mask_token_id"]
-    axes = {name: {0: _BATCH, 1: "length"} for name in names}
-    described = {name: f"int64, ({_BATCH}, length)" for name in names}
+    axes = {name: {0: _BATCH, 1 + len(listed): "length"} for name in names}
+    shape = "".join(f"{n}, " for n in listed)
+    described = {name: f"int64, ({_BATCH}, {shape}length)" for name in names}
+    if listed:
+        example["scored"] = torch.tensor([2, 3]).repeat(2, n_classes, 1)
+        axes["scored"] = {0: _BATCH, 2: "n_scored"}
+        described["scored"] = (
+            f"int64, ({_BATCH}, {shape}n_scored): places of each choice's tokens behind the prompt, and -1 behind "
+            f"these; prompts with fewer choices repeat the first, of which nothing is scored"
+        )
     if preprocess["choices"] is not None:
         example["impossible"] = torch.zeros(2, n_classes, dtype=torch.bool)
         axes["impossible"] = {0: _BATCH}

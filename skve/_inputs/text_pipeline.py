@@ -4,7 +4,14 @@ import numpy as np
 import torch
 
 from skve._inputs.pipeline import content_key
-from skve._inputs.tokenization import check_tokens_embedded, joined, listed_choices, pad_token, tokenise
+from skve._inputs.tokenization import (
+    check_tokens_embedded,
+    joined,
+    listed_choices,
+    pad_token,
+    tokenise,
+    tokenise_choices,
+)
 
 _BATCHES_SORTED_TOGETHER = 8  # in training: enough for batches of similar length, few enough for random ones
 
@@ -64,16 +71,23 @@ class TextPipeline:
         mask, remedy = preprocess["mask_token_id"], ""
         if preprocess["label_words"] is not None and mask is None and side == "right":
             remedy = ": head='lm' reads behind the end, which truncation_side='left' keeps"
-        self.tokens = texts.computed_once(
-            (preprocess["tokenizer_sha256"], length, side),
-            lambda: tokenise(tokenizer, texts.first, texts.second, max_length=length, side=side, remedy=remedy),
-        )
+        scores = isinstance(choices, int)
+
+        def tokenised():
+            if scores:
+                return tokenise_choices(tokenizer, texts.first, texts.second, max_length=length, side=side)
+            return tokenise(tokenizer, texts.first, texts.second, max_length=length, side=side, remedy=remedy)
+
+        self.tokens = texts.computed_once((preprocess["tokenizer_sha256"], length, side), tokenised)
         self.rows, self.device, self._choices, self._mixed = texts.rows, device, choices, ignores_padding
         self.lengths = self.tokens.lengths[self.rows]
         self._pad = pad_token(tokenizer)
         self._check_embedded(tokenizer, preprocess["n_tokens"])
         self._listed = None
-        if choices is not None:
+        if scores:
+            self._check_number_of_choices()
+            self._listed = np.arange(choices) < self.tokens.n_choices[:, None]
+        elif choices is not None:
             self._listed = texts.computed_once(
                 ("choices", *choices), lambda: listed_choices(joined(texts.first, texts.second), choices)
             )
@@ -83,10 +97,16 @@ class TextPipeline:
     def _check_embedded(self, tokenizer, n_tokens):
         if n_tokens is None:
             return
-        ends = np.cumsum(self.tokens.lengths)
-        largest = np.maximum.reduceat(self.tokens.ids, ends - self.tokens.lengths)
-        check_tokens_embedded(tokenizer, largest, n_tokens, lambda i: f"X[{i}]")
+        check_tokens_embedded(tokenizer, self.tokens.largest, n_tokens, lambda i: f"X[{i}]")
         check_tokens_embedded(tokenizer, [self._pad], n_tokens, lambda i: "the padding")
+
+    def _check_number_of_choices(self):
+        too_many = np.flatnonzero(self.tokens.n_choices > self._choices)
+        if len(too_many):
+            raise ValueError(
+                f"X[{too_many[0]}] must have at most {self._choices} choices, as in fit, got "
+                f"{self.tokens.n_choices[too_many[0]]}. Fit with a prompt that has as many."
+            )
 
     def _check_masks(self, texts, token, name, length):
         has_one = np.zeros(len(texts), bool)
@@ -112,6 +132,12 @@ class TextPipeline:
         if self._listed is None:
             return
         wrong = np.flatnonzero(~self._listed[self.rows, codes])
+        if len(wrong) and isinstance(self._choices, int):
+            row = self.rows[wrong[0]]
+            raise ValueError(
+                f"{name}[{row}] must have the choice that is its label, got the index {codes[wrong[0]]} for "
+                f"{self.tokens.n_choices[row]} choices. Change the label."
+            )
         if len(wrong):
             word = self._choices[codes[wrong[0]]].strip()
             raise ValueError(
@@ -138,12 +164,12 @@ class TextPipeline:
 
     @property
     def mean_size(self):
-        """Tokens of an average text: what the rows that a layer multiplies grow with."""
-        return float(self.lengths.mean())
+        """Tokens of an average text, or prompt with all choices: what the rows that a layer multiplies grow with."""
+        return float(self.tokens.totals[self.rows].mean())
 
     def size(self, indices):
         """Return the number of tokens, padding included, in the batch of these texts."""
-        return int(self.lengths[indices].max()) * len(indices)
+        return self.tokens.size(self.rows[indices])
 
     def batches(self, batch_size, generator):
         """Yield the indices of each batch of texts of similar length."""

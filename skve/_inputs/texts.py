@@ -5,6 +5,7 @@ import numpy as np
 from skve._inputs.containers import as_sequence, columns_of, is_frame, plain_str
 from skve._runtime.wording import quoted
 
+PROMPTS = "a list of tuples (prompt, choices), such as ('The sky is', ['blue', 'green'])"
 ACCEPTED = (
     "a list of strings, an array or Series of strings, a DataFrame with one column of texts, or for sentence pairs "
     "a list of tuples (first, second) or a DataFrame with two columns"
@@ -12,13 +13,13 @@ ACCEPTED = (
 
 
 class TextSequence:
-    """Texts or sentence pairs, and what they were tokenised to.
+    """Texts, sentence pairs or prompts with choices, and what they were tokenised to.
 
     Parameters
     ----------
     first : list of str
-    second : list of str or None
-        The second sentences of pairs.
+    second : list of str, list of list of str, or None
+        The second sentences of pairs, or the choices of each prompt.
     rows : ndarray of int or None
         The part of both lists that this sequence shows, in its order; None shows all.
     kept : dict or None
@@ -35,7 +36,8 @@ class TextSequence:
 
     @property
     def paired(self):
-        return self.second is not None
+        """Whether these are sentence pairs; "choices" for prompts with choices."""
+        return "choices" if self.second and isinstance(self.second[0], list) else self.second is not None
 
     def take(self, indices):
         """Return the texts at `indices` as a sequence of their own."""
@@ -86,6 +88,10 @@ def check_texts(X, *, paired=None):
             continue
         if len(item) != 2:
             raise ValueError(f"X[{index}] must be a pair (first, second), got {len(item)} texts: {quoted(item)}.")
+        if isinstance(item[1], list):
+            raise TypeError(
+                f"X[{index}][1] must be a string, got {quoted(item[1])}. Lists of choices require head='likelihood'."
+            )
         first.append(_check_text(item[0], f"X[{index}][0]"))
         second.append(_check_text(item[1], f"X[{index}][1]"))
     if paired is not None and paired != is_pairs:
@@ -94,6 +100,48 @@ def check_texts(X, *, paired=None):
             f"X must hold {kinds[paired]} as in fit, got {kinds[is_pairs]}. Pass the former, or fit again."
         )
     return TextSequence(first, second if is_pairs else None)
+
+
+def check_choices(X):
+    """Turn prompts with choices, in any container, into a `TextSequence`.
+
+    Parameters
+    ----------
+    X : object
+        Pairs of a prompt, which may be empty, and two choices or more, which may not: `PROMPTS`, or a DataFrame with
+        two columns.
+
+    Returns
+    -------
+    TextSequence
+
+    Raises
+    ------
+    TypeError
+        If X or an element is of no accepted kind; the index is named.
+    ValueError
+        If X is empty, or a prompt has fewer than two choices, or an empty one.
+    """
+    items = _unwrap(X)
+    if len(items) == 0:
+        raise ValueError("X must have at least one prompt, got 0 sample(s) while a minimum of 1 is required.")
+    prompts, choices = [], []
+    for index, item in enumerate(items):
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            raise TypeError(f"X must be {PROMPTS} for head='likelihood', got X[{index}] = {quoted(item)}.")
+        where = f"X[{index}][1]"
+        listed = as_sequence(item[1], where)
+        if not isinstance(listed, list | tuple | np.ndarray):
+            raise TypeError(f"{where} must be a list of choices for head='likelihood', got {quoted(listed)}.")
+        if len(listed) < 2:
+            raise ValueError(f"{where} must have at least two choices, got {len(listed)}.")
+        own = [_check_text(choice, f"{where}[{place}]") for place, choice in enumerate(listed)]
+        for place, choice in enumerate(own):
+            if not choice.strip():
+                raise ValueError(f"{where}[{place}] must be a text that can be scored, got {choice!r}.")
+        prompts.append(_check_text(item[0], f"X[{index}][0]"))
+        choices.append(own)
+    return TextSequence(prompts, choices)
 
 
 def _unwrap(X):

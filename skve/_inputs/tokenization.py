@@ -42,6 +42,20 @@ class Tokens:
     def __post_init__(self):
         object.__setattr__(self, "_ends", np.cumsum(self.lengths))  # a cached_property has a lock of its own
 
+    @property
+    def totals(self):
+        """Number of tokens of each text."""
+        return self.lengths
+
+    @property
+    def largest(self):
+        """Largest id of each text."""
+        return np.maximum.reduceat(self.ids, self._ends - self.lengths)
+
+    def size(self, rows):
+        """Return the number of tokens, padding included, in the batch of the texts `rows`."""
+        return int(self.lengths[rows].max()) * len(rows)
+
     def contents(self, rows):
         """Yield the ids, and the types if there are any, of each of the texts `rows` as bytes."""
         arrays = [self.ids] if self.types is None else [self.ids, self.types]
@@ -64,6 +78,74 @@ class Tokens:
             batch["token_type_ids"] = np.zeros(mask.shape, np.int64)
             batch["token_type_ids"][mask] = self.types[at]
         return {name: torch.from_numpy(values) for name, values in batch.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class ChoiceTokens:
+    """Token ids of prompts, each followed by each of its choices.
+
+    Attributes
+    ----------
+    sequences : Tokens
+        Of all choices of the first prompt, of those of the second, and so on.
+    n_scored : ndarray of int64, shape (n_sequences,)
+        Number of tokens of the choice, the last ones of a sequence.
+    n_choices : ndarray of int64, shape (n_prompts,)
+    """
+
+    sequences: Tokens
+    n_scored: np.ndarray
+    n_choices: np.ndarray
+    _starts: np.ndarray = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "_starts", np.cumsum(self.n_choices) - self.n_choices)
+
+    @property
+    def lengths(self):
+        """Number of tokens of the longest sequence of each prompt."""
+        return np.maximum.reduceat(self.sequences.lengths, self._starts)
+
+    @property
+    def totals(self):
+        """Number of tokens of all sequences of each prompt."""
+        return np.add.reduceat(self.sequences.lengths, self._starts)
+
+    @property
+    def largest(self):
+        """Largest id of each prompt and its choices."""
+        return np.maximum.reduceat(self.sequences.largest, self._starts)
+
+    def size(self, rows):
+        """Return the number of tokens, padding included, in the batch of the prompts `rows`."""
+        return self.sequences.size(self._places(rows)[0].ravel())
+
+    def contents(self, rows):
+        """Yield the ids, and how many of them are scored, of each sequence of the prompts `rows` as bytes."""
+        for start, n in zip(self._starts[rows], self.n_choices[rows], strict=True):
+            own = np.arange(start, start + n)
+            yield [part for parts in self.sequences.contents(own) for part in parts] + [self.n_scored[own].tobytes()]
+
+    def padded(self, rows, pad):
+        """Return prompts `rows` as a batch: what `Tokens.padded` has, (n, n_listed, n_tokens), and `scored`.
+
+        `scored`, of shape (n, n_listed, n_scored), has the places of the choices' tokens, and -1 behind them. Prompts
+        with fewer than the `n_listed` choices of another one repeat their first, of which nothing is scored.
+        """
+        places, is_listed = self._places(rows)
+        batch = self.sequences.padded(places.ravel(), pad)
+        batch = {name: values.unflatten(0, places.shape) for name, values in batch.items()}
+        n_scored = np.where(is_listed, self.n_scored[places], 0)[..., None]
+        steps = np.arange(n_scored.max())
+        scored = np.where(steps < n_scored, self.sequences.lengths[places][..., None] - n_scored + steps, -1)
+        return {**batch, "scored": torch.from_numpy(scored)}
+
+    def _places(self, rows):
+        """Return the places (n, n_listed) of the sequences of prompts, and which of them are choices of theirs."""
+        n_choices = self.n_choices[rows][:, None]
+        order = np.arange(n_choices.max())
+        is_listed = order < n_choices
+        return self._starts[rows][:, None] + np.where(is_listed, order, 0), is_listed
 
 
 def joined(first, second):
@@ -133,14 +215,117 @@ def tokenise(tokenizer, first, second, *, max_length, side, remedy=""):
             f"{n_cut} of {len(first)} texts are longer than max_length={max_length} tokens and were cut on the "
             f"{side}. Raise max_length, or choose the side with truncation_side{remedy}."
         )
-    start_token = _first_of(tokenizer, "bos_token_id", "cls_token_id", "eos_token_id", "pad_token_id")
-    ids = [tokens or [start_token] for tokens in ids]
+    ids = [tokens or [_start_token(tokenizer)] for tokens in ids]
     types = [tokens or [0] for tokens in types]
     return Tokens(
         np.concatenate([np.asarray(tokens, np.int32) for tokens in ids]),
         np.concatenate([np.asarray(tokens, np.int8) for tokens in types]) if types else None,
         np.array([len(tokens) for tokens in ids]),
     )
+
+
+def tokenise_choices(tokenizer, prompts, choices, *, max_length, side):
+    """Tokenise prompts with each of their choices behind them; prompts that are too long are cut, with one warning.
+
+    A space stands between prompt and choice where neither has white space there. A choice has those tokens of the two
+    together that the prompt alone has not got, so that tokens which reach over its end belong to the choice.
+
+    Parameters
+    ----------
+    tokenizer : transformers tokenizer
+    prompts : list of str
+    choices : list of list of str
+    max_length : int
+        Largest number of tokens of a prompt with its longest choice.
+    side : {"left", "right"}
+        Where tokens of prompts are cut off.
+
+    Returns
+    -------
+    ChoiceTokens
+
+    Raises
+    ------
+    ValueError
+        If `max_length` leaves no room for a token of the prompt.
+    """
+    ids, n_scored, n_cut = [], [], 0
+    start_token = _start_token(tokenizer)
+    with _lock, _in_this_thread():
+        n_before, n_behind = _special_ends(tokenizer)
+        for start in range(0, len(prompts), _AT_ONCE):
+            own = choices[start : start + _AT_ONCE]
+            parts = [
+                _bounded(tokenizer, prompt, max_length + 1, side, f"X[{index}][0]")
+                for index, prompt in enumerate(prompts[start : start + _AT_ONCE], start)
+            ]
+            whole = [_followed(part, choice) for part, each in zip(parts, own, strict=True) for choice in each]
+            alone = [tokens[: len(tokens) - n_behind] for tokens in _ids(tokenizer, parts)]
+            together = iter([tokens[: len(tokens) - n_behind] for tokens in _ids(tokenizer, whole)])
+            for index, (before, each) in enumerate(zip(alone, own, strict=True), start):
+                split = [_split(before, next(together), start_token) for _ in each]
+                excess, longest = max((len(one) + len(two) - max_length, n) for n, (one, two) in enumerate(split))
+                if excess >= min(len(prompt) for prompt, _ in split):
+                    raise ValueError(
+                        f"max_length must leave room for a token of the prompt and all of X[{index}][1][{longest}], "
+                        f"got {max_length} for a choice of {len(split[longest][1])} tokens. Raise it, or shorten the "
+                        f"choice."
+                    )
+                if excess > 0:
+                    split = [(_cut_tokens(prompt, excess, n_before, side), choice) for prompt, choice in split]
+                n_cut += excess > 0
+                for place, (prompt, choice) in enumerate(split):
+                    if not choice:
+                        raise ValueError(
+                            f"X[{index}][1][{place}] must have a token in this backbone's vocabulary, got "
+                            f"{each[place]!r}, which has none."
+                        )
+                    ids.append(prompt + choice)
+                    n_scored.append(len(choice))
+    if n_cut:
+        remedy = ": head='likelihood' scores what follows the end of a prompt, which truncation_side='left' keeps"
+        warn(
+            f"{n_cut} of {len(prompts)} prompts are, with their longest choice, longer than max_length={max_length} "
+            f"tokens and were cut on the {side}. Raise max_length, or choose the side with "
+            f"truncation_side{remedy if side == 'right' else ''}."
+        )
+    sequences = Tokens(
+        np.concatenate([np.asarray(tokens, np.int32) for tokens in ids]), None, np.array([len(one) for one in ids])
+    )
+    return ChoiceTokens(sequences, np.array(n_scored), np.array([len(each) for each in choices]))
+
+
+def _ids(tokenizer, texts):
+    return tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]
+
+
+def _special_ends(tokenizer):
+    """Return how many tokens a tokenizer puts in front of a text, and how many behind it."""
+    probe = "a"
+    plain = tokenizer(probe, add_special_tokens=False)["input_ids"]
+    whole = tokenizer(probe)["input_ids"]
+    n_special = len(whole) - len(plain)
+    n_before = next((n for n in range(n_special + 1) if whole[n : n + len(plain)] == plain), n_special)
+    return n_before, n_special - n_before
+
+
+def _followed(prompt, choice):
+    space = "" if not prompt or prompt[-1].isspace() or choice[0].isspace() else " "
+    return f"{prompt}{space}{choice}"
+
+
+def _split(alone, together, start_token):
+    """Split the tokens of a prompt with its choice into those of the prompt, one or more, and those of the choice."""
+    pairs = enumerate(zip(alone, together, strict=False))
+    n_prompt = next((n for n, (one, other) in pairs if one != other), min(len(alone), len(together)))
+    return together[:n_prompt] or [start_token], together[n_prompt:]
+
+
+def _cut_tokens(prompt, excess, n_before, side):
+    """Return a prompt without `excess` of its tokens; those in front of the text stay where the rest does."""
+    if side == "right" or excess + n_before >= len(prompt):
+        return prompt[: len(prompt) - excess]
+    return prompt[:n_before] + prompt[n_before + excess :]
 
 
 def _bounded(tokenizer, text, n_tokens, side, where):
@@ -184,6 +369,11 @@ def _cut(text, size, side):
 def pad_token(tokenizer):
     """Return the id that fills batches up: the padding token, or the end-of-text token where there is none."""
     return _first_of(tokenizer, "pad_token_id", "eos_token_id", "bos_token_id")
+
+
+def _start_token(tokenizer):
+    """Return the id that stands for a text without tokens."""
+    return _first_of(tokenizer, "bos_token_id", "cls_token_id", "eos_token_id", "pad_token_id")
 
 
 def _first_of(tokenizer, *names):

@@ -73,7 +73,8 @@ class Group:
 
     def part(self, samples):
         """Return the group with some of its samples: a slice, or a tensor of indices."""
-        inputs, trunk = part_of(self.inputs, samples), self.trunk and part_of_outputs(self.trunk, samples)
+        inputs = part_of(self.inputs, samples)
+        trunk = self.trunk and part_of_outputs(self.trunk, samples, len(self))
         return Group(self.members, inputs, self.targets[samples], self.weights[..., samples], trunk)
 
 

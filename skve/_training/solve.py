@@ -190,8 +190,13 @@ class FrozenFeatures:
 
     def logits(self, heads, likelihood):
         """Return the logits (n_heads, n_samples, n_classes)."""
-        values = self.values.double()
+        values = _read_by(heads[0], self.values.double())
         return torch.stack([likelihood.logits(F.linear(values, *head), self.impossible) for head in heads])
+
+
+def _read_by(head, features):
+    """Return those of the features that a head (weight, bias) reads, the leading ones."""
+    return features[:, : head[0].shape[1]]
 
 
 class HeadProblem:
@@ -214,7 +219,8 @@ class HeadProblem:
     fold_seed : int
         Decides on the folds of the cross-validation.
     start : tuple of torch.Tensor, default=None
-        `W_0` (n_classes, n_features) and its bias (n_classes,); None for zeros.
+        `W_0` (n_classes, n_features) and its bias (n_classes,); None for zeros. Features that it does not read do not
+        count.
     label_smoothing : float, default=0.0
 
     Attributes
@@ -232,6 +238,7 @@ class HeadProblem:
         n_classes = likelihood.n_classes
         if start is None:
             start = torch.zeros(n_classes, features.shape[1]), torch.zeros(n_classes)
+        features = _read_by(start, features)
         self._features, self._center = features, features.mean(0)
         self._draw_to(start)
         left, singular, right = torch.linalg.svd(features - self._center, full_matrices=False)

@@ -129,7 +129,7 @@ class ToyClassifier(BaseSVEClassifier):
             _Squash(),
         )
 
-    def _outline(self, length):
+    def _outline(self, length, n_classes):
         module = make_toy_backbone(length) if self.backbone is None else self.backbone
         n_columns = next(part.in_features for part in module.modules() if isinstance(part, nn.Linear))
         return module, _call, {"squash": "arcsinh"}, torch.empty(self.batch_size, n_columns), self.batch_size

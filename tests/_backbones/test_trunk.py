@@ -132,7 +132,7 @@ def test__find_trunk__texts__rows_of_each_length_and_padding_without_effect(fami
     hidden = torch.randn(*inputs["input_ids"].shape, 16)
     outputs = {layer: trunk._mapped(output, lambda row: hidden) for layer, output in of.outputs.items()}
     rows = of.split(outputs, inputs)
-    assert [len(row) for (row,) in rows] == inputs["attention_mask"].sum(1).tolist()
+    assert [len(row) for ((row,),) in rows] == inputs["attention_mask"].sum(1).tolist()
     joined = trunk._leaves(of.join(rows, inputs)[name])[0]
     mask = inputs["attention_mask"][..., None] > 0
     assert torch.equal(joined, hidden * mask)
@@ -200,6 +200,26 @@ def test__fit__texts__kept_trunk__the_same_members(fit_both, family):
     one, other, kept = fit_both(classifier, TEXTS, LABELS)
     assert kept == [True]
     assert_members_close(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("order", ["shared", "own"])
+def test__fit__prompts_with_choices__kept_trunk__the_same_members(fit_both, order):
+    questions = [("to be", ["or", "not to be"]), ("to", ["be so", "not", "or"]), ("so not", ["be", "or", "to", "is"])]
+    classifier = SVETextClassifier(
+        make_toy_text_backbone("llama", lm=True),
+        head="likelihood",
+        layers="last:1",
+        ensemble_params={"order": order},
+        max_epochs=3,
+        batch_size=4,
+        n_members=2,
+        member_lr=0.1,
+        precision="float32",
+        random_state=0,
+    )
+    one, other, kept = fit_both(classifier, questions * 4, [0, 2, 3] * 4)
+    assert kept == [True]
+    assert_members_close(one, other, atol=1e-5)
 
 
 def test__fit__validation__of_a_kept_trunk_as_well(images, validation, fit_both):

@@ -16,7 +16,7 @@ from skve._ensembles import RULES
 from skve._fitted import exporting
 from skve.exceptions import BackboneError
 from skve.testing import ToyClassifier, make_toy_text_backbone
-from tests.toys import TinyCNN, TinyTransformer, TorchEncoder, toy_classifier, toy_images
+from tests.toys import SIDE, TinyCNN, TinyTransformer, TorchEncoder, toy_classifier, toy_images
 
 writes_onnx = pytest.mark.skipif(
     tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14), reason="torch 2.6 cannot write open axes to ONNX"
@@ -146,14 +146,49 @@ def test__graph__temperature__as_the_estimator(temperature):
 
 
 def test__graph__multiple_choice__impossible_classes_have_none():
-    prompts = [f"to\nbe. to be\nor. or not{'' if i % 2 else chr(10) + 'not. so'}" for i in range(6)]
-    backbone = make_toy_text_backbone("gpt2", lm=True)
-    settings = {"head": "lm", "multiple_choice": True, "label_words": [" be", " not", " or"]}
-    settings |= {"n_members": 2, "max_steps": 2, "device": "cpu", "random_state": 0, "predict_precision": "float32"}
-    classifier = SVETextClassifier(backbone, **settings).fit(prompts, ["b", "o", "n", "o", "b", "o"])
+    classifier, prompts = letters_of()
     inputs = tokens_of(classifier, prompts)
     assert inputs["impossible"].sum() == 3
     assert_same(graph_of(classifier)(inputs), classifier, prompts)
+
+
+QUESTIONS = [("to be", ["or", "not to be"]), ("to", ["be so", "not", "or"]), ("so not", ["be", "or", "to", "is"])] * 2
+
+
+def choices_of(**parameters):
+    settings = {"n_members": 2, "max_steps": 2, "device": "cpu", "random_state": 0, "predict_precision": "float32"}
+    backbone = make_toy_text_backbone("llama", lm=True)
+    return SVETextClassifier(backbone, head="likelihood", **{**settings, **parameters}).fit(QUESTIONS, [0, 2, 3] * 2)
+
+
+@pytest.mark.parametrize("parameters", [{}, {"ensemble": "head"}, {"backbone_dtype": "int8"}])
+def test__graph__choices_scored_by_their_texts__predictions(parameters):
+    classifier = choices_of(**parameters)
+    assert_same(graph_of(classifier)(tokens_of(classifier, QUESTIONS)), classifier, QUESTIONS)
+
+
+def test__graph__student_of_choices__its_predictions():
+    classifier = choices_of(n_members=3).distill(QUESTIONS)
+    assert_same(graph_of(classifier)(tokens_of(classifier, QUESTIONS)), classifier, QUESTIONS)
+
+
+@writes_onnx
+def test__export__onnx_of_choices__runs_in_onnxruntime_for_any_length(tmp_path):
+    classifier = choices_of()
+    classifier.export(tmp_path / "model.onnx")
+    longer = [("to be or not to be", ["so", "or not so to be", "be", "to"])]
+    for questions in (QUESTIONS, longer):
+        assert_same(run_onnx(tmp_path / "model.onnx", tokens_of(classifier, questions)), classifier, questions)
+    document = json.loads((tmp_path / "model.json").read_text())
+    assert set(document["inputs"]) == {"input_ids", "attention_mask", "scored", "impossible"}
+    assert document["tokenizer"]["choices"] == 4
+
+
+def test__export__torch_of_choices__reads_back_and_predicts(tmp_path):
+    classifier = choices_of()
+    classifier.export(tmp_path / "model.pt2", format="torch")
+    graph = torch.export.load(tmp_path / "model.pt2").module()
+    assert_same(graph(tokens_of(classifier, QUESTIONS)), classifier, QUESTIONS)
 
 
 # --------------------------------------------------------------------------------------------- the files
@@ -208,6 +243,37 @@ def test__export__onnx_of_each_ensemble__runs_in_onnxruntime(ensemble, kind, tmp
     for one in (classifier, *(() if ensemble in ("single", "head", "laplace") else (classifier.distill(samples),))):
         one.export(tmp_path / "model.onnx", resize=False)
         assert_same(run_onnx(tmp_path / "model.onnx", inputs), one, samples)
+
+
+def letters_of():
+    prompts = ["to\nbe. to be\nor. or not\nnot. so", "to\nbe. be\nor. not"] * 3
+    backbone = make_toy_text_backbone("gpt2", lm=True)
+    settings = {"n_members": 2, "max_steps": 2, "device": "cpu", "random_state": 0, "predict_precision": "float32"}
+    words = {"label_words": [" be", " not", " or"], "multiple_choice": True}
+    classifier = SVETextClassifier(backbone, head="lm", **words, **settings)
+    return classifier.fit(prompts, ["n", "o"] * 2 + ["b", "o"]), prompts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ensemble", ["sve", "scale"])
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test__export__onnx_of_quantised_weights__runs_in_onnxruntime(ensemble, dtype, tmp_path):
+    classifier = texts_of(ensemble, backbone_dtype=dtype)
+    classifier.export(tmp_path / "model.onnx")
+    assert_same(run_onnx(tmp_path / "model.onnx", tokens_of(classifier, OTHERS)), classifier, OTHERS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["letters", "student without samples", "student of choices"])
+def test__export__onnx_of_choices_and_students__runs_in_onnxruntime(kind, tmp_path):
+    if kind == "letters":
+        classifier, samples = letters_of()
+    elif kind == "student of choices":
+        classifier, samples = choices_of(n_members=3).distill(QUESTIONS), QUESTIONS
+    else:
+        classifier, samples = texts_of(n_members=3).distill(), OTHERS
+    classifier.export(tmp_path / "model.onnx")
+    assert_same(run_onnx(tmp_path / "model.onnx", tokens_of(classifier, samples)), classifier, samples)
 
 
 @pytest.mark.slow
@@ -282,6 +348,18 @@ class Untraceable(nn.Module):
 @pytest.fixture(scope="module")
 def small():
     return ToyClassifier(n_members=2, max_steps=2, random_state=0).fit(*load_iris(return_X_y=True))
+
+
+def untraceable_images():
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 4), Untraceable())
+
+
+@pytest.mark.parametrize("format", ["torch", "onnx"])
+def test__export__callable_whose_module_cannot_be_traced__named_with_what_works(tmp_path, format):
+    classifier = toy_classifier(untraceable_images, max_steps=1, max_epochs=None).fit(IMAGES, LABELS)
+    with pytest.raises(BackboneError, match=r"torch\.export can trace, got .*skve\.load"):
+        classifier.export(tmp_path / f"model.{'pt2' if format == 'torch' else format}", format=format)
+    assert not list(tmp_path.iterdir())
 
 
 def test__export__untraceable_backbone__named_with_what_works(tmp_path):

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from skve._inputs.texts import TextSequence, check_texts
+from skve._inputs.texts import TextSequence, check_choices, check_texts
 from tests._inputs.test_labels import Arrow, Column
 
 pd = pytest.importorskip("pandas")
@@ -131,3 +131,51 @@ def test__take__part_of_a_part__in_its_order_and_computed_once():
     for sequence in (whole, part):
         assert sequence.computed_once("key", lambda: calls.append(1) or "result") == "result"
     assert calls == [1]
+
+
+# ---------------------------------------------------------------------------------- prompts with choices
+
+PROMPTS, CHOICES = ["the sky is", ""], [["blue", "green"], ["a", "b", "c"]]
+
+
+@pytest.mark.parametrize(
+    "X",
+    [
+        list(zip(PROMPTS, CHOICES, strict=True)),
+        [["the sky is", ("blue", "green")], ["", np.array(["a", "b", "c"])]],
+        Column(list(zip(PROMPTS, CHOICES, strict=True))),
+        np.array([("the sky is", CHOICES[0]), ("", CHOICES[1])], dtype=object),
+    ],
+    ids=["tuples", "lists and arrays", "column", "array of objects"],
+)
+def test__check_choices__every_container__prompts_and_choices(X):
+    items = check_choices(X)
+    assert (items.first, items.second, items.paired) == (PROMPTS, CHOICES, "choices")
+    assert items.take(np.array([1])).paired == "choices"
+
+
+def test__check_choices__frame__prompts_and_choices():
+    items = check_choices(pd.DataFrame({"prompt": PROMPTS, "choices": CHOICES}))
+    assert (items.first, items.second) == (PROMPTS, CHOICES)
+
+
+@pytest.mark.parametrize(
+    ("X", "error", "message"),
+    [
+        ([], ValueError, "at least one prompt, got 0"),
+        (["a prompt"], TypeError, r"tuples \(prompt, choices\).* got X\[0\] = 'a prompt'"),
+        ([("p", ["a", "b"]), ("p", ["a", "b"], 1)], TypeError, r"got X\[1\] = "),
+        ([("p", "ab")], TypeError, r"X\[0\]\[1\] must be a list of choices"),
+        ([("p", {"a", "b"})], TypeError, r"X\[0\]\[1\] must be a list of choices"),
+        ([("p", ["a"])], ValueError, r"X\[0\]\[1\] must have at least two choices, got 1"),
+        ([("p", [])], ValueError, r"X\[0\]\[1\] must have at least two choices, got 0"),
+        ([("p", ["a", ""])], ValueError, r"X\[0\]\[1\]\[1\] must be a text that can be scored, got ''"),
+        ([("p", ["a", " \n"])], ValueError, r"X\[0\]\[1\]\[1\] must be a text that can be scored"),
+        ([("p", ["a", None])], ValueError, r"X\[0\]\[1\]\[1\] must be a text, got None"),
+        ([("p", ["a", 3])], TypeError, r"X\[0\]\[1\]\[1\] must be a string, got 3"),
+        ([(None, ["a", "b"])], ValueError, r"X\[0\]\[0\] must be a text, got None"),
+    ],
+)
+def test__check_choices__bad_input__named_by_index(X, error, message):
+    with pytest.raises(error, match=message):
+        check_choices(X)

@@ -12,7 +12,7 @@ import torch
 from skve._inputs import text_pipeline, tokenization
 from skve._inputs.text_pipeline import TextPipeline, batches_of_similar_length
 from skve._inputs.texts import TextSequence, check_texts
-from skve._inputs.tokenization import listed_choices, tokenise, word_tokens
+from skve._inputs.tokenization import listed_choices, tokenise, tokenise_choices, word_tokens
 from skve.testing import make_toy_tokenizer
 
 pytest.importorskip("transformers")
@@ -295,3 +295,105 @@ def test__tokenise__text_of_few_tokens_in_many_characters__refused_by_index(monk
     with pytest.raises(ValueError, match=r"X\[1\] must have 17 tokens within 4096 characters or be shorter"):
         tokenization._bounded(of_one_token, "a" * 2**20, 17, "right", "X[1]")
     assert max(sizes) <= 4096
+
+
+# ---------------------------------------------------------------------------------- prompts with choices
+
+
+def tokens_of_choices(prompts, choices, *, encoder=False, max_length=64, side="right"):
+    tokenizer = make_toy_tokenizer(encoder=encoder)
+    return tokenizer, tokenise_choices(tokenizer, prompts, choices, max_length=max_length, side=side)
+
+
+def sequences_of(tokens):
+    ends = np.cumsum(tokens.sequences.lengths)
+    return [ids.tolist() for ids in np.split(tokens.sequences.ids, ends[:-1])]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "choice", "whole", "scored"),
+    [
+        ("to be", "or not", "to be or not", " or not"),
+        ("to be ", "or", "to be or", " or"),  # the space belongs to the first letter's token
+        ("to be\n", "or", "to be\nor", "or"),
+        ("to be", " or", "to be or", " or"),
+        ("to be", "\tor", "to be\tor", "\tor"),
+    ],
+)
+def test__tokenise_choices__prompt_and_choice__as_one_text_split_at_the_prompt(prompt, choice, whole, scored):
+    tokenizer, tokens = tokens_of_choices([prompt], [[choice, "so"]])
+    ids = sequences_of(tokens)[0]
+    assert ids == tokenizer(whole)["input_ids"]
+    assert tokenizer.decode(ids[-tokens.n_scored[0] :]) == scored
+
+
+def test__tokenise_choices__special_tokens__in_front_kept_and_behind_left_out():
+    tokenizer, tokens = tokens_of_choices(["to", ""], [["be", "so"], ["or", "not"]], encoder=True)
+    first, _, third, _ = sequences_of(tokens)
+    assert first == tokenizer("to be")["input_ids"][:-1]
+    assert third == tokenizer("or")["input_ids"][:-1]
+    assert tokens.n_scored.tolist() == [2, 2, 2, 3]
+
+
+def test__tokenise_choices__empty_prompt_without_special_tokens__a_start_token():
+    tokenizer, tokens = tokens_of_choices([""], [["or", "not"]])
+    assert sequences_of(tokens)[0] == [tokenizer.bos_token_id, *tokenizer("or")["input_ids"]]
+
+
+@pytest.mark.parametrize("encoder", [False, True])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test__tokenise_choices__too_long__prompt_cut_alike_for_all_choices_with_one_warning(side, encoder):
+    prompts, choices = ["abcdefgh", "ab"], [["xy", "uvwxyz"], ["x", "y"]]
+    with pytest.warns(UserWarning, match=f"1 of 2 prompts are, .* tokens and were cut on the {side}") as caught:
+        tokenizer, tokens = tokens_of_choices(prompts, choices, encoder=encoder, max_length=10, side=side)
+    assert len(caught) == 1
+    n_kept = 4 - encoder  # beside a special token
+    kept = "abcdefgh"[:n_kept] if side == "right" else "abcdefgh"[-n_kept:]
+    found = [tokenizer.decode(ids[int(encoder) :]) for ids in sequences_of(tokens)]
+    assert found == [f"{kept} xy", f"{kept} uvwxyz", "ab x", "ab y"]
+    assert tokens.sequences.lengths.max() == 10
+
+
+def test__tokenise_choices__no_room_for_the_prompt__named():
+    with pytest.raises(ValueError, match=r"max_length must leave room .* all of X\[0\]\[1\]\[1\], got 4 .* 6 tokens"):
+        tokens_of_choices(["ab"], [["x", "uvwxyz"]], max_length=4)
+
+
+def test__tokenise_choices__long_prompt__from_a_part(monkeypatch):
+    monkeypatch.setattr(tokenization, "_PART", 64)
+    prompt, choices = ("to be or not " * 200).strip(), [["so", "be it"]]
+    for side in ("left", "right"):
+        with pytest.warns(UserWarning, match="1 of 1 prompts"):
+            tokenizer, tokens = tokens_of_choices([prompt], choices, max_length=12, side=side)
+        whole = tokenizer(prompt)["input_ids"]
+        for ids, n_scored in zip(sequences_of(tokens), tokens.n_scored, strict=True):
+            own = ids[:-n_scored]
+            assert own == (whole[: len(own)] if side == "right" else whole[len(whole) - len(own) :])
+
+
+def test__load__prompts_with_choices__sequences_scored_places_and_impossible_classes():
+    prompts, choices = ["to", "to be"], [["be", "so", "or not"], ["or", "x"]]
+    tokenizer, tokens = tokens_of_choices(prompts, choices)
+    own = pipeline(TextSequence(prompts, choices), tokenizer, choices=4)
+    batch = own.load(np.array([1, 0]))
+    assert batch["input_ids"].shape == (2, 3, 7)
+    expected = sequences_of(tokens)
+    for row, places in enumerate([[3, 4, 3], [0, 1, 2]]):
+        for column, place in enumerate(places):
+            mask = batch["attention_mask"][row, column].bool()
+            assert batch["input_ids"][row, column][mask].tolist() == expected[place]
+    assert batch["scored"].tolist() == [
+        [[4, 5, -1, -1, -1], [4, -1, -1, -1, -1], [-1] * 5],
+        [[2, 3, -1, -1, -1], [2, 3, -1, -1, -1], [2, 3, 4, 5, 6]],
+    ]
+    assert batch["impossible"].tolist() == [[False, False, True, True], [False, False, False, True]]
+    assert own.size(np.array([0, 1])) == 2 * 3 * 7
+    assert own.mean_size == np.mean([4 + 4 + 7, 6 + 5])
+    one, other = own.content_keys()
+    assert one != other
+    assert pipeline(TextSequence(prompts[::-1], choices[::-1]), tokenizer, choices=3).content_keys() == [other, one]
+
+
+def test__pipeline__more_choices_than_in_fit__named():
+    with pytest.raises(ValueError, match=r"X\[1\] must have at most 2 choices, as in fit, got 3\. Fit with a prompt"):
+        pipeline(TextSequence(["a", "b"], [["x", "y"], ["x", "y", "z"]]), choices=2)

@@ -183,6 +183,19 @@ def test__distill__texts__one_pass(settings, count_passes):
     assert np.abs(student.predict_proba(TEXTS) - classifier.predict_proba(TEXTS)).mean() < 0.1
 
 
+def test__distill__choices_scored_by_their_texts__one_pass(count_passes):
+    questions = [("to be", ["or", "not to be"]), ("to", ["be so", "not", "or"])] * 6
+    classifier = SVETextClassifier(
+        make_toy_text_backbone("llama", lm=True), head="likelihood", n_members=2, max_steps=6, random_state=0
+    ).fit(questions, [0, 2] * 6)
+    student = classifier.distill(questions)
+    count_passes.clear()
+    uncertainty = student.predict_uncertainty([("be", ["to", "so"])])
+    assert len(count_passes) == 1
+    assert (uncertainty.epistemic > 0).all()
+    assert np.abs(student.predict_proba(questions) - classifier.predict_proba(questions)).mean() < 0.05
+
+
 def test__distill__other_kind_of_input__named(blended):
     with pytest.raises(ValueError, match="4 features"):
         blended.distill(X[:, :3])
