@@ -315,7 +315,7 @@ def _rebuild(spec, head, dtype, transformers):
         module, vocabulary_head, _ = _read_part(build(), head)
         _drop_pooler(module, module.state_dict().keys() - spec.arrays.keys())
         quantized_as(module, dtype)
-        return module.state_dict() | _untied(vocabulary_head, module)
+        return _without(_tied_head(module), module.state_dict()) | _untied(vocabulary_head, module)
 
     with _quiet(hub=False), tempfile.TemporaryDirectory() as folder:
         difference = misfit(tensors, spec.arrays)
@@ -389,7 +389,8 @@ class TextBackbone(Backbone):
 
     def arrays(self):
         head = _untied(self.vocabulary_head, self.module)  # needed to fit the embedded backbone anew
-        return super().arrays() | {name: tensor.float().cpu().numpy() for name, tensor in head.items()}
+        own = {name: tensor.float().cpu().numpy() for name, tensor in head.items()}
+        return _without(_tied_head(self.module), super().arrays()) | own
 
     def files(self):
         with tempfile.TemporaryDirectory() as folder:
@@ -414,6 +415,7 @@ def _finish(module, tokenizer, head, dtype, description, state=None):
         _drop_pooler(module, module.state_dict().keys() - state.keys())
         for name, tensor in _untied(vocabulary_head, module).items():
             tensor.copy_(state.pop(name))
+        state |= {name: state[twin] for name, twin in _tied_head(module).items()}
     preprocess = {
         "dtype": dtype,
         "softcap": softcap,
@@ -535,6 +537,22 @@ def _untied(vocabulary_head, module):
     held = {_storage(parameter) for parameter in module.parameters()}
     named = zip(("vocabulary_head.weight", "vocabulary_head.bias"), vocabulary_head or (), strict=False)
     return {name: tensor for name, tensor in named if tensor is not None and _storage(tensor) not in held}
+
+
+def _tied_head(module):
+    """Return the name of the weight of a head in a module -> that of the embedding which it is tied to, if it is."""
+    tensors = dict(module.named_parameters(remove_duplicate=False))
+    heads = [f"{name}.weight" for name, part in module.named_modules() if isinstance(part, ScoringLMHead)]
+    return {
+        head: name
+        for head in heads
+        for name, tensor in tensors.items()
+        if name != head and _storage(tensor) == _storage(tensors[head])
+    }
+
+
+def _without(names, tensors):
+    return {name: tensor for name, tensor in tensors.items() if name not in names}
 
 
 def _storage(tensor):
