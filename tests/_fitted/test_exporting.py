@@ -264,6 +264,17 @@ def test__export__onnx_of_quantised_weights__runs_in_onnxruntime(ensemble, dtype
 
 
 @pytest.mark.slow
+def test__export__onnx_quantised_by_onnxruntime__close(tmp_path):
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    classifier = texts_of()
+    classifier.export(tmp_path / "model.onnx")
+    quantization.quantize_dynamic(tmp_path / "model.onnx", tmp_path / "int8.onnx")
+    outputs = run_onnx(tmp_path / "int8.onnx", tokens_of(classifier, OTHERS))
+    np.testing.assert_allclose(outputs["member_proba"], classifier.predict_proba_members(OTHERS), atol=0.05)
+    assert (tmp_path / "int8.onnx").stat().st_size < (tmp_path / "model.onnx").stat().st_size
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["letters", "student without samples", "student of choices"])
 def test__export__onnx_of_choices_and_students__runs_in_onnxruntime(kind, tmp_path):
     if kind == "letters":
