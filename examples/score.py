@@ -22,10 +22,15 @@ import skve
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
+def image_files(folder):
+    """Return a Series of the paths of the images below a folder."""
+    return pd.Series(sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES), dtype="str")
+
+
 def parts(source, column, n_rows):
     """Yield Series of at most n_rows items."""
     if source.is_dir():
-        files = pd.Series(sorted(str(path) for path in source.rglob("*") if path.suffix.lower() in SUFFIXES))
+        files = image_files(source)
         yield from (files.iloc[rows] for rows in gen_batches(len(files), n_rows))
     elif source.suffix == ".parquet":
         import pyarrow.parquet

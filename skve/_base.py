@@ -179,8 +179,10 @@ class BaseSVEClassifier(
         multiplies it natively, which takes less than half the time, else float32. Probabilities in bfloat16 differ by
         less than 0.01 from those in float32. Heads, probabilities and the frozen backbone's features are always
         float32 or better.
-    device : str or torch.device, default="auto"
-        `"auto"` uses a GPU if there is one.
+    device : str, torch.device or list of them, default="auto"
+        `"auto"` uses a GPU if there is one. A list of GPUs, such as `["cuda:0", "cuda:1"]`, splits the backbone: each
+        takes some of its blocks, with what members own of them, for models that no single one has the memory for.
+        Inputs, heads and losses are on the first.
     n_jobs : int, default=None
         Number of processes in which `fit` trains members at the same time, by joblib's backend: on processors as many
         as given, -1 for all of them; with several GPUs at most one for each GPU, unless `device` names one. The
@@ -292,7 +294,7 @@ class BaseSVEClassifier(
     calibrate: str | None
     precision: str
     predict_precision: str
-    device: str | torch.device
+    device: str | torch.device | list[str]
     n_jobs: int | None
     warm_start: bool
     random_state: int | np.random.RandomState | None
@@ -336,7 +338,7 @@ class BaseSVEClassifier(
         calibrate: str | None = "auto",
         precision: str = "auto",
         predict_precision: str = "auto",
-        device: str | torch.device = "auto",
+        device: str | torch.device | list[str] = "auto",
         n_jobs: int | None = None,
         warm_start: bool = False,
         random_state: int | np.random.RandomState | None = None,
@@ -591,13 +593,14 @@ class BaseSVEClassifier(
 
         Return whether Ctrl-C ended the training, and the `fold_regression` that predictions may be blended with.
         """
-        from skve._runtime.device import resolve_device
+        from skve._runtime.device import resolve_devices
         from skve._training import loop, parallel, solve
 
-        device = resolve_device(self.device)
+        devices = resolve_devices(self.device)
+        device = devices[0]
         if self.verbose:
             report_progress("skve: preparing the backbone")
-        backbone = self._load_backbone(self.backbone, classes=classes_).on(device)
+        backbone = self._load_backbone(self.backbone, classes=classes_).on(*devices)
         settings = self._settings(once, has_validation=parts.valid is not None)
         groups = self._member_groups(settings, once, device)
         given = (parts, folds, len(classes_), seeds, start, settings)
@@ -948,9 +951,10 @@ class BaseSVEClassifier(
         """
         from skve._fitted import prediction
         from skve._fitted.predictor import predictor_for
-        from skve._runtime.device import neutral_modes, resolve_device
+        from skve._runtime.device import neutral_modes, resolve_devices
 
-        device = resolve_device(self.device)
+        devices = resolve_devices(self.device)
+        device = devices[0]
         state = self._state
         # Features are compared with those of other fits and of the training.
         precision = "float32" if "member_features" in kinds else self.predict_precision
@@ -959,7 +963,7 @@ class BaseSVEClassifier(
                 state,
                 self.preprocess_,
                 lambda: self._load_backbone(state.spec, self.preprocess_),
-                device,
+                devices,
                 precision,
             )
             pipeline = self._make_pipeline(items, predictor.backbone, device, training=False)

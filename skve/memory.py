@@ -7,6 +7,7 @@ import dataclasses
 import math
 import weakref
 
+import numpy as np
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -18,6 +19,7 @@ from skve._backbones.backbone import Backbone, FrozenModule, laid_out
 from skve._backbones.cache import cache_limit
 from skve._backbones.decomposition import Factors, as_matrix
 from skve._backbones.quantized import QuantizedWeight, n_directions
+from skve._backbones.split import split
 from skve._backbones.trace import trace
 from skve._base import COUNT, BaseSVEClassifier
 from skve._ensembles import BATCHES_PER_INSTALLATION, HEAD, Ensemble, Head, check_dtype, check_options, make_rule
@@ -47,7 +49,8 @@ class Memory:
     optimizer : int
         Gradients, the moments of AdamW, and copies of the members after the last rounds.
     activations : int
-        What comes and goes: activations, the weights of the members whose turn it is, gradients on their way.
+        What comes and goes: activations, the weights of the members whose turn it is, gradients on their way; in
+        predictions also what waits while members take turns. Of a .gguf file on a CPU at least what reading it takes.
     """
 
     frozen_weights: int
@@ -111,7 +114,8 @@ def estimate_memory(
     Returns
     -------
     estimate : MemoryEstimate
-        With `training` and `prediction`, each with the bytes of its parts and their `total`.
+        With `training` and `prediction`, each with the bytes of its parts and their `total`. Where the estimator's
+        `device` is a list, each is that of the device which takes the most.
 
     Raises
     ------
@@ -155,6 +159,9 @@ def estimate_memory(
         with FakeTensorMode():
             memo = {id(t): _empty_like(t) for t in [*module.parameters(), *module.buffers()]}
             module = laid_out(copy.deepcopy(module, memo))
+            n_devices = len(estimator.device) if isinstance(estimator.device, list | tuple) else 1
+            if n_devices > 1:  # whose numbers tell tensors without content apart
+                module = split(module, [torch.device("cpu"), *(torch.device("cpu", i) for i in range(1, n_devices))])
             backbone = Backbone(_Shapes(module), {"name": type(module).__name__}, preprocess, features)
             return _estimate(estimator, backbone, _like(inputs), size, n_classes, planned)
 
@@ -179,8 +186,11 @@ class _Shapes(FrozenModule):
             is_quantized = isinstance(weight, QuantizedWeight)
             d_out, d_in = (weight if is_quantized else as_matrix(weight, site.kind)).shape
             r, dtype = (n_directions(weight.shape), torch.bfloat16) if is_quantized else (min(d_out, d_in), None)
-            U, Vt = (torch.empty(shape, dtype=dtype) for shape in ((d_out, r), (r, d_in)))
-            self._factors[site.layer, basis] = Factors(U, torch.empty(r), Vt)
+            shapes = {"U": (d_out, r), "sigma": (r,), "Vt": (r, d_in)}
+            dtypes = {"U": dtype, "sigma": None, "Vt": dtype}
+            self._factors[site.layer, basis] = Factors(
+                **{name: torch.empty(shapes[name], dtype=dtypes[name], device=weight.device) for name in shapes}
+            )
         return self._factors[site.layer, basis]
 
 
@@ -191,16 +201,18 @@ class _Peak(TorchDispatchMode):
     ----------
     known : iterable of torch.Tensor
         Those that were there before, and do not count.
+    devices : sequence of torch.device
 
     Attributes
     ----------
-    live, peak : int
+    live, peak : ndarray of int, shape (n_devices,)
         Bytes at present, and at most.
     """
 
-    def __init__(self, known):
+    def __init__(self, known, devices):
         super().__init__()
-        self.live = self.peak = 0
+        self._devices = devices
+        self.live, self.peak = (np.zeros(len(devices), np.int64) for _ in range(2))
         self._sizes: dict[int, int] = {}
         self._known = [tensor.untyped_storage() for tensor in known]  # held, so that no other takes a key
         self._sizes.update({storage._cdata: 0 for storage in self._known})
@@ -209,24 +221,24 @@ class _Peak(TorchDispatchMode):
         output = function(*args, **(kwargs or {}))
         for value in tree_leaves(output):
             if isinstance(value, torch.Tensor):
-                self._add(value.untyped_storage())
+                self._add(value.untyped_storage(), self._devices.index(value.device))
         return output
 
-    def _add(self, storage):
+    def _add(self, storage, place):
         key = storage._cdata
         if key not in self._sizes:
             self._sizes[key] = storage.nbytes()
-            self.live += storage.nbytes()
-            self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._remove, key)
+            self.live[place] += storage.nbytes()
+            self.peak[place] = max(self.peak[place], self.live[place])
+            weakref.finalize(storage, self._remove, key, place)
 
-    def _remove(self, key):
-        self.live -= self._sizes.pop(key)
+    def _remove(self, key, place):
+        self.live[place] -= self._sizes.pop(key)
 
 
 def _estimate(estimator, backbone, inputs, size, n_classes, device):
     """Run what a fit and a prediction run on tensors without content; see `estimate_memory`."""
-    design, module = estimator._design(estimator.early_stopping), backbone.module
+    design, module, devices = estimator._design(estimator.early_stopping), backbone.module, backbone.frozen.devices
     selection = build.select_layers(design, backbone)
 
     def rule_of(sites):
@@ -242,21 +254,25 @@ def _estimate(estimator, backbone, inputs, size, n_classes, device):
     factors = [*backbone.frozen._factors.values(), *getattr(rule, "_factors", {}).values()]
     of_factors = [tensor for each in factors for tensor in (each.U, each.sigma, each.Vt)]
     weights = [*module.parameters(), *module.buffers()]
-    of_members = [tensor for member in members for tensor in member.values()]
-    known = [*weights, *of_factors, *of_members, *(inputs.values() if isinstance(inputs, dict) else [inputs])]
-    sizes = {key: t.nbytes * (1 if rule.shares(key) else len(members)) for key, t in members[0].items()}
-    n_heads = sum(n for key, n in sizes.items() if key.startswith(HEAD))
-    n_own = sum(sizes.values()) - n_heads
-    fixed = {"frozen_weights": _n_bytes(weights), "factors": _n_bytes(of_factors), "heads": n_heads}
+    of_all = [tensor for member in members for tensor in member.values()]
+    known = [*weights, *of_factors, *of_all, *(inputs.values() if isinstance(inputs, dict) else [inputs])]
+    n_own, n_heads = (np.zeros(len(devices), np.int64) for _ in range(2))
+    for key, tensor in members[0].items():
+        part = n_heads if key.startswith(HEAD) else n_own
+        part[devices.index(tensor.device)] += tensor.nbytes * (1 if rule.shares(key) else len(members))
+    fixed = {"frozen_weights": _n_bytes(weights, devices), "factors": _n_bytes(of_factors, devices), "heads": n_heads}
 
+    n_read = 0
+    if device.type == "cpu" and str(estimator.backbone).endswith(".gguf"):
+        n_read = 2 * 4 * sum(weight.numel() for weight in weights)  # transformers unpacks the whole file first
     candidates = [backbone.weight(site) for site in selection.candidates]
     dtype = resolve_training_dtype(design.precision, device, build.linear_share(backbone, selection.candidates))
-    own_copies, passing = 0, _pass_once(backbone, inputs, known)
+    own_copies, passing = np.zeros_like(n_own), _pass_once(backbone, inputs, known)
     if not rule.is_solved:
         checkpoints = layer_selection.blocks(module, selection.candidates) if design.activation_checkpointing else ()
         trained = rule.trained(len(members))
         chunk = 1 if device.type == "cpu" or checkpoints else len(trained)
-        with _Peak(known) as step:
+        with _Peak(known, devices) as step:
             ensemble = Ensemble(
                 rule, head, members, traced, size, training=True, dtype=dtype, checkpoints=checkpoints
             )
@@ -264,7 +280,7 @@ def _estimate(estimator, backbone, inputs, size, n_classes, device):
             gradients = [torch.zeros_like(parameter) for parameter in ensemble.parameters()]
             for parameter, gradient in zip(ensemble.parameters(), gradients, strict=True):
                 parameter.grad = gradient
-            n_gradients = _n_bytes(gradients)
+            n_gradients = _n_bytes(gradients, devices)
             ensemble.network.new_batch()
             for start in range(0, min(len(trained), 2 * chunk), chunk):
                 logits = ensemble.chunk_logits(inputs, trained[start : start + chunk])
@@ -274,35 +290,66 @@ def _estimate(estimator, backbone, inputs, size, n_classes, device):
         # Gradients, two moments and the state of the last complete round; in the end another state replaces that.
         n_state = n_own + n_heads
         own_copies = 3 * n_gradients + n_state * (2 if design.early_stopping else 1)
-        passing = max(passing, step.peak - n_gradients, n_state)
-    training = Memory(**fixed, members=n_own, optimizer=own_copies, activations=passing)
+        passing = np.maximum.reduce([passing, step.peak - n_gradients, n_state])
+    passing = np.maximum(passing, n_read - sum(fixed.values()) - n_own - own_copies)
+    training = _fullest(**fixed, members=n_own, optimizer=own_copies, activations=passing)
 
-    n_kept, passing = 0, _pass_once(backbone, inputs, known)
+    n_kept, passing = np.zeros_like(n_own), _pass_once(backbone, inputs, known)
     if not rule.is_solved:
         dtype = resolve_prediction_dtype(estimator.predict_precision, device, candidates)
-        n_kept = n_in_place(module, rule.changed, traced.normalised, candidates, len(members), dtype)
-        if sum(fixed.values()) + n_own + n_kept > cache_limit():
-            n_kept = 0
-        kept: dict | None = {} if n_kept else None
-        n_rows = math.inf if n_kept else size * BATCHES_PER_INSTALLATION
-        with _Peak(known) as prediction, torch.no_grad():
+        n_kept = _n_in_place(rule, traced, candidates, len(members), dtype)
+        keeps = sum(part.sum() for part in (*fixed.values(), n_own, n_kept)) <= cache_limit()
+        n_kept *= keeps
+        kept: dict | None = {} if keeps else None
+        n_rows = math.inf if keeps else size * BATCHES_PER_INSTALLATION
+        with _Peak(known, devices) as prediction, torch.no_grad():
             ensemble = Ensemble(rule, head, members, traced, n_rows, training=False, dtype=dtype, kept=kept).eval()
             ensemble.install(0)
-            n_installed = prediction.live
+            n_installed = prediction.live.copy()
             ensemble.member_logits(inputs, 0)
-        passing = max(passing, prediction.peak - (n_installed if n_kept else 0))
+            shared = [t for t in tree_leaves(ensemble.network.batch_outputs()) if isinstance(t, torch.Tensor)]
+        # While members take turns, other batches wait: what is computed of them for all members, and raw images.
+        n_waiting = (BATCHES_PER_INSTALLATION - 1) * _n_bytes(shared, devices)
+        if device.type == "cpu" and isinstance(inputs, torch.Tensor):
+            n_waiting += BATCHES_PER_INSTALLATION * inputs.numel()
+        passing = np.maximum(passing, prediction.peak - n_installed * keeps + n_waiting)
     n_copies = 2 if device.type == "cpu" else 1  # what is fitted, and the tensors that are made of it
-    prediction = Memory(**fixed, members=n_copies * n_own + n_kept, optimizer=0, activations=passing)
+    of_members = n_copies * n_own + n_kept
+    passing = np.maximum(passing, n_read - sum(fixed.values()) - of_members)
+    prediction = _fullest(**fixed, members=of_members, optimizer=np.zeros_like(n_own), activations=passing)
     return MemoryEstimate(training, prediction)
 
 
-def _n_bytes(tensors):
-    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
-    return sum(storages.values())
+def _fullest(**parts):
+    """Return the memory of the device that takes the most, from the parts of all of them."""
+    place = sum(parts.values()).argmax()
+    return Memory(**{name: int(values[place]) for name, values in parts.items()})
+
+
+def _n_bytes(tensors, devices):
+    """Return the bytes of tensors on each device."""
+    storages = {t.untyped_storage()._cdata: (t.untyped_storage().nbytes(), devices.index(t.device)) for t in tensors}
+    found = np.zeros(len(devices), np.int64)
+    for size, place in storages.values():
+        found[place] += size
+    return found
+
+
+def _n_in_place(rule, traced, candidates, n_members, dtype):
+    """Return the bytes on each device of what predictions put in place of weights and keep, see `n_in_place`."""
+    frozen = rule.backbone.frozen
+
+    def of(device):
+        changed = [name for name in rule.changed if frozen.where(name.rpartition(".")[0]) == device]
+        normalised = {norm: layer for norm, layer in traced.normalised.items() if frozen.where(layer) == device}
+        weights = [weight for weight in candidates if weight.device == device]
+        return n_in_place(frozen.module, changed, normalised, weights, n_members, dtype)
+
+    return np.array([of(device) for device in frozen.devices])
 
 
 def _pass_once(backbone, inputs, known):
-    """Return what comes and goes in a pass of the frozen backbone."""
-    with _Peak(known) as once, torch.no_grad():
+    """Return what comes and goes in a pass of the frozen backbone, on each device."""
+    with _Peak(known, backbone.frozen.devices) as once, torch.no_grad():
         backbone.features(backbone.module, inputs)
     return once.peak

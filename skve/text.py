@@ -180,7 +180,7 @@ class SVETextClassifier(BaseSVEClassifier):
         activation_checkpointing: bool = False,
         precision: str = "auto",
         predict_precision: str = "auto",
-        device: str | torch.device = "auto",
+        device: str | torch.device | list[str] = "auto",
         n_jobs: int | None = None,
         warm_start: bool = False,
         random_state: int | np.random.RandomState | None = None,

@@ -137,7 +137,7 @@ class SVEClassifier(BaseSVEClassifier):
         augment: str | Callable[[Any], Any] | None = "light",
         precision: str = "auto",
         predict_precision: str = "auto",
-        device: str | torch.device = "auto",
+        device: str | torch.device | list[str] = "auto",
         n_jobs: int | None = None,
         warm_start: bool = False,
         random_state: int | np.random.RandomState | None = None,

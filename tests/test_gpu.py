@@ -37,6 +37,16 @@ def test__fit__quantised_weights__members_and_predictions_as_on_the_cpu(images, 
     np.testing.assert_allclose(on_gpu.predict_proba(images[0]), on_cpu.predict_proba(images[0]), atol=5e-3)
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("ensemble", ["sve", "deep", "head"])
+def test__fit__blocks_on_two_devices__predictions_as_on_the_cpu(images, ensemble):
+    on_cpu, on_gpus = (
+        toy_classifier(TinyTransformer(), ensemble=ensemble, device=device, **SMALL_RATES).fit(*images)
+        for device in ("cpu", ["cuda:0", "cuda:1"])
+    )
+    np.testing.assert_allclose(on_gpus.predict_proba(images[0]), on_cpu.predict_proba(images[0]), atol=5e-3)
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @pytest.mark.parametrize("toy", TOYS)
 def test__fit__half_precision__close_to_float32_and_stored_in_float32(images, toy, precision):

@@ -212,3 +212,32 @@ def test__estimate_memory__choices_scored_by_their_texts__their_number_and_the_v
     n_scored = 4 * 4 * 8  # half of each sequence
     assert many.prediction.activations > 4 * n_scored * len(tokenizer)
     assert few.training.heads == 2 * 4 * (2 * 2 + 2)
+
+
+# --------------------------------------------------------------------------------------- several devices
+
+BLOCKS = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "vocab_size": 50}
+GPUS = ["cuda:0", "cuda:1"]
+
+
+def of_llama(device="auto", **parameters):
+    """Estimate for a small LLaMA of four blocks, beside which the embeddings are small."""
+    config = pytest.importorskip("transformers").AutoConfig.for_model("llama", num_hidden_layers=4, **BLOCKS)
+    settings = {"batch_size": 4, "n_members": 4, "precision": "float32", **parameters}
+    return skve.estimate_memory(SVETextClassifier(config, device=device, **settings), length=16, device="cuda")
+
+
+@pytest.mark.parametrize("parameters", [{}, {"backbone_dtype": "int4"}, {"activation_checkpointing": True}], ids=str)
+def test__estimate_memory__two_devices__each_a_half(parameters):
+    one, two = of_llama(**parameters), of_llama(GPUS, **parameters)
+    for name in ("frozen_weights", "factors", "members"):
+        whole, part = getattr(one.training, name), getattr(two.training, name)
+        assert 0.4 * whole < part < 0.65 * whole, name
+    assert two.training.activations < one.training.activations
+    assert two.training.total < 0.75 * one.training.total
+    assert two.prediction.total < one.prediction.total
+
+
+def test__estimate_memory__deep_on_two_devices__each_half_of_all_weights():
+    one, two = of_llama(ensemble="deep"), of_llama(GPUS, ensemble="deep")
+    assert two.training.optimizer < 0.6 * one.training.optimizer

@@ -1,14 +1,17 @@
 """What `skve.estimate_memory` says beside measured peaks of a fit and of predictions, on this machine's processor.
 
     python examples/benchmarks/memory_estimates.py --vit vit_s14.safetensors --gguf gemma-3-270m.gguf
+    python examples/benchmarks/memory_estimates.py --llama     # estimates alone, of the study paper_arc_easy_llama2
 
-Each row runs in a process of its own. The peak is the largest resident size less what the process held before it read
-the backbone, with all libraries loaded. Batches are full, and texts have the length that the estimate is told. The
-allocator of glibc is told to return what is freed (`MALLOC_MMAP_THRESHOLD_`): by default it keeps holes, and a fit
-takes up to three times the memory.
+Each row runs in a process of its own. The peak is the largest resident size less what the process held before it
+read the backbone, with all libraries loaded: a toy of the same kind was fitted before. Batches are full, and texts
+have the length that the estimate is told. The allocator of glibc is told to return what is freed
+(`MALLOC_MMAP_THRESHOLD_`): by default it keeps holes, and a fit takes up to three times the memory.
 """
 
 import argparse
+import gc
+import itertools
 import json
 import os
 import pathlib
@@ -16,12 +19,15 @@ import subprocess
 import sys
 import tempfile
 
+import numpy as np
 from _common import machine
 
 MINILM, VIT = "bundled:all-MiniLM-L6-v2", "vit_small_patch14_dinov2"
 COMMON = {"max_steps": 3, "random_state": 0, "calibrate": None, "device": "cpu"}
+COMMON_OF_TOYS = {"random_state": 0, "calibrate": None, "device": "cpu", "precision": "float32"}
 NO_FOLDS = {"ensemble_params": {"folds": None}}
 N_CLASSES = 3
+COLUMNS = ("frozen_weights", "factors", "members", "optimizer", "activations")
 ALONE = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "131072"}
 # name -> kind, length of the texts, parameters
 CASES = {
@@ -83,8 +89,6 @@ def classifier(kind, parameters, files):
 
 def data(clf, length):
     """Return two full batches of inputs, and their labels."""
-    import numpy as np
-
     n, rng = 2 * clf.batch_size, np.random.default_rng(0)
     if length is None:
         side = clf.image_size
@@ -101,30 +105,44 @@ def resident(name):
     return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
+def load_libraries(kind):
+    """Fit a toy of the same kind and predict with it, and forget it."""
+    import skve
+    from skve.testing import make_toy_image_backbone, make_toy_text_backbone
+
+    if kind in ("text", "gguf"):
+        if kind == "gguf":
+            import gguf  # noqa: F401
+        family = "bert" if kind == "text" else "gemma3_text"
+        toy, X = skve.SVETextClassifier(make_toy_text_backbone(family)), ["one two", "three"] * 8
+    else:
+        import timm
+
+        module = timm.create_model("test_vit", num_classes=0) if kind == "vit" else make_toy_image_backbone()
+        toy, X = skve.SVEClassifier(module), np.zeros((16, 160, 160, 3), np.uint8)
+    toy.set_params(n_members=2, max_steps=2, **COMMON_OF_TOYS).fit(X, [0, 1] * 8).predict_proba(X)
+    skve.clear_cache()
+    gc.collect()
+
+
 def measure(case, files, model):
     """Measure one case: the fit, or the predictions of the model that it saved."""
     import torch
-    from sklearn.datasets import load_iris
 
     import skve
-    from skve.testing import ToyClassifier
 
     torch.set_num_threads(1)
     kind, length, parameters = CASES[case]
     clf = classifier(kind, parameters, files)
     X, y = data(clf, length)
-    toy, labels = load_iris(return_X_y=True)
-    ToyClassifier(max_steps=2).fit(toy, labels).predict_uncertainty(toy)  # libraries
-    if kind in ("text", "gguf"):
-        import transformers.models.auto.modeling_auto
-        import transformers.models.bert.modeling_bert
-        import transformers.models.gemma3.modeling_gemma3  # noqa: F401
+    many = np.concatenate([X] * 8)  # 16 batches: as many as members take turns in
+    load_libraries(kind)
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = resident("VmRSS")
     if model.exists():
         loaded = skve.load(model)
         pathlib.Path("/proc/self/clear_refs").write_text("5")  # reading the file takes its size for a moment
-        loaded.predict_proba(X)
+        loaded.predict_proba(many)
         print(json.dumps(resident("VmHWM") - before))
     else:
         clf.fit(X, y)
@@ -132,14 +150,50 @@ def measure(case, files, model):
         clf.save(model)
 
 
+def estimate_llama():
+    """Print a table of what `"sve"` of the study paper_arc_easy_llama2 takes, on one GPU and on two."""
+    from transformers import AutoConfig
+
+    import skve
+
+    study = {"n_members": 16, "batch_size": 16, "activation_checkpointing": True, "head": "lm"}
+    columns = (
+        "backbone_dtype",
+        "layers",
+        "GPUs",
+        "tokens",
+        *(name.replace("_", " ") for name in COLUMNS),
+        "training",
+        "prediction",
+    )
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for dtype, layers in (("bfloat16", "all"), ("bfloat16", "attention"), ("int8", "all"), ("int4", "all")):
+        for n_gpus, length in itertools.product((1, 2), (128, 512)):
+            clf = skve.SVETextClassifier(
+                AutoConfig.for_model("llama", architectures=["LlamaForCausalLM"]),
+                backbone_dtype=dtype,
+                layers=layers,
+                device=[f"cuda:{index}" for index in range(n_gpus)],
+                **study,
+            )
+            found = skve.estimate_memory(clf, n_classes=5, length=length, device="cuda")
+            parts = [getattr(found.training, name) for name in COLUMNS]
+            cells = [f"{size / 1e9:.1f}" for size in (*parts, found.training.total, found.prediction.total)]
+            print(f"| {dtype} | {layers} | {n_gpus} | {length} | {' | '.join(cells)} |", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vit", help="file of DINOv2 ViT-S/14's weights")
     parser.add_argument("--gguf", help="file of Gemma 3 270M")
+    parser.add_argument("--llama", action="store_true", help="estimate a model of 7 billion parameters instead")
     parser.add_argument("--only", default="", help="part of a row's name")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     files = {"vit": options.vit, "gguf": options.gguf}
+    if options.llama:
+        estimate_llama()
+        return
     if options.measure:
         measure(options.measure[0], files, pathlib.Path(options.measure[1]))
         return

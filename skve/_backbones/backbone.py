@@ -14,6 +14,7 @@ from torch import nn
 from skve._backbones import decomposition, decomposition_folder, layer_selection, quantized
 from skve._backbones.cache import cached
 from skve._backbones.kept_features import KeptFeatures
+from skve._backbones.split import copy_on, split
 from skve._runtime.locks import new_lock
 from skve.exceptions import BackboneError
 
@@ -28,20 +29,33 @@ class FrozenModule:
     module : torch.nn.Module
         In evaluation mode, in float32, without gradients; never changed afterwards. Linear layers may be
         `QuantizedLinear`.
+
+    Attributes
+    ----------
+    devices : tuple of torch.device
+        Of the weights, in the order of the layers; the CPU where there are none.
     """
 
     def __init__(self, module):
         self.module = module
+        self.devices = tuple(dict.fromkeys(tensor.device for tensor in _tensors(module))) or (torch.device("cpu"),)
         self._factors: dict[tuple[str, str], decomposition.Factors] = {}
         self._fingerprints: dict[tuple[str, str], float] = {}
-        self._copies: dict[torch.device, FrozenModule] = {}
+        self._copies: dict[tuple[torch.device, ...], FrozenModule] = {}
         self.kept_features = KeptFeatures()
         self._lock = new_lock()
 
     @property
     def device(self):
-        """Device of the weights; the CPU where there are none."""
-        return next((tensor.device for tensor in _tensors(self.module)), torch.device("cpu"))
+        """The device of inputs and features: that of the first layers."""
+        return self.devices[0]
+
+    def where(self, name):
+        """Return the device of a layer, a parameter or a buffer, by its name; "" is the whole module."""
+        if len(self.devices) == 1 or not name:
+            return self.device
+        state = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+        return next(tensor.device for own, tensor in state.items() if f"{own}.".startswith(f"{name}."))
 
     def weight(self, site):
         """Return the weight of a site: a parameter, or a `QuantizedWeight`."""
@@ -75,15 +89,22 @@ class FrozenModule:
                 self._fingerprints[key] = decomposition.fingerprint(self.factors(site, basis).to("cpu"))
             return self._fingerprints[key]
 
-    def on(self, device):
-        """Return this module where it lies on `device`, else its one copy there, with factors of its own."""
-        device = _numbered(torch.device(device))
-        if device == _numbered(self.device) or not _tensors(self.module):
+    def on(self, *devices):
+        """Return this module where it lies on the devices, else its one copy there, with factors of its own.
+
+        Several devices share out its blocks, see `split`.
+        """
+        devices = tuple(_numbered(torch.device(device)) for device in devices)
+        if devices == tuple(map(_numbered, self.devices)) or not _tensors(self.module):
             return self
         with self._lock:
-            if device not in self._copies:
-                self._copies[device] = FrozenModule(copy.deepcopy(self.module).to(device))
-            return self._copies[device]
+            if devices not in self._copies:
+                if len(devices) == 1:
+                    copied = copy.deepcopy(self.module).to(devices[0])
+                else:
+                    copied = split(self.module, devices)
+                self._copies[devices] = FrozenModule(copied)
+            return self._copies[devices]
 
     def dequantized(self):
         """Return this module with float weights in place of quantised ones, and with the same factors."""
@@ -152,7 +173,7 @@ class Backbone:
 
     @property
     def device(self):
-        """Device of the weights; the CPU where there are none."""
+        """The device of inputs and features: that of the first layers."""
         return self.frozen.device
 
     def weight(self, site):
@@ -170,9 +191,9 @@ class Backbone:
         """Return the fingerprint of one weight's factors, see `decomposition.fingerprint`."""
         return self.frozen.fingerprint(site, basis)
 
-    def on(self, device):
-        """Return this backbone with its module on `device`, copied there at most once in a process."""
-        return dataclasses.replace(self, frozen=self.frozen.on(device))
+    def on(self, *devices):
+        """Return this backbone with its module on the devices, copied there at most once in a process."""
+        return dataclasses.replace(self, frozen=self.frozen.on(*devices))
 
     def dequantized(self):
         """Return this backbone with float weights in place of quantised ones, for members that were fitted on it."""
@@ -307,11 +328,27 @@ def from_module(module, features, preprocess, options=(), dtype="float32"):
     key = ("module", features.__qualname__, options, dtype, module_key(module))
 
     def build():
-        own = copy.deepcopy(module).float()
+        own = own_copy(module).float()
         description = {"kind": "module", "name": type(module).__qualname__, "architecture": None}
         return freeze(own, description, preprocess(own), features, dtype=dtype)
 
     return cached(key, build)
+
+
+def own_copy(module):
+    """Return a copy of a user's module; one that lies on several devices comes whole to the CPU.
+
+    accelerate, which spreads models over devices (`device_map`), leaves hooks on them: the copy is without.
+    """
+    if len({tensor.device for tensor in _tensors(module)}) > 1:
+        copied = copy_on(module, {name: torch.device("cpu") for name, _ in module.named_modules()})
+    else:
+        copied = copy.deepcopy(module)
+    if any(hasattr(part, "_hf_hook") for part in copied.modules()):
+        from accelerate.hooks import remove_hook_from_module
+
+        copied = remove_hook_from_module(copied, recurse=True)
+    return copied
 
 
 def module_key(module):
@@ -320,6 +357,12 @@ def module_key(module):
     A module with an attribute that cannot be compared (a lambda, a hook, an object of its own kind) is compared
     by identity, and shares its entry of the cache with nobody.
     """
+    if any(tensor.device.type == "meta" for tensor in _tensors(module)):
+        raise BackboneError(
+            f"backbone must have all its weights in memory, got a {type(module).__name__} with weights on the device "
+            f"'meta', as device_map leaves them that offloads to disk or CPU. Load it without device_map; "
+            f"device=['cuda:0', 'cuda:1'] splits it."
+        )
     try:
         parts = tuple((name, type(part), _hashable(vars(part))) for name, part in module.named_modules())
         parts += tuple(name for name, _ in module.named_parameters())  # a tied weight is listed once

@@ -24,6 +24,7 @@ from skve._backbones.backbone import (
     eager,
     freeze,
     module_key,
+    own_copy,
     quantized_as,
     tensors_hash,
     without_heads,
@@ -187,7 +188,7 @@ def _from_pretrained(spec, kind, source, head, dtype, **options):
             config = transformers.AutoConfig.from_pretrained(source, **options)
             architecture = _architecture(config, head, spec, (config.architectures or [""])[0])
             module, info = getattr(transformers, architecture).from_pretrained(
-                source, dtype=torch.float32, output_loading_info=True, **options
+                source, dtype=DTYPES[dtype], output_loading_info=True, **options
             )
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
     except (SkveError, ImportError, MemoryError):
@@ -223,7 +224,7 @@ def _from_pair(module, tokenizer, head, dtype):
     if type(module).__module__.startswith("transformers."):
         architecture = _architecture(module.config, head, name, name)
     description = {"kind": "module", "name": type(module).__qualname__, "architecture": architecture}
-    return _finish(copy.deepcopy(module), copy.deepcopy(tokenizer), head, dtype, description)
+    return _finish(own_copy(module), copy.deepcopy(tokenizer), head, dtype, description)
 
 
 def _architecture(config, head, spec, name):

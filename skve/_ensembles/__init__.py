@@ -3,7 +3,7 @@
 from sklearn.utils._param_validation import validate_parameter_constraints
 
 from skve._backbones.quantized import BITS
-from skve._ensembles.base import BIASES, FACTORS, HEAD, MASKS, WEIGHTS, Defaults, MemberRule, is_trained
+from skve._ensembles.base import BIASES, FACTORS, HEAD, MASKS, WEIGHTS, Defaults, MemberRule, is_trained, place
 from skve._ensembles.dropout import Dropout
 from skve._ensembles.ensemble import BATCHES_PER_INSTALLATION, Ensemble, Head
 from skve._ensembles.fine_tuning import FullFineTuning, SingleFineTuning
@@ -45,6 +45,7 @@ __all__ = [
     "check_options",
     "is_trained",
     "make_rule",
+    "place",
 ]
 
 RULES: dict[str, type[MemberRule]] = {

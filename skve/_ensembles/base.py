@@ -57,6 +57,11 @@ def is_trained(key):
     return not key.startswith(MASKS) and not key.endswith(("running_mean", "running_var"))
 
 
+def place(key, backbone):
+    """Return the device of a member's tensor: that of its layer, or of its head."""
+    return backbone.device if key.startswith(HEAD) else backbone.frozen.where(key.partition(".")[2])
+
+
 class MemberRule:
     """Base of the member rules; a rule serves one network.
 

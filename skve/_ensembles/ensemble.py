@@ -118,7 +118,7 @@ class Ensemble(nn.Module):
             self._keep_same({} if kept is None else kept)
         self.trained = rule.trained(len(members)) if training else range(0)
         self.members = nn.ModuleList(_Tensors(member, i in self.trained) for i, member in enumerate(members))
-        self.device = next(iter(members[0].values())).device
+        self.device = rule.backbone.device
 
     def train(self, mode=True):
         self.rule.set_training(self.network, mode)

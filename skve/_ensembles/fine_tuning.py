@@ -55,16 +55,18 @@ class FullFineTuning(MemberRule):
         n_weights = sum(self.backbone.module.get_parameter(name).numel() for name in self._names)
         copies = COPIES + COPIES_BEST if early_stopping else COPIES
         needed = 4 * n_weights * (copies * n_trained + COPIES_KEPT * n_kept)
-        free = available_memory(self.backbone.device)
+        devices = self.backbone.frozen.devices
+        known = [available_memory(device) for device in devices]
+        free = None if None in known else sum(known)
         if free is not None and needed > free:
             n_networks = n_trained + n_kept
             what = f"n_members={n_members} fine-tunes" if n_networks > 1 else "A fine-tune"
             remedy = "Lower n_members, or use" if n_networks > 1 else "Use"
             raise ValueError(
                 f"{what} of {n_weights:,} weights must fit into the {free / 1e9:.2f} GB that are free on "
-                f"{self.backbone.device}, got {needed / 1e9:.2f} GB for training (float32 weights, gradients, two "
-                f"moments of AdamW, copies of epochs). {remedy} an ensemble whose members own less, such as 'sve' or "
-                f"'lora'."
+                f"{' and '.join(map(str, devices))}, got {needed / 1e9:.2f} GB for training (float32 weights, "
+                f"gradients, two moments of AdamW, copies of epochs). {remedy} an ensemble whose members own less, "
+                f"such as 'sve' or 'lora'."
             )
 
     def new_member(self, generator):

@@ -199,7 +199,7 @@ class _Novelty(nn.Module):
 def _folded(state, backbone, rule):
     """Return a module for each member, with its weights, or one for all where they differ by their heads alone."""
     traced = dataclasses.replace(state.traced, shareable=[], normalised={})
-    members = state.members(torch.device("cpu"))[: 1 if state.heads_only else None]
+    members = state.members(backbone)[: 1 if state.heads_only else None]
     # With samples without end, the cheapest form of every layer is the plain one with a folded weight.
     ensemble = Ensemble(rule, state.head_on(backbone), members, traced, math.inf, training=False)
     bodies = []

@@ -10,7 +10,7 @@ import torch
 from sklearn.utils import gen_batches
 
 from skve._backbones.network import Network
-from skve._ensembles import BATCHES_PER_INSTALLATION
+from skve._ensembles import BATCHES_PER_INSTALLATION, HEAD
 from skve._runtime.memory import is_out_of_memory, release_memory
 from skve._runtime.progress import progress_bar
 
@@ -100,7 +100,7 @@ def head_probabilities(head, members, features, impossible):
     """
 
     def on_device(array, member):
-        return None if array is None else torch.from_numpy(array).to(next(iter(member.values())).device)
+        return None if array is None else torch.from_numpy(array).to(member[HEAD + "weight"].device)
 
     with torch.no_grad():
         logits = [head.logits(on_device(features, one), one, on_device(impossible, one)) for one in members]

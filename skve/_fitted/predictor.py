@@ -18,8 +18,8 @@ from skve._runtime.locks import cached_property, new_lock
 _building = new_lock()
 
 
-def predictor_for(state, preprocess, load, device, precision):
-    """Return the predictor of a fitted state, prepared at the first call for a device and a precision.
+def predictor_for(state, preprocess, load, devices, precision):
+    """Return the predictor of a fitted state, prepared at the first call for devices and a precision.
 
     It is kept beside the backbones, see `skve.clear_cache`, while the state lives; a new fit has a new state, and
     pickles and saved models are without it.
@@ -31,7 +31,7 @@ def predictor_for(state, preprocess, load, device, precision):
         Plain values, of which a change is a reason to load the backbone again.
     load : callable
         `load()` returns the backbone.
-    device : torch.device
+    devices : tuple of torch.device
     precision : str
         See `resolve_prediction_dtype`.
 
@@ -39,14 +39,14 @@ def predictor_for(state, preprocess, load, device, precision):
     -------
     Predictor
     """
-    key = (str(device), precision)
+    key = (str(devices), precision)
     source = (spec_state(state.spec), preprocess)
     predictor = kept_predictor(state, key)
     if predictor is None or predictor.source != source:
         with _building:  # not the lock of the cache: who finds what is kept does not wait
             predictor = kept_predictor(state, key)
             if predictor is None or predictor.source != source:
-                backbone = load().on(device)
+                backbone = load().on(*devices)
                 state.check(backbone)
                 predictor = Predictor(state, backbone, precision, copy.deepcopy(source))
                 keep_predictor(state, key, predictor)
@@ -78,7 +78,7 @@ class Predictor:
         self.backbone, self.source = backbone, source
         # Without what is large, and without the state itself, whose end the predictor has to see.
         self._plan = dataclasses.replace(state, arrays={}, training={}, spec=None)
-        self._members = state.members(backbone.device)
+        self._members = state.members(backbone)
         weights = [backbone.weight(site) for site in layer_selection.find_sites(backbone.module)[0]]
         self.dtype = resolve_prediction_dtype(precision, backbone.device, weights)
         warn_if_emulated("predict_precision", precision, backbone.device)

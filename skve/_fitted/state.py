@@ -7,7 +7,7 @@ import torch
 
 from skve._backbones import layer_selection
 from skve._backbones.trace import Trace
-from skve._ensembles import FACTORS, HEAD, Head, is_trained, make_rule
+from skve._ensembles import FACTORS, HEAD, Head, is_trained, make_rule, place
 from skve._fitted.novelty import Novelty
 from skve._runtime.wording import shortened
 
@@ -118,18 +118,20 @@ class FittedState:
     def n_member_parameters(self):
         return int(sum(value[0].size for key, value in self.arrays.items() if is_trained(key)))
 
-    def members(self, device):
-        """Return the members as dicts of torch tensors on `device`."""
+    def members(self, backbone):
+        """Return the members as dicts of torch tensors, each on the device of its layer in a backbone."""
+        devices = {key: place(key, backbone) for key in self.arrays}
 
-        def tensor(value):
+        def tensor(key, value):
             # In the backbone's layout, which files do not keep: another one is slower and rounds otherwise.
             layout = torch.channels_last if value.ndim == 4 else torch.contiguous_format
             source = torch.tensor(value)
-            return torch.empty(value.shape, dtype=source.dtype, device=device, memory_format=layout).copy_(source)
+            there = {"dtype": source.dtype, "device": devices[key]}
+            return torch.empty(value.shape, **there, memory_format=layout).copy_(source)
 
-        shared = {key: tensor(value[0]) for key, value in self.arrays.items() if len(value) == 1}
+        shared = {key: tensor(key, value[0]) for key, value in self.arrays.items() if len(value) == 1}
         own = {key: value for key, value in self.arrays.items() if key not in shared}
-        members = [{key: tensor(value[index]) for key, value in own.items()} for index in range(self.n_members)]
+        members = [{key: tensor(key, value[index]) for key, value in own.items()} for index in range(self.n_members)]
         return [{**shared, **member} for member in members]
 
     def rule_on(self, backbone):

@@ -13,17 +13,44 @@ from torch.overrides import TorchFunctionMode
 from skve._runtime.processes import n_processes
 from skve._runtime.warnings import warn
 
-_DEVICES = "'auto', 'cpu', 'cuda', 'cuda:1' or the like, or 'mps'"
+_DEVICES = "'auto', 'cpu', 'cuda', 'cuda:1' or the like, 'mps', or a list of GPUs"
 
 
-def resolve_device(device):
-    """Return the torch device that `device` names; "auto" takes CUDA, then Apple's MPS, then the CPU.
+def resolve_devices(device):
+    """Return the torch devices that `device` names: several where a list splits the backbone over them.
 
     Raises
     ------
     ValueError
-        If torch does not know the device, or this machine does not have it.
+        If torch does not know a device, this machine does not have it, or a list is not of different devices of one
+        kind.
     """
+    if not isinstance(device, list | tuple):
+        return (_resolved(device),)
+    devices = tuple(
+        torch.device("cuda", one.index or 0) if one.type == "cuda" else one for one in map(_resolved, device)
+    )
+    if not devices or len(set(devices)) < len(devices):
+        raise ValueError(f"device must be a list of different devices where it is a list, got {device!r}.")
+    if len({one.type for one in devices}) > 1:
+        raise ValueError(f"device must be a list of devices of one kind where it is a list, got {device!r}.")
+    return devices
+
+
+def resolve_device(device):
+    """Return the torch device that `device` names, of a list the first: where inputs, heads and losses are.
+
+    "auto" is CUDA, then Apple's MPS, then the CPU.
+
+    Raises
+    ------
+    ValueError
+        See `resolve_devices`.
+    """
+    return resolve_devices(device)[0]
+
+
+def _resolved(device):
     if device == "auto":
         if torch.cuda.is_available():
             # Of the processes that torchrun starts on a machine, each has a GPU of its own.

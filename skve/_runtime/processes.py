@@ -36,10 +36,11 @@ def own_part(size):
 
 
 def sum_up(tensors):
-    """Replace tensors of one device by their sums over the processes, in one message."""
+    """Replace tensors by their sums over the processes, in one message from the device of the last one."""
     if n_processes() == 1:
         return
-    flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+    device = tensors[-1].device
+    flat = torch.cat([tensor.detach().reshape(-1).to(device) for tensor in tensors])
     _together(lambda: distributed.all_reduce(flat))
     for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(part.view_as(tensor))

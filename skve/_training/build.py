@@ -227,7 +227,7 @@ def _earlier_members(start, plan, rule, n_members):
             "The backbone must have the same weights if a fit continues the previous one, got other ones. Set "
             "warm_start=False or use a clone."
         )
-    members = start.members(rule.backbone.device)
+    members = start.members(rule.backbone)
     trained = rule.trained(n_members)
     shared = {key: tensor for key, tensor in members[trained[0]].items() if is_trained(key)}
     return [member if index in trained else {**member, **shared} for index, member in enumerate(members)]

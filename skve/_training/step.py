@@ -165,7 +165,8 @@ class Step:
                 self.scalers[index].update()
             gradients = {key: t.grad for key, t in self.ensemble.member(index).items() if t.grad is not None}
             norms = dict(zip(gradients, torch._foreach_norm(list(gradients.values())), strict=True))
-            total = torch.linalg.vector_norm(torch.stack(list(norms.values())))
+            of_layers = [norm.to(self.ensemble.device) for norm in norms.values()]
+            total = torch.linalg.vector_norm(torch.stack(of_layers))
             if not bool(torch.isfinite(total)):
                 self._skipped[index] += 1
                 if self.scalers is None or self._skipped[index] > MOST_SKIPPED:

@@ -16,6 +16,7 @@ from skve._backbones import backbone as backbone_module
 from skve._backbones import decomposition, from_timm, layer_selection
 from skve._backbones.from_timm import load_image_backbone
 from skve._backbones.network import Network
+from skve.exceptions import BackboneError
 from tests.toys import TinyCNN, TinyMLP, make_backbone, toy_classifier, toy_inputs
 
 
@@ -111,6 +112,15 @@ def test__from_module__plain_tensor_attribute__part_of_the_key(dtype):
 def test__from_module__other_image_size__another_entry():
     module = TinyCNN()
     assert load_image_backbone(module, 16) is not load_image_backbone(module, 24)
+
+
+def test__from_module__weights_that_are_not_in_memory__error():
+    module = TinyMLP()
+    module.fc2.to("meta")
+    with pytest.raises(
+        BackboneError, match="backbone must have all its weights in memory, got a TinyMLP with weights"
+    ):
+        load_image_backbone(module, 16)
 
 
 def test__from_module__cannot_be_pickled__still_cached():
@@ -225,7 +235,8 @@ class Numbered(nn.Module):
 )
 def test__on__several_gpus__moved_unless_it_is_there(lies_on, asked_for, moves, monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(backbone_module.FrozenModule, "device", property(lambda self: self.module.device))
+    devices = property(lambda self: (self.module.device,), lambda self, found: None)
+    monkeypatch.setattr(backbone_module.FrozenModule, "devices", devices, raising=False)
     frozen = backbone_module.FrozenModule(Numbered(lies_on))
     there = frozen.on(asked_for)
     assert (there is not frozen) == moves

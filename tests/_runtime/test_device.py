@@ -9,7 +9,13 @@ import torch.nn.functional as F
 
 from skve import SVETextClassifier
 from skve._runtime import device as device_module
-from skve._runtime.device import attention_in_float32, autocast, resolve_device, resolve_training_dtype
+from skve._runtime.device import (
+    attention_in_float32,
+    autocast,
+    resolve_device,
+    resolve_devices,
+    resolve_training_dtype,
+)
 from skve.testing import make_toy_text_backbone
 from tests.toys import TinyCNN, TinyTransformer, pooled_nll, same_arrays, toy_classifier
 
@@ -17,6 +23,42 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 # ------------------------------------------------------------------------------------------------ seeds
+
+
+# ---------------------------------------------------------------------------------------------- devices
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+
+def test__resolve_devices__list__the_first_is_the_main_one(two_gpus):
+    listed = ["cuda:1", torch.device("cuda", 0)]
+    assert resolve_devices(listed) == (torch.device("cuda", 1), torch.device("cuda", 0))
+    assert resolve_device(listed) == torch.device("cuda", 1)
+    assert resolve_devices("cpu") == resolve_devices(["cpu"]) == (CPU,)
+    assert resolve_devices(["cuda", "cuda:1"]) == (torch.device("cuda", 0), torch.device("cuda", 1))
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ([], r"device must be a list of different devices where it is a list, got \[\]"),
+        (["cuda:0", "cuda:0"], "device must be a list of different devices"),
+        (["cuda", "cuda:0"], "device must be a list of different devices"),
+        (["cpu", "cpu"], "device must be a list of different devices"),
+        (["cuda:0", "cpu"], "device must be a list of devices of one kind"),
+        (["cuda:0", "cuda:2"], "device must be one of the 2 CUDA devices of this machine, got 'cuda:2'"),
+        ([["cuda:0"], "cuda:1"], "device must be 'auto', 'cpu', .*, got"),
+        ({"cuda:0": 1}, "device must be 'auto', 'cpu', .*, got"),
+    ],
+    ids=str,
+)
+def test__resolve_devices__no_list_of_devices__error(two_gpus, device, message):
+    with pytest.raises(ValueError, match=message):
+        resolve_devices(device)
 
 
 # -------------------------------------------------------------------------------------------- precision
@@ -187,9 +229,11 @@ def test__resolve_device__number_beyond_the_last__value_error(monkeypatch):
         resolve_device("cuda:3")
 
 
-@pytest.mark.parametrize("device", ["gpu", "tpu9", "", None, 1.5, []])
+@pytest.mark.parametrize("device", ["gpu", "tpu9", "", None, 1.5, {}])
 def test__resolve_device__no_device_of_torch__value_error_lists_examples(device):
-    with pytest.raises(ValueError, match="device must be 'auto', 'cpu', 'cuda', 'cuda:1' or the like, or 'mps', got"):
+    with pytest.raises(
+        ValueError, match="device must be 'auto', 'cpu', 'cuda', 'cuda:1' or the like, 'mps', or a list of GPUs, got"
+    ):
         resolve_device(device)
 
 

@@ -20,17 +20,19 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.base import clone
-from sklearn.datasets import load_iris
-from sklearn.model_selection import GridSearchCV
 
 import skve
-from skve._backbones import cache, decomposition
-from skve.testing import ToyClassifier
+from skve._backbones import decomposition
+from skve.testing import make_toy_text_backbone
+from tests.toys import image_files, toy_classifier, toy_images
 
 ROOT = pathlib.Path(__file__).parents[2]
-ENGINES = runpy.run_path(str(ROOT / "examples" / "score_engines.py"))
+with pytest.MonkeyPatch.context() as _patch:
+    _patch.syspath_prepend(ROOT / "examples")  # which import one another
+    ENGINES = runpy.run_path(str(ROOT / "examples" / "score_engines.py"))
+    SEARCHES = runpy.run_path(str(ROOT / "examples" / "search_engines.py"))
 PACKAGES = {"dask": ("distributed", "pyarrow"), "ray": ("ray", "pyarrow"), "spark": ("pyspark", "pyarrow")}
-ROWS = 60
+ROWS, ROWS_IN_PART = 120, 5
 
 
 def needs(engine):
@@ -40,88 +42,84 @@ def needs(engine):
         pytest.skip("Spark needs Java")
 
 
-@pytest.fixture
-def paths(monkeypatch):
-    """The tests' modules for workers, and one thread for each."""
+@pytest.fixture(scope="module")
+def paths():
+    """The tests' modules for workers, one thread for each, and the number of the process that has them."""
     known = os.environ.get("PYTHONPATH", "")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *([known] if known else [])]))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
-@pytest.fixture
-def dask_client(paths):
-    needs("dask")
-    from dask.distributed import Client, LocalCluster
-
-    options = {"host": "127.0.0.1", "dashboard_address": None, "threads_per_worker": 1}
-    with LocalCluster(n_workers=2, **options) as cluster, Client(cluster) as client:
-        yield client
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *([known] if known else [])]))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("SKVE_TEST_DRIVER", str(os.getpid()))
+        yield
 
 
 # ----------------------------------------------------------------------------------------------- searches
 
 
-def count_decompositions():
-    """Let a worker count how often it decomposes a weight."""
-    decompose = decomposition.decompose
-    decomposition.n_calls = 0
+class CountedClassifier(skve.SVETextClassifier):
+    """Counts how often the process decomposes a weight, from its first fit on."""
 
-    @functools.wraps(decompose)
-    def counted(*arguments):
-        decomposition.n_calls += 1
-        return decompose(*arguments)
+    def fit(self, X, y):
+        if not hasattr(decomposition, "n_calls"):
+            decompose, decomposition.n_calls = decomposition.decompose, 0
 
-    decomposition.decompose = counted
+            @functools.wraps(decompose)
+            def counted(*arguments):
+                decomposition.n_calls += 1
+                return decompose(*arguments)
 
-
-def n_decompositions():
-    return decomposition.n_calls
-
-
-def loaded_backbones(estimator, X, y):
-    """Return what a scorer sees in a worker: the accuracy, and how many backbones the process holds."""
-    return {"accuracy": estimator.score(X, y), "loaded": float(len(cache._cache))}
+            decomposition.decompose = counted
+        return super().fit(X, y)
 
 
-SEARCH = {"param_grid": {"head_lr": [0.01, 0.1], "n_members": [2, 3]}, "cv": 2, "refit": False}
+def accuracy_in_a_worker(estimator, X, y):
+    """Return the accuracy, where this is a worker that decomposed each layer once in all its fits."""
+    if os.environ["SKVE_TEST_DRIVER"] == str(os.getpid()):
+        raise AssertionError("the fit did not leave the process of the search")
+    n_layers = len(estimator._state.layers)
+    if decomposition.n_calls != n_layers:
+        raise AssertionError(f"{decomposition.n_calls} decompositions of {n_layers} layers")
+    return estimator.score(X, y)
 
 
-def search(scoring=None):
-    X, y = load_iris(return_X_y=True)
-    return GridSearchCV(ToyClassifier(max_steps=3, random_state=0), scoring=scoring, **SEARCH).fit(X, y)
+@pytest.fixture
+def task_sizes(monkeypatch):
+    """The size in bytes of each task that joblib hands to an engine."""
+    sizes, dispatch = [], joblib.Parallel._dispatch
 
+    def measured(self, batch):
+        sizes.extend(len(pickle.dumps(task)) for task in batch.items)
+        return dispatch(self, batch)
 
-@pytest.mark.slow
-def test__grid_search__dask__same_scores_and_one_decomposition_of_each_layer_in_a_worker(dask_client):
-    here = search()
-    dask_client.run(count_decompositions)
-    with joblib.parallel_config("dask"):
-        there = search()
-    np.testing.assert_array_equal(here.cv_results_["mean_test_score"], there.cv_results_["mean_test_score"])
-    assert all(
-        n in (0, 2) for n in dask_client.run(n_decompositions).values()
-    )  # of the two layers; 0: an idle worker
+    monkeypatch.setattr(joblib.Parallel, "_dispatch", measured)
+    return sizes
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # ray's own
-def test__grid_search__ray__same_scores_and_one_backbone_in_a_worker(paths):
-    needs("ray")
-    import ray
-    from ray.util.joblib import register_ray
-
-    here = search(loaded_backbones)
-    ray.init(num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1")
-    try:
-        register_ray()
-        with joblib.parallel_config("ray"):
-            there = search(loaded_backbones)
-    finally:
-        ray.shutdown()
-    for split in range(2):
-        name = f"split{split}_test_accuracy"
-        np.testing.assert_array_equal(here.cv_results_[name], there.cv_results_[name])
-        assert (there.cv_results_[f"split{split}_test_loaded"] == 1).all()
+@pytest.mark.filterwarnings("ignore")  # the engines' own
+@pytest.mark.parametrize("engine", ["dask", "ray"])
+def test__searches__on_a_cluster__same_scores_one_decomposition_a_worker_and_no_weights_in_tasks(
+    paths, task_sizes, tmp_path, engine
+):
+    needs(engine)
+    model, tokenizer = make_toy_text_backbone(hidden_size=128, num_hidden_layers=2)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_size > 500_000
+    X, y = ["yes it is", "no it is not", "yes yes", "not so"] * 6, [1, 0, 1, 0] * 6
+    settings = {"max_steps": 6, "n_members": 2, "random_state": 0, "precision": "float32"}
+    searches = SEARCHES["SEARCHES"]
+    here = {
+        name: searches[name](skve.SVETextClassifier(str(tmp_path), **settings), X, y, "accuracy") for name in searches
+    }
+    task_sizes.clear()
+    with SEARCHES["workers"](engine, 2):
+        clf = CountedClassifier(str(tmp_path), **settings)
+        there = {name: searches[name](clf, X, y, accuracy_in_a_worker) for name in searches}
+    for name in searches:
+        np.testing.assert_array_equal(here[name], there[name])
+    assert len(task_sizes) == 9 + 12 + 3
+    assert max(task_sizes) < 10_000
 
 
 @pytest.mark.parametrize("cls", [skve.SVEClassifier, skve.SVETextClassifier])
@@ -134,41 +132,59 @@ def test__pickle__estimator_of_a_search__no_weights(cls):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A folder with a model of texts, and a table of them in parts of five rows."""
+    """A folder with a model of texts, and a table of them in files of five rows."""
     pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     folder = tmp_path_factory.mktemp("engines")
     texts = [f"{'good' if index % 2 else 'bad'} night {index}" for index in range(ROWS)]
     labels = ["light" if index % 2 else "dark" for index in range(ROWS)]
     settings = {"n_members": 2, "layers": "last:1", "max_steps": 4, "batch_size": 8, "random_state": 0}
     skve.SVETextClassifier(**settings).fit(texts[:16], labels[:16]).save(folder / "model")
-    pd.DataFrame({"text": texts}).to_parquet(folder / "texts.parquet", row_group_size=5)
-    return folder
+    (folder / "texts").mkdir()
+    for start in range(0, ROWS, ROWS_IN_PART):
+        part = pd.DataFrame({"text": texts[start : start + ROWS_IN_PART]})
+        part.to_parquet(folder / "texts" / f"{start:03d}.parquet")
+    return folder / "model", folder / "texts", texts
 
 
-def check(scores, folder):
-    """Check that each text has one row, with what the model predicts here."""
-    texts = pd.read_parquet(folder / "texts.parquet")["text"]
-    found = pd.read_parquet(scores).set_index("text")
-    assert sorted(found.index) == sorted(texts)
-    found, clf = found.loc[texts], skve.load(folder / "model")
-    np.testing.assert_allclose(found.filter(like="p("), clf.predict_proba(texts), atol=0.01)
-    uncertainty = clf.predict_uncertainty(texts)
+@pytest.fixture(scope="module")
+def saved_images(tmp_path_factory):
+    """A folder with a model of images, and a folder of them."""
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    folder = tmp_path_factory.mktemp("images")
+    X, y = toy_images()
+    settings = {"image_size": 32, "layers": "last:1", "max_epochs": 1}
+    toy_classifier("bundled:efficientnet_lite0", **settings).fit(X, y).save(folder / "model")
+    (folder / "photos" / "of" / "today").mkdir(parents=True)
+    files = image_files(X, folder / "photos" / "of" / "today")
+    (folder / "photos" / "notes.txt").write_text("no photograph")
+    return folder / "model", folder / "photos", list(map(str, files))
+
+
+def check(scores, model, items, column):
+    """Check that each item has one row, with what the model predicts here."""
+    found = pd.read_parquet(scores).set_index(column)
+    assert sorted(found.index) == sorted(items)
+    found, clf = found.loc[items], skve.load(model)
+    np.testing.assert_allclose(found.filter(like="p("), clf.predict_proba(items), atol=0.01)
+    uncertainty = clf.predict_uncertainty(items)
     for name in ("total", "epistemic", "novelty"):
         np.testing.assert_allclose(found[name], getattr(uncertainty, name), atol=0.02)
-    assert (found["class"] == clf.predict(texts)).mean() > 0.95
+    assert (found["class"].astype(str) == clf.predict(items).astype(str)).mean() > 0.9
 
 
-def start(engine, folder, scores):
+def start(engine, model, items, scores, *options):
     command = [sys.executable, "-W", "ignore", str(ROOT / "examples" / "score_engines.py"), engine]
-    return subprocess.Popen([*command, str(folder / "model"), str(folder / "texts.parquet"), str(scores)])
+    command += [str(model), str(items), str(scores), "--rows", str(ROWS_IN_PART), *options]
+    return subprocess.Popen(command, start_new_session=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", PACKAGES)
-def test__score__engine__each_row_once_with_the_models_predictions(paths, saved, tmp_path, engine):
+def test__score__folder_of_images__each_once_with_the_models_predictions(paths, saved_images, tmp_path, engine):
     needs(engine)
-    assert start(engine, saved, tmp_path / "scores").wait(300) == 0
-    check(tmp_path / "scores", saved)
+    model, photos, files = saved_images
+    assert start(engine, model, photos, tmp_path / "scores", "--column", "path").wait(300) == 0
+    check(tmp_path / "scores", model, files, "path")
 
 
 def descendants(pid):
@@ -181,21 +197,42 @@ def descendants(pid):
     return found
 
 
+def wait_for_scores(process, scores):
+    """Wait until an engine is in the midst of its work."""
+    while process.poll() is None and not any(scores.rglob("*.parquet")):
+        time.sleep(0.01)
+    assert process.poll() is None
+
+
+WORKERS = {"dask": "spawn_main", "ray": "ray::MapWorker", "spark": "pyspark.daemon"}  # the last of several
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not pathlib.Path("/proc/self/task").exists(), reason="needs Linux")
-def test__score__worker_that_is_killed__nothing_lost_or_doubled(paths, saved, tmp_path):
-    needs("dask")
-    scores, killed = tmp_path / "scores", []
-    process = start("dask", saved, scores)
-    while process.poll() is None and not killed:
-        if any(scores.glob("*.parquet")):  # in the midst of the work
-            workers = [pid for pid, command in descendants(process.pid).items() if "spawn_main" in command]
-            os.kill(workers[0], signal.SIGKILL)
-            killed.append(workers[0])
-        time.sleep(0.01)
+@pytest.mark.parametrize("engine", PACKAGES)
+def test__score__worker_that_is_killed__nothing_lost_or_doubled(paths, saved, tmp_path, engine):
+    needs(engine)
+    model, texts, items = saved
+    process = start(engine, model, texts, tmp_path / "scores")
+    wait_for_scores(process, tmp_path / "scores")
+    workers = [pid for pid, command in descendants(process.pid).items() if WORKERS[engine] in command]
+    os.kill(workers[-1], signal.SIGKILL)
     assert process.wait(300) == 0
-    assert killed
-    check(scores, saved)
+    assert not pathlib.Path(f"/proc/{workers[-1]}").exists()
+    check(tmp_path / "scores", model, items, "text")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not pathlib.Path("/proc/self/task").exists(), reason="needs Linux")
+def test__score__run_that_is_killed__the_next_one_starts_anew(paths, saved, tmp_path):
+    needs("dask")
+    model, texts, items = saved
+    process = start("dask", model, texts, tmp_path / "scores")
+    wait_for_scores(process, tmp_path / "scores")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert start("dask", model, texts, tmp_path / "scores").wait(300) == 0
+    check(tmp_path / "scores", model, items, "text")
 
 
 # ------------------------------------------------------------------------------------------- what is missing
@@ -206,6 +243,21 @@ def test__score__package_that_is_missing__import_error_names_the_extra(monkeypat
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=rf"not installed\. Run pip install 'skve\[{engine}\]'"):
         ENGINES["check"](engine, None)
+
+
+def test__score__spark_without_java__error(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    with pytest.raises(FileNotFoundError, match="spark requires Java 17 or newer, got none on the PATH"):
+        ENGINES["check"]("spark", None)
+
+
+@pytest.mark.parametrize("engine", ["dask", "ray"])
+def test__search__package_that_is_missing__import_error_names_the_extra(monkeypatch, engine):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=rf"not installed\. Run pip install 'skve\[{engine}\]'"):
+        SEARCHES["main"]([engine, "grid"])
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:{port}", "127.0.0.1:{port}", "nonsense"])
@@ -224,10 +276,16 @@ def test__score__model_that_a_worker_does_not_see__error_names_the_machine(tmp_p
 
 
 def test__score__empty_part__columns_of_a_full_one(saved):
-    clf = skve.load(saved / "model")
+    clf = skve.load(saved[0])
     full = ENGINES["score"](pd.DataFrame({"text": ["a night", "a day"]}, index=[7, 9]), clf, "text")
     empty = ENGINES["score"](pd.DataFrame({"text": pd.Series([], dtype="str")}), clf, "text")
     assert list(full.index) == [7, 9]
     assert list(full["class"]) == clf.predict(["a night", "a day"]).tolist()
     assert list(full.columns) == list(empty.columns)
     assert list(full.dtypes) == list(empty.dtypes)
+
+
+def test__score__folder_without_items__error_names_it(tmp_path):
+    (tmp_path / "notes.txt").write_text("no photograph")
+    with pytest.raises(FileNotFoundError, match=r"items must be Parquet or a folder .*, got .* without any"):
+        ENGINES["paths_in"](str(tmp_path), "path")
