@@ -317,7 +317,8 @@ def test__fit_and_predict__options_on_two_gpus__as_on_the_cpu(gpu, images, train
     ("kind", "options"),
     [
         *(("llama", options) for options in ({}, {"activation_checkpointing": True}, {"layers": "last:1"})),
-        *((kind, {}) for kind in ("bert", "gpt2", "t5", "gemma2")),
+        ("bert", {}),
+        *(pytest.param(kind, {}, marks=pytest.mark.slow) for kind in ("gpt2", "t5", "gemma2")),
     ],
     ids=str,
 )
