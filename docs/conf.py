@@ -109,6 +109,7 @@ html_theme_options = {
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
+html_sidebars = {"evidence": []}  # a page without a section of its own: the table gets the room
 copyright = "the skve developers"
 html_math_renderer = "mathml"  # which browsers draw themselves: MathJax would come from the network
 
