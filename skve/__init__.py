@@ -3,7 +3,7 @@
 import importlib
 import os
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 # Public name -> module that defines it. Names are imported on first use, so that `import skve` loads
 # neither torch nor timm, transformers or skorch.

@@ -38,6 +38,8 @@ POSITIVE = Interval(numbers.Real, 0, None, closed="neither")
 NOT_NEGATIVE = Interval(numbers.Real, 0, None, closed="left")
 COUNT = Interval(numbers.Integral, 1, None, closed="left")
 
+_RATES_AFTER_FIT = 0.02  # learning rates of `partial_fit` after `fit`, as shares of those of `fit`
+
 Estimator = TypeVar("Estimator", bound=type)
 
 
@@ -461,9 +463,12 @@ class BaseSVEClassifier(
         classes: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
     ) -> Self:
-        """Train for one epoch on the samples given, at a constant learning rate.
+        """Train for one epoch on the samples given, at constant learning rates.
 
-        The optimizer starts anew in each call; `history_` and `n_iter_` describe the last call.
+        After `fit`, whose learning rates end at zero, these are a fiftieth of `member_lr` and `head_lr`, so that a
+        few new samples correct the model and do not replace what it has learned. Models that only `partial_fit` has
+        trained, or `fit` with `schedule="constant"`, go on with the full rates. The optimizer starts anew in each
+        call; `history_` and `n_iter_` describe the last call.
 
         Parameters
         ----------
@@ -601,7 +606,7 @@ class BaseSVEClassifier(
         if self.verbose:
             report_progress("skve: preparing the backbone")
         backbone = self._load_backbone(self.backbone, classes=classes_).on(*devices)
-        settings = self._settings(once, has_validation=parts.valid is not None)
+        settings = self._settings(once, start, has_validation=parts.valid is not None)
         groups = self._member_groups(settings, once, device)
         given = (parts, folds, len(classes_), seeds, start, settings)
         members = groups[0] if len(groups) > 1 else None
@@ -633,7 +638,8 @@ class BaseSVEClassifier(
                 reports["callbacks"] = [*(self.callbacks or []), loop.EpochTasks(self, task)]
             chunk = self._chunk(ensemble)
             result = loop.train(ensemble, train_batches, valid_batches, settings, chunk=chunk, **reports)
-        self._state = plan.fitted(result.arrays, result.n_iter, self.backbone, novelty)
+        annealed = settings.schedule != "constant" or (start is not None and start.annealed)
+        self._state = plan.fitted(result.arrays, result.n_iter, self.backbone, novelty, annealed)
         self.classes_ = classes_
         self.preprocess_ = dict(backbone.preprocess)
         self.history_ = result.history
@@ -764,16 +770,20 @@ class BaseSVEClassifier(
         prediction.predict(passes, pipeline, self.batch_size, device)
         return Novelty.of_training(features, earlier, n_classes=plan.n_classes)
 
-    def _settings(self, once, has_validation):
+    def _settings(self, once, start, has_validation):
         from skve._training.loop import Settings
 
         defaults = self._defaults()
         head_lr = defaults.head_lr if self.head_lr is None else self.head_lr
         # What a step takes from a head is the product of the two: another learning rate leaves it as it is.
         head_weight_decay = defaults.head_weight_decay * defaults.head_lr / head_lr
+        member_lr = defaults.member_lr if self.member_lr is None else self.member_lr
+        # An optimizer that starts anew takes steps of the size of the rate, whatever the gradient: at full rates, a
+        # few of them would undo the fit.
+        factor = _RATES_AFTER_FIT if once and start is not None and start.annealed else 1.0
         return Settings(
-            member_lr=defaults.member_lr if self.member_lr is None else self.member_lr,
-            head_lr=head_lr,
+            member_lr=factor * member_lr,
+            head_lr=factor * head_lr,
             weight_decay=self.weight_decay,
             head_weight_decay=head_weight_decay if self.head_weight_decay is None else self.head_weight_decay,
             max_epochs=1 if once else self.max_epochs,

@@ -233,13 +233,17 @@ def load_image_folder(
             f"their files."
         )
     if beside:
-        warn(f"{len(beside)} images, as {beside[0]!r}, lie outside of the class folders and are left out. Move them.")
+        warn(
+            f"{len(beside)} images, such as {beside[0]!r}, lie outside of the class folders and are left out. Move "
+            f"them."
+        )
     if others and extensions is None:
         kinds = sorted({pathlib.Path(file).suffix.lower() for file in others})
+        n_files = "1 file is" if len(others) == 1 else f"{len(others)} files are"
         warn(
-            f"{len(others)} files, as {os.path.relpath(others[0], root)!r}, are left out, since no reader is "
-            f"registered for {kinds}, or they are broken links. A plugin of Pillow, such as pillow-heif, adds "
-            f"one; extensions=[...] lists only what you name, without this warning."
+            f"{n_files} left out, such as {os.path.relpath(others[0], root)!r}: broken links, or not readable as "
+            f"images here, with the extensions {kinds}. Plugins of Pillow, such as pillow-heif, read more formats; "
+            f"extensions=[...] lists only what you name, without this warning."
         )
     if {name.lower() for name in found} <= _SPLITS:
         warn(f"The class folders are named {list(found)}. Pass one of them as path if the classes lie within.")

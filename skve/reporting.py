@@ -57,6 +57,8 @@ def report(
     X: Any,
     y: ArrayLike,
     *,
+    X_train: Any = None,
+    y_train: Any = None,
     X_ood: Any = None,
     reference: Any = None,
     path: str | os.PathLike[str] | None = None,
@@ -76,6 +78,9 @@ def report(
         Samples the ensemble was not trained on; of more than 10,000 a random part of that size is reported.
     y : array-like of shape (n_samples,)
         Their classes.
+    X_train, y_train : array-like or list of length n_train, and array-like of shape (n_train,), default=None
+        What `est` was fitted on: the logistic regression to compare with then learns from the same samples, else by
+        cross-validation from `X`.
     X_ood : array-like or list of length n_out, default=None
         Foreign samples, to see whether they are detected; of more than 10,000 a random part.
     reference : fitted classifier, default=None
@@ -100,7 +105,7 @@ def report(
     OSError
         If `path` cannot be written. This is checked before anything is predicted.
     ImportError
-        If matplotlib or Jinja2 is not installed: ``pip install "skve[report]"``.
+        If matplotlib or Jinja2 is not installed: ``pip install ".[report]"`` in a clone of skve.
     sklearn.exceptions.NotFittedError
         If `est` is not fitted.
 
@@ -108,7 +113,7 @@ def report(
     -----
     `X` and `X_ood` are read once each; a calibration around the ensemble, or a reference, reads `X` once more.
 
-    The recommended threshold halves the error rate: of the thresholds on the total uncertainty that do, it is the one
+    The recommended threshold halves the error rate: of the thresholds on the entropy that do, it is the one
     at which most samples are answered. For a model with an accuracy of 90 % the answers then have 95 %. It is chosen
     on `X`, and so are the figures beside it.
 
@@ -140,14 +145,15 @@ def report(
         est,
         familiar.X,
         labels,
+        X_train=X_train,
+        y_train=y_train,
         X_ood=None if foreign is None else foreign.X,
         reference=reference,
         predicted=familiar.predicted,
         predicted_ood=None if foreign is None else foreign.predicted,
     )
-    made = Report(
-        est, familiar, labels, foreign, diagnosis, rival, None if reference is None else type(reference).__name__
-    )
+    name = None if reference is None else type(reference).__name__
+    made = Report(est, familiar, labels, foreign, diagnosis, rival, name, X_train is not None)
     if path is not None:
         made.save(path)
     return made
@@ -175,6 +181,11 @@ class _Part:
     def uncertainty(self) -> Uncertainty:
         return self.predicted.uncertainty
 
+    @property
+    def entropy(self) -> np.ndarray:
+        """Of the prediction, calibrated where that is: what `SelectiveClassifier` compares with its threshold."""
+        return predictive_entropy(self.predicted.proba[None])
+
 
 @dataclass(eq=False, repr=False)
 class Report:
@@ -195,6 +206,7 @@ class Report:
     diagnosis: Diagnosis
     _rival: Rival | None
     _reference: str | None  # its class, where one is given
+    _has_training_data: bool
     _made: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
 
     def to_dict(self) -> dict[str, Any]:
@@ -216,8 +228,9 @@ class Report:
         -------
         pandas.DataFrame of shape (n_items, n_columns)
             The path or text as column ``"X"`` where samples are such, the true class ``"y"`` (None for foreign
-            samples), ``"is_foreign"``, the prediction and every measure of :class:`skve.uncertainty.Uncertainty`. The
-            index is the place among the samples that were given.
+            samples), ``"is_foreign"``, the prediction, its ``"entropy"``, which is compared with the recommended
+            threshold, and every measure of :class:`skve.uncertainty.Uncertainty`. The index is the place among the
+            samples that were given.
 
         Raises
         ------
@@ -232,6 +245,7 @@ class Report:
             at = table.columns.get_loc("prediction")
             table.insert(at, "y", list(truth) if truth is not None else [None] * len(table))
             table.insert(at + 1, "is_foreign", truth is None)
+            table.insert(table.columns.get_loc("confidence") + 1, "entropy", part.entropy)
             tables.append(table)
         import pandas as pd
 
@@ -389,7 +403,7 @@ class Report:
         }
 
     def _selective(self):
-        right, scores = self._right, self._entropy
+        right, scores = self._right, self._familiar.entropy
         proba, accuracy = self._familiar.predicted.proba, float(self._right.mean())
         found = {
             "AURC": _defined(metrics.aurc(self._labels, proba, uncertainty=scores, labels=self._est.classes_)),
@@ -409,11 +423,6 @@ class Report:
             )
             found |= {"goal": goal, "threshold": threshold, "coverage": coverage, "accuracy": reached}
         return found
-
-    @cached_property
-    def _entropy(self):
-        """Of the prediction, calibrated where that is: what `SelectiveClassifier` compares with its threshold."""
-        return predictive_entropy(self._familiar.predicted.proba[None])
 
     @cached_property
     def _right(self):
@@ -457,6 +466,7 @@ class Report:
 
     def _call(self):
         options = ["est", "X", "y"]
+        options += ["X_train=X_train", "y_train=y_train"] if self._has_training_data else []
         options += ["X_ood=X_ood"] if self._foreign is not None else []
         options += ["reference=reference"] if self._reference is not None else []
         return f"skve.report({', '.join(options)})"
@@ -486,7 +496,9 @@ class Report:
         from skve.plots import RiskCoverageDisplay
 
         proba, labels = self._familiar.predicted.proba, self._est.classes_
-        RiskCoverageDisplay.from_predictions(self._labels, proba, uncertainty=self._entropy, labels=labels, ax=ax)
+        RiskCoverageDisplay.from_predictions(
+            self._labels, proba, uncertainty=self._familiar.entropy, labels=labels, ax=ax
+        )
         recommended = self._content["selective"]
         if recommended["threshold"] is not None:
             at = recommended["coverage"], 1 - recommended["accuracy"]
@@ -518,8 +530,8 @@ class Report:
             ),
             (
                 "The most uncertain items",
-                "The highest total uncertainty: leave these to a person, and add their labels to the training data.",
-                self._items(self._familiar, np.argsort(-u.total, kind="stable")),
+                "The highest entropy: leave these to a person, and add their labels to the training data.",
+                self._items(self._familiar, np.argsort(-self._familiar.entropy, kind="stable")),
             ),
         ]
         part = self._familiar if self._foreign is None else self._foreign
@@ -547,7 +559,7 @@ class Report:
         if len(order) == 0:
             return []
         chosen = _safe_indexing(part.X, order)
-        u = part.uncertainty[order]
+        u, entropy = part.uncertainty[order], part.entropy[order]
         items = []
         names = names_of_samples(part.X, order, part.places)
         for place, (name, sample) in enumerate(zip(names, shown_samples(chosen), strict=True)):
@@ -562,7 +574,7 @@ class Report:
                     "truth": truth,
                     "is_wrong": truth is not None and truth != prediction,
                     "confidence": float(u.confidence[place]),
-                    "total": float(u.total[place]),
+                    "entropy": float(entropy[place]),
                     "novelty": _defined(u.novelty[place]),
                 }
             )
@@ -576,7 +588,8 @@ def _check_installed():
             missing.append(package)
     if missing:
         raise ImportError(
-            f'report requires {" and ".join(missing)}, not installed here. Install it: pip install "skve[report]".'
+            f"report requires {' and '.join(missing)}, not installed here. In a clone of skve, install it: "
+            f'pip install ".[report]".'
         )
 
 

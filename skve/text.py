@@ -201,6 +201,11 @@ class SVETextClassifier(BaseSVEClassifier):
         return texts
 
     def _find_classes(self, items, y):
+        if items.paired is True and items.second == [str(label) for label in y]:
+            raise ValueError(
+                "The second text of each pair must not be its label, got pairs whose second texts are those of y. A "
+                "table of two columns is read as pairs: pass the column of texts only, such as table['text']."
+            )
         if items.paired != "choices":
             return super()._find_classes(items, y)
         n_choices = max(map(len, items.second))

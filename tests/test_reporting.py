@@ -189,13 +189,13 @@ def test__report__no_errors__no_empty_pictures_and_no_undefined_figures():
     assert "img" not in page.tags
     assert "All answers are right, and the mean confidence is 95.2" in text
     assert "AUROC of" not in text
-    assert "not defined" not in text.partition("What should be fixed?")[0]
+    assert "not defined" not in text.partition("Does it show a known failure?")[0]
 
 
 def test__report__healthy_model__measurements_are_no_advice():
     text = " ".join(Page(skve.report(Texts([*"abc"]), ["x" * 4] * 20, ["b"] * 20).html).text.split())
-    fixed, _, measured = text.partition("What should be fixed?")[2].partition("What else was measured?")
-    assert fixed.strip().startswith("Nothing: of the ")
+    fixed, _, measured = text.partition("Does it show a known failure?")[2].partition("What else was measured?")
+    assert fixed.strip().startswith("No: none of the ")
     assert "gain of the ensemble" not in fixed
     assert "gain of the ensemble" in measured
 
@@ -304,7 +304,7 @@ def test__report__no_jinja__says_what_to_install(iris, monkeypatch):
     clf, X, y = iris
     find = reporting.importlib.util.find_spec
     monkeypatch.setattr(reporting.importlib.util, "find_spec", lambda name: None if name == "jinja2" else find(name))
-    with pytest.raises(ImportError, match=re.escape('pip install "skve[report]"')):
+    with pytest.raises(ImportError, match=re.escape('pip install ".[report]"')):
         skve.report(clf, X, y)
 
 

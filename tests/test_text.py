@@ -228,6 +228,15 @@ def test__truncation__long_texts_and_validation_part__one_warning():
     assert len(caught) == 1
 
 
+@pytest.mark.parametrize("labels", [["yes", "no", "yes", "no"], [1, 0, 1, 0]])
+def test__fit__table_with_the_labels_as_its_second_column__refused(labels):
+    pd = pytest.importorskip("pandas")
+    table = pd.DataFrame({"text": ["a", "b", "c", "d"], "label": [str(label) for label in labels]})
+    with pytest.raises(ValueError, match=r"second text of each pair must not be its label.*table\['text'\]"):
+        toy("bert").fit(table, labels)
+    assert toy("bert").fit(table, [str(label) for label in labels[::-1]]).predict(table).shape == (4,)
+
+
 def test__pairs__decoder__where_the_first_text_ends_matters():
     clf = toy("gpt2", max_epochs=1).fit([(text, "so") for text in TEXTS], LABELS)
     one, two = clf.predict_proba([("ab", "c"), ("a", "bc")])

@@ -265,7 +265,7 @@ def _check_onnx(opset):
     except ImportError as error:
         raise ImportError(
             f"format='onnx' requires the packages onnx and onnxscript, got an environment without {error.name}. "
-            f"Install them: pip install 'skve[export]'. format='torch' requires neither."
+            f"Install them: pip install '.[export]' in a clone of skve. format='torch' requires neither."
         ) from error
     if opset > onnx.defs.onnx_opset_version():
         raise ValueError(

@@ -72,6 +72,7 @@ def check_document(document, estimator, tensors):
         _check(name, all(_is_finite(value) for value in state[name].values()))
     _check("fingerprints", state["fingerprints"].keys() <= set(state["layers"]))
     _check("own_features", isinstance(state.get("own_features", False), bool))  # there since students are
+    _check("annealed", isinstance(state.get("annealed", True), bool))  # likewise
     normalised = state.get("normalised", {})  # likewise
     _check("normalised", isinstance(normalised, dict) and all(isinstance(name, str) for name in normalised.values()))
     _check_members(tensors["members"])

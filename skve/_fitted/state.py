@@ -39,6 +39,9 @@ class FittedState:
         What of the preprocessing must be the same for a fit to go on: of texts tokenizer and label words.
     n_epochs : int
         Epochs trained, those of earlier fits that this one went on from included.
+    annealed : bool
+        Whether the learning rates of a training fell to zero: `partial_fit` then goes on with low ones. Taken for
+        granted in models saved before it was noted.
     split_seed : int
         Seed of the validation part that the first fit set aside.
     training : dict of str to ndarray
@@ -68,6 +71,7 @@ class FittedState:
     split_seed: int
     reading: dict = dataclasses.field(default_factory=dict)
     n_epochs: int = 0
+    annealed: bool = True
     normalised: dict = dataclasses.field(default_factory=dict)
     training: dict = dataclasses.field(default_factory=dict)
     regression: dict = dataclasses.field(default_factory=dict)
@@ -75,13 +79,16 @@ class FittedState:
     spec: object = None
 
     def __setstate__(self, state):
-        """Restore a pickle, also one that was made before there was `normalised`."""
-        self.__dict__.update({"normalised": {}, **state})
+        """Restore a pickle, also one that was made before there were `normalised` and `annealed`."""
+        self.__dict__.update({"normalised": {}, "annealed": True, **state})
 
-    def fitted(self, arrays, n_epochs, spec, novelty):
+    def fitted(self, arrays, n_epochs, spec, novelty, annealed):
         """Return this state with the arrays of a finished training of `n_epochs` more epochs."""
         n_epochs += self.n_epochs
-        return dataclasses.replace(self, arrays=arrays, n_epochs=n_epochs, spec=spec, training=vars(novelty))
+        training = vars(novelty)
+        return dataclasses.replace(
+            self, arrays=arrays, n_epochs=n_epochs, spec=spec, training=training, annealed=annealed
+        )
 
     @property
     def novelty(self):

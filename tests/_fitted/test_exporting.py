@@ -389,7 +389,7 @@ def test__export__opset__named(small, tmp_path, opset):
 @pytest.mark.parametrize("package", ["onnx", "onnxscript"])
 def test__export__package_missing__says_what_to_install(small, tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=rf"without {package}\. Install them: pip install 'skve\[export\]'"):
+    with pytest.raises(ImportError, match=rf"without {package}\. Install them: pip install '.\[export\]'"):
         small.export(tmp_path / "model.onnx")
 
 

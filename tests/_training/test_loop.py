@@ -1,13 +1,16 @@
 """The training loop: rates, clipping, decay, weights, steps, how fits end and go on, callbacks and output."""
 
+import pickle
 import signal
 
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV
 from skorch.callbacks import Callback, EarlyStopping
 
+import skve
 from skve import _ensembles
 from skve._ensembles import Defaults, SingularValues
 from skve._runtime import progress
@@ -588,6 +591,34 @@ def test__partial_fit__called_again__goes_on_for_one_epoch_each(images):
         assert classifier.n_iter_ == 1
         losses += classifier.history_["loss"]
     assert losses[-1] < 0.5 * losses[0]
+
+
+def saved(clf, folder):
+    with pytest.warns(UserWarning, match="not saved"):
+        clf.save(folder / "model")
+    return skve.load(folder / "model", backbone=clf.backbone)
+
+
+@pytest.mark.parametrize("through", [lambda clf, _: clf, lambda clf, _: pickle.loads(pickle.dumps(clf)), saved])
+def test__partial_fit__after_fit__low_rates_and_the_fit_is_kept(images, tmp_path, through):
+    X, y = images
+    rates = Rates()
+    fitted = toy_classifier(TinyCNN(), member_lr=0.05, head_lr=0.1, max_epochs=30).fit(X, y)
+    clf = through(fitted, tmp_path).set_params(callbacks=[rates])
+    loss = log_loss(y, clf.predict_proba(X))
+    for _ in range(2):
+        clf.partial_fit(X[::3], y[::3])
+        np.testing.assert_allclose(rates.rates, [[0.001, 0.002]])
+    assert log_loss(y, clf.predict_proba(X)) < loss + 0.05
+
+
+def test__partial_fit__never_fitted_or_at_constant_rates__full_rates(images):
+    rates = Rates()
+    options = {"member_lr": 0.05, "head_lr": 0.1, "callbacks": [rates]}
+    toy_classifier(**options).partial_fit(*images, classes=[0, 1, 2]).partial_fit(*images)
+    np.testing.assert_allclose(rates.rates, [[0.05, 0.1]] * 2)
+    toy_classifier(schedule="constant", **options).fit(*images).partial_fit(*images)
+    np.testing.assert_allclose(rates.rates, [[0.05, 0.1]] * 2)
 
 
 def test__partial_fit__part_of_the_classes__columns_for_all(images):
