@@ -165,7 +165,7 @@ def check(engine, address):
     if importlib.util.find_spec(PACKAGES[engine]) is None:
         raise ImportError(
             f"{engine} requires the package {PACKAGES[engine]}, which is not installed. "
-            f"Run pip install 'skve[{engine}]'."
+            f"Run pip install '.[{engine}]' in a clone of skve."
         )
     if engine == "spark" and not (shutil.which("java") or os.environ.get("JAVA_HOME")):
         raise FileNotFoundError("spark requires Java 17 or newer, got none on the PATH or in JAVA_HOME. Install it.")

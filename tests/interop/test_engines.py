@@ -241,7 +241,7 @@ def test__score__run_that_is_killed__the_next_one_starts_anew(paths, saved, tmp_
 @pytest.mark.parametrize("engine", PACKAGES)
 def test__score__package_that_is_missing__import_error_names_the_extra(monkeypatch, engine):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=rf"not installed\. Run pip install 'skve\[{engine}\]'"):
+    with pytest.raises(ImportError, match=rf"not installed\. Run pip install '.\[{engine}\]'"):
         ENGINES["check"](engine, None)
 
 
@@ -256,7 +256,7 @@ def test__score__spark_without_java__error(monkeypatch):
 @pytest.mark.parametrize("engine", ["dask", "ray"])
 def test__search__package_that_is_missing__import_error_names_the_extra(monkeypatch, engine):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=rf"not installed\. Run pip install 'skve\[{engine}\]'"):
+    with pytest.raises(ImportError, match=rf"not installed\. Run pip install '.\[{engine}\]'"):
         SEARCHES["main"]([engine, "grid"])
 
 

@@ -43,6 +43,7 @@ def test__studies__all_that_are_promised__there():
     promised |= {"basis_signs_10", "basis_sst2_10"}
     promised |= {f"labels_{data}" for data in ("signs", "cifar10", "sst2", "emotion", "flowers_vit")}
     promised |= {f"rates_lora_batch_{data}" for data in ("signs", "cifar10", "emotion")}
+    promised |= {"rates_vit_flowers", "rates_vit_signs"}
     promised |= {f"{kind}_{data}" for kind in ("shift", "layers") for data in ("cifar10", "emotion")}
     promised |= {
         "pretrained",
