@@ -70,7 +70,7 @@ def test__load_image_folder__class_folders__sorted_paths_and_their_labels(tmp_pa
 def test__load_image_folder__hidden_and_other_files__skipped(tmp_path):
     make(tmp_path, "a/1.png", "a/._1.png", "a/notes.txt", "a/Thumbs.db", "a/.cache/2.png", ".git/3.png", "b/4.png")
     make(tmp_path, "readme.md", "a/run.eps")
-    with pytest.warns(UserWarning, match=r"3 files, as 'a/Thumbs\.db', are left out, .*\['\.db', '\.eps', '\.txt'\]"):
+    with pytest.warns(UserWarning, match=r"3 files are left out, such as 'a/Thumbs\.db': .*\['\.db', '\.eps', '\.txt'\]"):
         paths, labels = load_image_folder(tmp_path)
     assert [os.path.relpath(path, tmp_path) for path in paths] == ["a/1.png", "b/4.png"]
     assert labels.tolist() == ["a", "b"]
@@ -80,7 +80,7 @@ def test__load_image_folder__hidden_and_other_files__skipped(tmp_path):
 def test__load_image_folder__broken_link__named(tmp_path):
     make(tmp_path, "a/1.png", "b/1.png")
     (tmp_path / "b/2.png").symlink_to(tmp_path / "nowhere.png")
-    with pytest.warns(UserWarning, match=r"1 files, as 'b/2\.png', are left out"):
+    with pytest.warns(UserWarning, match=r"1 file is left out, such as 'b/2\.png'"):
         assert len(load_image_folder(tmp_path)[0]) == 2
 
 
@@ -156,7 +156,7 @@ def test__load_image_folder__empty_class__warning_names_it(tmp_path):
 
 def test__load_image_folder__images_beside_the_classes__warning_names_one(tmp_path):
     make(tmp_path, "a/1.png", "b/2.png", "3.png", "4.png", "notes.txt")
-    with pytest.warns(UserWarning, match=r"2 images, as '3\.png', lie outside .*Move them"):
+    with pytest.warns(UserWarning, match=r"2 images, such as '3\.png', lie outside .*Move them"):
         assert len(load_image_folder(tmp_path)[0]) == 2
 
 
