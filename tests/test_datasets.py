@@ -70,7 +70,8 @@ def test__load_image_folder__class_folders__sorted_paths_and_their_labels(tmp_pa
 def test__load_image_folder__hidden_and_other_files__skipped(tmp_path):
     make(tmp_path, "a/1.png", "a/._1.png", "a/notes.txt", "a/Thumbs.db", "a/.cache/2.png", ".git/3.png", "b/4.png")
     make(tmp_path, "readme.md", "a/run.eps")
-    with pytest.warns(UserWarning, match=r"3 files are left out, such as 'a/Thumbs\.db': .*\['\.db', '\.eps', '\.txt'\]"):
+    message = r"3 files are left out, such as 'a/Thumbs\.db': .*\['\.db', '\.eps', '\.txt'\]"
+    with pytest.warns(UserWarning, match=message):
         paths, labels = load_image_folder(tmp_path)
     assert [os.path.relpath(path, tmp_path) for path in paths] == ["a/1.png", "b/4.png"]
     assert labels.tolist() == ["a", "b"]
