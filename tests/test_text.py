@@ -652,7 +652,7 @@ def gradients_of(clf):
     state, cpu = clf._state, torch.device("cpu")
     backbone = clf._load_backbone(state.spec, clf.preprocess_)
     pipeline = clf._make_pipeline(clf._check_inputs(QUESTIONS, reset=False), backbone, cpu, training=True)
-    head, members = state.head_on(backbone), state.members(cpu)
+    head, members = state.head_on(backbone), state.members(backbone)
     ensemble = Ensemble(state.rule_on(backbone), head, members, state.traced, math.inf, training=True)
     logits = ensemble(pipeline.prepare(pipeline.load(np.arange(len(QUESTIONS))), None))
     head.likelihood.losses(logits, torch.tensor(INDICES)).mean().backward()

@@ -77,7 +77,7 @@ def fit_stacked(classifiers, X, y, X_test):
     ndarray of shape (n_classifiers, n_members, n_samples, n_classes)
         Members' probabilities of `X_test`.
     """
-    clf, each = classifiers[0], [clf._settings(False, has_validation=False) for clf in classifiers]
+    clf, each = classifiers[0], [clf._settings(False, None, has_validation=False) for clf in classifiers]
     data, classes = clf._check_training_data(X, y, None, None, None)
     seeds, device, design = Seeds(clf.random_state), resolve_device(clf.device), clf._design(False)
     backbone = clf._load_backbone(clf.backbone, classes=classes).on(device)

@@ -135,7 +135,7 @@ def test__make_members__snapshots__share_the_tensors_of_the_one_that_trains():
 
 def test__make_members__earlier_fit__its_members_and_epochs():
     first, plan = made(seed=1)
-    state = plan.fitted(first.arrays(), 5, None, NO_NOVELTY)
+    state = plan.fitted(first.arrays(), 5, None, NO_NOVELTY, True)
     again, later = made(start=state, seed=2)
     for index in range(3):
         for key, value in tensors_of(first, index).items():
@@ -155,7 +155,7 @@ def test__make_members__earlier_fit__its_members_and_epochs():
 )
 def test__make_members__earlier_fit_of_another_kind__value_error(changes, message):
     first, plan = made()
-    state = plan.fitted(first.arrays(), 1, None, NO_NOVELTY)
+    state = plan.fitted(first.arrays(), 1, None, NO_NOVELTY, True)
     with pytest.raises(ValueError, match=message):
         made(start=state, **changes)
 

@@ -422,7 +422,7 @@ def cut_members(folder):
 SAVED = {
     "skve.json missing": lambda folder: (folder / "skve.json").unlink(),
     "skve.json empty": write("skve.json", b""),
-    "skve.json cut": lambda folder: (folder / "skve.json").write_bytes((folder / "skve.json").read_bytes()[:400]),
+    "skve.json cut": lambda folder: (folder / "skve.json").write_bytes((folder / "skve.json").read_bytes()[:20]),
     "skve.json of 100000 nested lists": write("skve.json", b"[" * 100_000),
     "skve.json of a number of 10000 digits": write("skve.json", b"9" * 10_000),
     "skve.json that is a list": write("skve.json", b"[]"),
@@ -431,7 +431,9 @@ SAVED = {
     "label changed without the hash": lambda folder: edit(
         folder, lambda document: document["classes"]["values"].reverse(), seal=False
     ),
-    "newer format": put("format_version", value=99),
+    "newer format": lambda folder: edit(
+        folder, lambda document: document.update(format_version=99, versions={"skve": "9.9"})
+    ),
     "unknown class": put("class", value="os.system"),
     "members missing": remove_members,
     "members cut": cut_members,
