@@ -207,16 +207,6 @@ def diagnose(
       evidence: the members' mutual information is 0 of the total uncertainty on X (limit 0.001)
       remedy:   raise member_lr or max_steps, and see that init_scale is not 0
     """
-    for name, given, needed, value in (
-        ("y", y, "X", X),
-        ("X_ood", X_ood, "X", X),
-        ("reference", reference, "y", y),
-        ("X_train", X_train, "y_train", y_train),
-        ("y_train", y_train, "X_train", X_train),
-        ("X_train", X_train, "y", y),
-    ):
-        if given is not None and value is None:
-            raise ValueError(f"{needed} must be given where {name} is, got None.")
     return examine(est, X, y, X_train=X_train, y_train=y_train, X_ood=X_ood, reference=reference)[0]
 
 
@@ -233,6 +223,16 @@ def examine(
     predicted_ood: Prediction | None = None,
 ) -> tuple[Diagnosis, Rival | None]:
     """Return the `Diagnosis`, and what the ensemble was compared with; `predict_all` of the samples may be known."""
+    for name, given, needed, value in (
+        ("y", y, "X", X),
+        ("X_ood", X_ood, "X", X),
+        ("reference", reference, "y", y),
+        ("X_train", X_train, "y_train", y_train),
+        ("y_train", y_train, "X_train", X_train),
+        ("X_train", X_train, "y", y),
+    ):
+        if given is not None and value is None:
+            raise ValueError(f"{needed} must be given where {name} is, got None.")
     model, _, calibrated = unwrap(est, None, "predict_proba_members")
     case = _Case(est, model, X, y, X_train, y_train, X_ood, reference)
     if predicted_ood is not None:

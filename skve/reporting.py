@@ -98,8 +98,8 @@ def report(
     Raises
     ------
     ValueError
-        If `X` is empty, `y` has another length or a label that the model does not know, or `est` contains several
-        fitted models.
+        If `X` is empty, `y` has another length or a label that the model does not know, one of `X_train` and
+        `y_train` is given without the other, or `est` contains several fitted models.
     TypeError
         If `est` is not an ensemble.
     OSError

@@ -201,10 +201,10 @@ class SVETextClassifier(BaseSVEClassifier):
         return texts
 
     def _find_classes(self, items, y):
-        if items.paired is True and items.second == [str(label) for label in y]:
+        if items.paired is True and [str(label) for label in y] in (items.first, items.second):
             raise ValueError(
-                "The second text of each pair must not be its label, got pairs whose second texts are those of y. A "
-                "table of two columns is read as pairs: pass the column of texts only, such as table['text']."
+                "No text of a pair may be its label, got pairs of which one text each is that of y. A table of two "
+                "columns is read as pairs: pass the column of texts only, such as table['text']."
             )
         if items.paired != "choices":
             return super()._find_classes(items, y)

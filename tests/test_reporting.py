@@ -21,6 +21,7 @@ from sklearn.preprocessing import StandardScaler  # noqa: E402
 import skve  # noqa: E402
 from skve import reporting  # noqa: E402
 from skve.testing import ToyClassifier  # noqa: E402
+from skve.uncertainty import predictive_entropy  # noqa: E402
 from tests.toys import image_files, toy_classifier, toy_images  # noqa: E402
 
 NASTY = ["<script>alert(1)</script>", "a & b", "$\\frac{1}{2}$ 😀"]
@@ -77,6 +78,32 @@ def iris():
     X, y = load_iris(return_X_y=True)
     clf = ToyClassifier(n_members=2, max_steps=20, random_state=0).fit(X[::2], y[::2])
     return clf, X[1::2], y[1::2]
+
+
+def test__report__calibrated_model__threshold_cards_and_table_have_one_entropy(iris):
+    clf, X, y = iris
+    calibrated = CalibratedClassifierCV(FrozenEstimator(clf), method="temperature").fit(X, y)
+    made = skve.report(calibrated, X, y)
+    table, found = made.to_frame(), made.to_dict()["selective"]
+    np.testing.assert_allclose(table["entropy"], predictive_entropy(calibrated.predict_proba(X)[None]))
+    assert not np.allclose(table["entropy"], table["total"], atol=1e-3)
+    assert (table["entropy"] <= found["threshold"]).mean() == pytest.approx(found["coverage"])
+    uncertain = made.html.partition("The most uncertain items")[2].partition("<h2>")[0]
+    shown = re.findall(r"entropy (\d\.\d\d)", uncertain)
+    assert shown == [f"{value:.2f}" for value in sorted(table["entropy"], reverse=True)[: len(shown)]]
+
+
+def test__report__training_data__the_regression_learned_from_them(iris):
+    clf, X, y = iris
+    data = load_iris()
+    train = {"X_train": data.data[::2], "y_train": data.target[::2]}
+    page = Page(skve.report(clf, X, y, **train).html).text
+    assert "on X_train" in page
+    assert "cross-validated" not in page
+    assert "X_train=X_train, y_train=y_train" in page
+    assert "cross-validated" in Page(skve.report(clf, X, y).html).text
+    with pytest.raises(ValueError, match="y_train"):
+        skve.report(clf, X, y, X_train=data.data[::2])
 
 
 def test__report__figures__those_of_the_metrics(iris):

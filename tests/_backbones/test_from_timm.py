@@ -488,7 +488,7 @@ def test__compiled_module__the_module_inside():
 def test__compiled_parts__value_error_says_what_to_pass(kind, inside):
     make = torch.jit.script if kind == "scripted" else torch.compile
     if kind == "compiled" and not inside:
-        pytest.skip("works")
+        pytest.skip("a module that is compiled as a whole is accepted")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that scripts are out of fashion
         module = make(torch.nn.Linear(3, 2))
