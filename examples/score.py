@@ -47,9 +47,9 @@ def parts(source, column, n_rows):
 
 def table(clf, items, probabilities):
     """Return one row for each item: its class, and the measures of uncertainty."""
-    scores = clf.predict_uncertainty(items).to_frame(X=items, index=items.index)
+    uncertainty, proba = clf.predict_uncertainty(items, return_proba=True)
+    scores = uncertainty.to_frame(X=items, index=items.index)
     if probabilities:
-        proba = clf.predict_proba(items)
         columns = [f"p({label})" for label in clf.classes_]
         scores = pd.concat([scores, pd.DataFrame(proba, columns=columns, index=items.index)], axis=1)
     return scores
@@ -73,7 +73,7 @@ def main(arguments=None):
     parser.add_argument("--column", default="text", help="of the file")
     parser.add_argument("--rows", type=int, default=10_000, help="items in a part")
     parser.add_argument("--share", default="0/1", help="number of this worker / number of workers")
-    parser.add_argument("--probabilities", action="store_true", help="of every class, too; takes twice as long")
+    parser.add_argument("--probabilities", action="store_true", help="of every class, too")
     parser.add_argument("--format", choices=["csv", "parquet"], default="csv", help="Parquet requires pyarrow")
     parsed = parser.parse_args(arguments)
     own, n_workers = map(int, parsed.share.split("/"))

@@ -47,8 +47,8 @@ def score(frame, clf, column):
     items = frame[column]
     names = [f"p({label})" for label in clf.classes_]
     if len(items):
-        uncertainty = clf.predict_uncertainty(items)
-        numbers = np.column_stack([clf.predict_proba(items), *(getattr(uncertainty, name) for name in MEASURES)])
+        uncertainty, proba = clf.predict_uncertainty(items, return_proba=True)
+        numbers = np.column_stack([proba, *(getattr(uncertainty, name) for name in MEASURES)])
     else:
         numbers = np.empty((0, len(names) + len(MEASURES)))
     classes = pd.Series(clf.classes_.tolist()).take(numbers[:, : len(names)].argmax(axis=1))
@@ -144,10 +144,8 @@ def with_spark(model, items, scores, column, n_workers, address, n_rows):
     spark = builder.getOrCreate()
     try:
         paths = paths_in(items, column)
-        if paths is None:
-            table = spark.read.parquet(items).select(column)
-        else:
-            table = spark.createDataFrame(paths).repartition(math.ceil(len(paths) / n_rows))
+        table = spark.read.parquet(items).select(column) if paths is None else spark.createDataFrame(paths)
+        table = table.repartition(max(1, math.ceil(table.count() / n_rows)))  # a file of texts is one part for Spark
         table.mapInPandas(scored, schema).write.mode("overwrite").parquet(scores)
     finally:
         spark.stop()

@@ -43,11 +43,13 @@ class Saved:
 
     def __call__(self, items):
         """Return the outputs by name, as an exported graph does, and which items are answered."""
-        uncertainty = self.ensemble.predict_uncertainty(items)
+        uncertainty, proba = self.ensemble.predict_uncertainty(items, return_proba=True)
         outputs = {name: getattr(uncertainty, name) for name in ("total", "aleatoric", "epistemic", "novelty")}
-        outputs["proba"] = self.ensemble.predict_proba(items)
-        answered = self.model.answers(items) if hasattr(self.model, "answers") else np.ones(len(items), bool)
-        return outputs, answered
+        if hasattr(self.model, "answers"):
+            answered = self.model.answers(items, uncertainty=uncertainty)
+        else:
+            answered = np.ones(len(items), bool)
+        return outputs | {"proba": proba}, answered
 
 
 class Exported:

@@ -11,7 +11,7 @@ import os
 import re
 from abc import ABCMeta, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -99,8 +99,9 @@ class BaseSVEClassifier(
         Options of the ensemble, with their defaults:
 
         * `"sve"` and `"sve+lora"`: `basis` (`"singular"`; `"random"` rotates the right singular vectors at random).
-        * `"sve"`: `rank` (None: all; an integer: members own the singular values of so many leading directions of
-          each layer, which makes fits of few tokens faster).
+        * `"sve"`: `rank` (None: all; an integer: members own the singular values of so many directions of each
+          layer, which makes fits of few tokens faster); `directions` (`"leading"`: those of the largest singular
+          values; `"trailing"`: of the smallest; `"random"`: a fixed random choice).
         * `"lora"` and `"sve+lora"`: `rank` (8); `scale` (1.0), by which the product is multiplied; `gain` (10.0) of
           the Xavier initialization. `"sve+lora"` also takes `lora_lr` (1e-4), the learning rate of the pairs.
         * `"batch"`: `init` (`"normal"`: factors from N(1, init_scale^2); `"signs"`: -1 or 1).
@@ -1144,13 +1145,21 @@ class BaseSVEClassifier(
         right = predicted == check_comparable(y, self.classes_, len(predicted))
         return float(np.average(right, weights=check_weights(sample_weight, len(predicted))))
 
-    def predict_uncertainty(self, X: Samples) -> Uncertainty:
+    @overload
+    def predict_uncertainty(self, X: Samples, *, return_proba: Literal[False] = False) -> Uncertainty: ...
+    @overload
+    def predict_uncertainty(
+        self, X: Samples, *, return_proba: Literal[True]
+    ) -> tuple[Uncertainty, NDArray[np.float64]]: ...
+    def predict_uncertainty(self, X, *, return_proba=False):
         """Predict the uncertainty of each sample, in nats, and split it by source.
 
         Parameters
         ----------
         X : array-like of length n_samples
             Inputs of one of the kinds that the class lists.
+        return_proba : bool, default=False
+            Return the class probabilities as well, which takes half the time of another call of `predict_proba`.
 
         Returns
         -------
@@ -1159,6 +1168,8 @@ class BaseSVEClassifier(
             `confidence` is the largest calibrated probability; the other measures describe the uncalibrated
             members. `novelty` measures how unlike the training data a sample is; it takes one pass of the frozen
             backbone in addition to those of the members.
+        proba : ndarray of shape (n_samples, n_classes), float64
+            As `predict_proba` returns it. Only with `return_proba=True`.
 
         Raises
         ------
@@ -1176,15 +1187,16 @@ class BaseSVEClassifier(
         >>> clf.predict_uncertainty(X[:5]).total.shape
         (5,)
         """
-        return self._predict_measured(X)[0]
+        uncertainty, arrays = self._predict_measured(X, keep=("pooled",) if return_proba else ())
+        return (uncertainty, arrays["pooled"]) if return_proba else uncertainty
 
     def _predict_all(self, X):
         """Return what one pass gives: probabilities of members and their pool, `Uncertainty`, features or None."""
-        measures, arrays = self._predict_measured(X, keep_all=True)
+        measures, arrays = self._predict_measured(X, keep=("members", "pooled", "features"))
         return arrays["members"], arrays["pooled"], measures, arrays.get("features")
 
-    def _predict_measured(self, X, *, keep_all=False):
-        """Return `Uncertainty`, and, where all is to be kept, the arrays that it was computed from."""
+    def _predict_measured(self, X, *, keep=()):
+        """Return `Uncertainty`, and the arrays to keep of those that it was computed from."""
         from skve.uncertainty import Uncertainty
 
         fitted = self._snapshot()
@@ -1196,21 +1208,20 @@ class BaseSVEClassifier(
 
             kinds = fitted._pooled_kinds()
 
-            def keep(rows, *found):
+            def measure(rows, *found):
                 members, features = found[0], found[-1] if novelty is not None else None
                 shares = None if novelty is None else novelty.shares(novelty.distances_of(features))
                 pooled = fitted._pool(*found[: len(kinds)])
                 block = Uncertainty.from_members(members, proba=pooled, novelty=shares, classes=fitted.classes_)
                 for name, values in vars(block).items():
                     _put(measures, name, len(items), rows, values)
-                if keep_all:
-                    for name, values in {"members": members, "pooled": pooled, "features": features}.items():
-                        if values is not None:
-                            _put(arrays, name, len(items), rows, values)
+                for name, values in {"members": members, "pooled": pooled, "features": features}.items():
+                    if name in keep and values is not None:
+                        _put(arrays, name, len(items), rows, values)
 
             # Models that were saved before there was such a thing have no novelty.
             compared = () if novelty is None else (fitted._state.compared,)
-            fitted._predict_blocks(items, (*kinds, *compared), keep)
+            fitted._predict_blocks(items, (*kinds, *compared), measure)
         return Uncertainty(**measures), arrays
 
     def score_samples(self, X: Samples) -> NDArray[np.float64]:
@@ -1473,7 +1484,13 @@ class BaseSVEClassifier(
         saving.save(fitted, folder, include_backbone=include_backbone)
 
     def export(
-        self, path: str | os.PathLike[str], *, format: str = "onnx", opset: int = 18, resize: bool = True
+        self,
+        path: str | os.PathLike[str],
+        *,
+        format: str = "onnx",
+        opset: int = 18,
+        resize: bool = True,
+        weight_dtype: str = "float32",
     ) -> None:
         """Export the fitted estimator as one graph that predicts without skve, with its settings in a JSON file.
 
@@ -1498,14 +1515,17 @@ class BaseSVEClassifier(
         resize : bool, default=True
             For images, whether the graph resizes and crops images of any size, as the estimator does; all images of
             a batch have one size then. With False images have the network's size.
+        weight_dtype : {"float32", "int8"}, default="float32"
+            `"int8"` keeps the large matrices in eight bits, with a scale for each row: the file is about a quarter
+            of the size. It is computed in float32; onnxruntime restores the weights when it loads the file.
 
         Raises
         ------
         sklearn.exceptions.NotFittedError
             If the estimator is not fitted.
         ValueError
-            If the backbone cannot be traced by torch.export, `opset` is too low or too new, the weights take
-            2 GiB or more (ONNX), or images are resized in a way that the graph cannot.
+            If a parameter is invalid, the backbone cannot be traced by torch.export, `opset` is too low or too new,
+            the weights take 2 GiB or more (ONNX), or images are resized in a way that the graph cannot.
         ImportError
             If the extra `export` is not installed and the format is `"onnx"`.
 
@@ -1525,7 +1545,8 @@ class BaseSVEClassifier(
         """
         from skve._fitted import exporting
 
-        exporting.export(self._snapshot(), path, format=format, opset=opset, resize=resize)
+        settings = {"format": format, "opset": opset, "resize": resize, "weight_dtype": weight_dtype}
+        exporting.export(self._snapshot(), path, **settings)
 
 
 def _train_group(estimator, classes, parts, folds, n_classes, seeds, start, settings, members):

@@ -22,7 +22,7 @@ from skve._runtime.warnings import warn
 from skve.exceptions import SavedModelError
 from skve.metrics._inputs import check_comparable
 from skve.uncertainty._scores import MEASURES, predict_with_scores, uncertainty_scores
-from skve.uncertainty.result import predict_uncertainty
+from skve.uncertainty.result import Uncertainty, predict_uncertainty
 
 __all__ = ["SelectiveClassifier"]
 
@@ -253,13 +253,16 @@ class SelectiveClassifier(DocumentedMixin, MetaEstimatorMixin, ClassifierMixin, 
                 setattr(self, name, getattr(estimator, name))
         return self
 
-    def answers(self, X: Any) -> NDArray[np.bool_]:
+    def answers(self, X: Any, *, uncertainty: Uncertainty | None = None) -> NDArray[np.bool_]:
         """Tell which samples are answered.
 
         Parameters
         ----------
         X : array-like or list of length n_samples
             Samples.
+        uncertainty : Uncertainty, default=None
+            ``skve.predict_uncertainty(selective.estimator_, X)``, where it is known already: nothing is predicted
+            then, unless a callable measures the uncertainty.
 
         Returns
         -------
@@ -274,7 +277,10 @@ class SelectiveClassifier(DocumentedMixin, MetaEstimatorMixin, ClassifierMixin, 
         check_is_fitted(self)
         if self._answers_all:
             return np.ones(_num_samples(X), dtype=bool)
-        return self._predict_and_answer(X)[1]
+        if uncertainty is None:
+            return self._predict_and_answer(X)[1]
+        scores = uncertainty_scores(self.estimator_, X, self._measure, uncertainty=uncertainty)
+        return (scores <= self.threshold_) & _is_familiar(uncertainty, self._max_novelty)
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Predict the class of each sample, or the abstention.
@@ -454,7 +460,13 @@ class SelectiveClassifier(DocumentedMixin, MetaEstimatorMixin, ClassifierMixin, 
         )
 
     def export(
-        self, path: str | os.PathLike[str], *, format: str = "onnx", opset: int = 18, resize: bool = True
+        self,
+        path: str | os.PathLike[str],
+        *,
+        format: str = "onnx",
+        opset: int = 18,
+        resize: bool = True,
+        weight_dtype: str = "float32",
     ) -> None:
         """Export the ensemble as one graph, with the thresholds among its settings in a JSON file.
 
@@ -466,7 +478,7 @@ class SelectiveClassifier(DocumentedMixin, MetaEstimatorMixin, ClassifierMixin, 
 
         Parameters
         ----------
-        path, format, opset, resize
+        path, format, opset, resize, weight_dtype
             As of :meth:`skve.SVEClassifier.export`.
 
         Raises
@@ -492,7 +504,8 @@ class SelectiveClassifier(DocumentedMixin, MetaEstimatorMixin, ClassifierMixin, 
             "max_novelty": self._max_novelty,
             "abstention": self.abstention,
         }
-        exporting.export(ensemble._snapshot(), path, format=format, opset=opset, resize=resize, selective=thresholds)
+        settings = {"format": format, "opset": opset, "resize": resize, "weight_dtype": weight_dtype}
+        exporting.export(ensemble._snapshot(), path, **settings, selective=thresholds)
 
     def _ensemble_with_plain_thresholds(self, stored):
         """Return the ensemble of skve's that answers, if all beside it are plain values that can be stored."""
@@ -618,8 +631,13 @@ def _predict_and_score(estimator, X, measure, max_novelty):
     predicted = uncertainty.prediction
     if predicted is None or not hasattr(estimator, "predict_proba_members"):  # it may decide by a threshold
         predicted = np.asarray(estimator.predict(X))
-    novelty = uncertainty_scores(estimator, X, "novelty", uncertainty=uncertainty)
-    return predicted, scores, novelty <= max_novelty
+    return predicted, scores, _is_familiar(uncertainty, max_novelty)
+
+
+def _is_familiar(uncertainty, max_novelty):
+    if max_novelty is None:
+        return np.ones(len(uncertainty.total), bool)
+    return uncertainty_scores(None, uncertainty, "novelty") <= max_novelty
 
 
 def _is_per_sample(value, n_samples):

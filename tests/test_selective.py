@@ -486,6 +486,7 @@ def test__max_novelty__abstains_from_foreign_samples_whatever_else(ensemble):
     assert selective.validation_coverage_ == answered.mean()
     both = SelectiveClassifier(clf, prefit=True, max_novelty=0.95, coverage=0.5).fit(X, y)
     assert (both.answers(X) <= answered).all()
+    np.testing.assert_array_equal(both.answers(X, uncertainty=clf.predict_uncertainty(X)), both.answers(X))
     assert both.validation_coverage_ == both.answers(X).mean() < answered.mean()
     assert list(both.predict(X)[~both.answers(X)]) == [None] * int((~both.answers(X)).sum())
 

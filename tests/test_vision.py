@@ -83,6 +83,17 @@ def test__predict_uncertainty__is_of_the_members(fitted, data):
     assert not hasattr(fitted, "decision_function")
 
 
+def test__predict_uncertainty__return_proba__both_in_one_pass(fitted, data, monkeypatch):
+    passes = []
+    predict = SVEClassifier._predict_blocks
+    monkeypatch.setattr(SVEClassifier, "_predict_blocks", lambda *arguments: passes.append(1) or predict(*arguments))
+    uncertainty, proba = fitted.predict_uncertainty(data[2], return_proba=True)
+    assert len(passes) == 1
+    assert np.array_equal(proba, fitted.predict_proba(data[2]))
+    assert np.array_equal(uncertainty.total, fitted.predict_uncertainty(data[2]).total)
+    assert uncertainty.confidence == pytest.approx(proba.max(axis=1))
+
+
 def test__predict_proba__twice__same_bits(fitted, data):
     assert np.array_equal(fitted.predict_proba(data[2]), fitted.predict_proba(data[2]))
 

@@ -217,12 +217,17 @@ class Study:
     def _read_methods(self, methods):
         if not methods:
             raise ValueError(f"{self.name}: methods must have one table for each method, got none.")
-        self.methods, self.trials = {}, {}
+        self.methods, self.trials, self.of_common = {}, {}, {}
         for name, own in methods.items():
             if not isinstance(own, dict):
                 raise ValueError(f"{self.name}: methods.{name} must be a table, got {own!r}.")
-            self._check_names(own, [*self._known, "trials"], f"methods.{name}")
+            self._check_names(own, [*self._known, "trials", "of_common"], f"methods.{name}")
             own = dict(own)
+            taken = own.pop("of_common", list(self.common))
+            if not isinstance(taken, list):
+                raise ValueError(f"{self.name}: methods.{name}.of_common must be a list of names, got {taken!r}.")
+            self._check_names(taken, self.common, f"methods.{name}.of_common")
+            self.of_common[name] = {key: value for key, value in self.common.items() if key in taken}
             grid = own.pop("trials", {})
             try:
                 trials = list(ParameterGrid(grid))
@@ -344,7 +349,8 @@ class Study:
                 trial = chosen.get((method, show(point)), 0)
                 runs = [(trial, seed) for seed in self.test["seeds"]] if trial is not None else []
             for trial, seed in runs:
-                data, parameters = copy.deepcopy(self.data), {"ensemble": "sve", **self.common, **copy.deepcopy(own)}
+                data = copy.deepcopy(self.data)
+                parameters = {"ensemble": "sve", **self.of_common[method], **copy.deepcopy(own)}
                 for name, value in [*point.items(), *self.trials[method][trial].items()]:
                     options = parameters.get("ensemble_params", {})
                     if name in DATA:

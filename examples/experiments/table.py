@@ -20,6 +20,7 @@ from _common import Table
 from _study import KEY, Study, digest_of
 
 STUDIES = pathlib.Path(__file__).parent / "studies"
+PAPER = STUDIES / "paper.csv"  # figures of the tables of arXiv 2601.22068, version 2
 # Column of the CSV -> (title, factor, digits, direction: 1 higher is better, -1 lower, 0 neither)
 SHOWN = {
     "accuracy": ("accuracy %", 100, 1, 1),
@@ -159,6 +160,30 @@ def main_tables(rows):
         if shown or (timed and not quality):
             tables.append(markdown(header, lines))
     return tables
+
+
+def paper_table(rows):
+    """Return the lines of a table of a study's figures beside those that the paper gives; none if it gives none."""
+    with open(PAPER, newline="") as stream:
+        given = {row["method"]: row for row in csv.DictReader(stream) if row["study"] == rows[0]["study"]}
+    names = [name for name in ("accuracy", "ece", "near_epistemic") if any(row[name] for row in given.values())]
+    groups = group(rows)
+    swept = len({factors for factors, _ in groups}) > 1
+    lines = []
+    for (factors, method), own in groups.items():
+        cells = [factors, method] if swept else [method]
+        for name in names:
+            _, factor, digits, _ = SHOWN[name]
+            paper = given.get(method, {}).get(name)
+            cells += [
+                _figure(values(own, name), [], factor, digits, 1),
+                f"{factor * float(paper):.{digits}f}" if paper else "",
+            ]
+        lines.append(cells)
+    header = [*(["factors"] if swept else []), "method"]
+    for name in names:
+        header += [SHOWN[name][0], "paper"]
+    return markdown(header, lines) if names else []
 
 
 def _figure(own, rivals, factor, digits, direction):
@@ -388,6 +413,9 @@ def report(study, rows, differences):
     where = sorted({(row["threads"], row["jobs"]) for row in rows})
     parts.append(f"Threads a fit × fits at a time: {', '.join(f'{t} × {j}' for t, j in where)}.")
     tables = main_tables(rows) + ([interval_table(differences)] if differences else [])
+    if beside := paper_table(rows):
+        tables.append(["Beside the figures of arXiv 2601.22068, each for one number of members:"])
+        tables.append(beside)
     return "\n\n".join(parts + ["\n".join(lines) for lines in tables])
 
 

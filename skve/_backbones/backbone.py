@@ -75,7 +75,7 @@ class FrozenModule:
                 weight = self.weight(site)
                 if isinstance(weight, quantized.QuantizedWeight):
                     k = quantized.n_directions(weight.shape)
-                    factors = _decomposed(weight.dequantized(), site, basis).leading(k).to(torch.bfloat16)
+                    factors = _decomposed(weight.dequantized(), site, basis).chosen(k).to(torch.bfloat16)
                 else:
                     factors = _decomposed(weight, site, basis, lambda: self.factors(site, "singular"))
                 self._factors[key] = factors.to(weight.device)

@@ -22,9 +22,26 @@ class Factors:
         sigma = self.sigma if isinstance(where, torch.dtype) else self.sigma.to(where)
         return Factors(self.U.to(where), sigma, self.Vt.to(where))
 
-    def leading(self, k):
-        """Return the factors of the first k directions; None for all."""
-        return self if k is None else Factors(self.U[:, :k].contiguous(), self.sigma[:k], self.Vt[:k].contiguous())
+    def chosen(self, k, which="leading", name=""):
+        """Return the factors of k directions, or of all if there are no more.
+
+        Parameters
+        ----------
+        k : int or None
+            None for all.
+        which : {"leading", "trailing", "random"}
+            Those of the largest or smallest singular values, or some drawn by `name`.
+        name : str
+        """
+        r = len(self.sigma)
+        if k is None or k >= r:
+            return self
+        if which == "random":
+            picked = torch.randperm(r, generator=_seeded(name))[:k].sort().values
+        else:
+            picked = torch.arange(r)[:k] if which == "leading" else torch.arange(r)[-k:]
+        picked = picked.to(self.sigma.device)
+        return Factors(self.U[:, picked].contiguous(), self.sigma[picked], self.Vt[picked].contiguous())
 
     @property
     def nbytes(self):
@@ -85,10 +102,8 @@ def random_basis(weight, kind, name, Vt):
     `U diag(sigma) Vt` would be the thin singular value decomposition.
     """
     matrix = as_matrix(weight.detach().cpu().double(), kind)
-    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7])
-    generator = torch.Generator().manual_seed(seed)
     V = Vt.cpu().double().T
-    normal = torch.randn(V.shape, generator=generator, dtype=torch.float64)
+    normal = torch.randn(V.shape, generator=_seeded(name), dtype=torch.float64)
     # V^T normal is a Gaussian (r, r) that turns with V: Q depends on the row space alone, not on the signs of
     # singular vectors or on what a library makes of equal singular values.
     R, triangle = torch.linalg.qr(V.T @ normal)
@@ -96,6 +111,11 @@ def random_basis(weight, kind, name, Vt):
     Q = V @ R
     ones = torch.ones(Q.shape[1], dtype=torch.float32)
     return Factors((matrix @ Q).float().contiguous(), ones, Q.T.float().contiguous())
+
+
+def _seeded(name):
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7])
+    return torch.Generator().manual_seed(seed)
 
 
 def fingerprint(factors):

@@ -113,7 +113,7 @@ class QuantizedLinear(nn.Linear):
         nn.Module.__init__(self)
         self.out_features, self.in_features = weight.shape
         self.bits = bits
-        values, scales = (_in_eight_bits if bits == 8 else _in_four_bits)(weight)
+        values, scales = (in_eight_bits if bits == 8 else _in_four_bits)(weight)
         self.register_buffer("values", values)
         self.scales = nn.Parameter(scales, requires_grad=False)
         self.bias = bias
@@ -255,7 +255,8 @@ def _unpack(values, scales, d_in, dtype):
     return groups.flatten(1)[:, :d_in]
 
 
-def _in_eight_bits(weight):
+def in_eight_bits(weight):
+    """Return the int8 values of a matrix (d_out, d_in), and the scale of each row, (d_out, 1)."""
     scales = (weight.abs().amax(1, keepdim=True) / 127).clamp_min(torch.finfo(torch.float32).tiny)
     return (weight / scales).round().clamp(-127, 127).to(torch.int8), scales
 

@@ -11,7 +11,7 @@ class SingularValuesAndPairs(SingularValues, LowRank):
     """
 
     prefixes = SingularValues.prefixes + LowRank.prefixes
-    takes = {**SingularValues.takes, **LowRank.takes, "lora_lr": (1e-4, [POSITIVE])}
+    takes = {"basis": SingularValues.takes["basis"], **LowRank.takes, "lora_lr": (1e-4, [POSITIVE])}
 
     n_directions = None  # `rank` is that of the pairs
 

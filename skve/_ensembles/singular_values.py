@@ -18,8 +18,9 @@ class SingularValues(LayerRule):
     layer. The row space stays that of V; with Q = V it is the singular value ensemble, since W V = U diag(sigma).
 
     With `rank` members own the log ratios of so many leading directions only,
-    `W + U_k diag(sigma_k expm1(delta)) V_k^T`. Of a quantised weight they are those of the weight as it is kept, and
-    no more than `quantized.n_directions`.
+    `W + U_k diag(sigma_k expm1(delta)) V_k^T`; `directions` makes them the trailing ones, or a random choice that is
+    fixed for each layer. Of a quantised weight they are those of the weight as it is kept, and no more than
+    `quantized.n_directions`.
     """
 
     defaults = {"image": Defaults(5e-2, 1e-2, 30.0), "text": Defaults(1e-2, 1e-2, 3.0, folds=4)}
@@ -30,6 +31,7 @@ class SingularValues(LayerRule):
         **DIFFERENCES,
         "basis": ("singular", [StrOptions({"singular", "random"})]),
         "rank": (None, [Interval(numbers.Integral, 1, None, closed="left"), None]),
+        "directions": ("leading", [StrOptions({"leading", "trailing", "random"})]),
     }
 
     def __init__(self, backbone, sites, **settings):
@@ -40,7 +42,10 @@ class SingularValues(LayerRule):
     def factors(self, site):
         """Return the factors in which the layer's ratios are diagonal."""
         if site.layer not in self._factors:
-            self._factors[site.layer] = self.backbone.factors(site, self.options["basis"]).leading(self.n_directions)
+            factors = self.backbone.factors(site, self.options["basis"])
+            if self.n_directions is not None:
+                factors = factors.chosen(self.n_directions, self.options["directions"], site.layer)
+            self._factors[site.layer] = factors
         return self._factors[site.layer]
 
     @property

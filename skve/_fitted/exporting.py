@@ -18,7 +18,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrize
 
+from skve._backbones import quantized
 from skve._backbones.network import Network
 from skve._ensembles import HEAD, Ensemble
 from skve._ensembles.likelihood import EPSILON
@@ -27,6 +29,8 @@ from skve._runtime.device import neutral_modes
 from skve.exceptions import BackboneError
 
 FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
+WEIGHT_DTYPES = ("float32", "int8")
+_LARGEST_FLOAT_MATRIX = 8192  # numbers; the exporter to ONNX would fold such small ones into float32 again
 LOWEST_OPSET = 18  # of ONNX, that torch's exporter writes
 FORMAT_VERSION = 1
 _LARGEST_ONNX = 2**31  # bytes of one file: what its format, protobuf, can address
@@ -40,13 +44,15 @@ _OUTPUTS = {
 }
 
 
-def export(estimator, path, *, format, opset, resize, selective=None):
+def export(estimator, path, *, format, opset, resize, weight_dtype, selective=None):
     """Write a fitted estimator as a graph and a JSON file; see `BaseSVEClassifier.export`.
 
     `selective` are the thresholds that a SelectiveClassifier adds to the JSON file.
     """
     if format not in FORMATS:
         raise ValueError(f"format must be one of {list(FORMATS)}, got {format!r}.")
+    if weight_dtype not in WEIGHT_DTYPES:
+        raise ValueError(f"weight_dtype must be one of {list(WEIGHT_DTYPES)}, got {weight_dtype!r}.")
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"path must be a path, got {path!r}.")
     path = pathlib.Path(path)
@@ -64,6 +70,8 @@ def export(estimator, path, *, format, opset, resize, selective=None):
         state.check(backbone)
         inputs = estimator._exported_inputs(backbone, resize=resize)
         graph = Graph(state, backbone, inputs.prepare, estimator.temperature_).eval()
+        if weight_dtype == "int8":
+            _keep_in_eight_bits(graph)
         program = _traced(graph, inputs, backbone)
         outputs = list(graph(inputs.example))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +81,7 @@ def export(estimator, path, *, format, opset, resize, selective=None):
             else:
                 with _quiet():
                     torch.export.save(program, partial)
-    document = _document(estimator, path.name, format, opset, inputs, outputs, selective)
+    document = _document(estimator, path.name, format, opset, weight_dtype, inputs, outputs, selective)
     with _replacing(path.with_suffix(".json")) as partial:
         partial.write_text(json.dumps(plain(document), indent=1), "utf-8")
 
@@ -232,6 +240,39 @@ def _body(network, replaced):
     return module.float()
 
 
+class _FromEightBits(nn.Module):
+    """What makes a float32 weight of its int8 values."""
+
+    scales: torch.Tensor
+
+    def __init__(self, scales):
+        super().__init__()
+        self.register_buffer("scales", scales)
+
+    def forward(self, values):
+        return values.float() * self.scales
+
+
+def _keep_in_eight_bits(graph):
+    """Keep the matrices of a graph's networks in eight bits, with a scale for each row, in place.
+
+    What several networks share, they share still.
+    """
+    kept = {}
+    for module in list(graph.modules()):
+        for name, weight in list(module.named_parameters(recurse=False)):
+            if weight.dim() < 2 or weight.numel() <= _LARGEST_FLOAT_MATRIX:
+                continue
+            if id(weight) not in kept:
+                values, scales = quantized.in_eight_bits(weight.flatten(1))
+                values = nn.Parameter(values.view_as(weight), requires_grad=False)
+                scales = scales.view(-1, *[1] * (weight.dim() - 1))
+                kept[id(weight)] = weight, values, _FromEightBits(scales)
+            _, values, restored = kept[id(weight)]
+            module.register_parameter(name, values)
+            parametrize.register_parametrization(module, name, restored, unsafe=True)  # may change the dtype
+
+
 # ------------------------------------------------------------------------------------ from modules to files
 
 
@@ -343,7 +384,7 @@ def _replacing(path):
         partial.unlink(missing_ok=True)
 
 
-def _document(estimator, file, format, opset, inputs, outputs, selective):
+def _document(estimator, file, format, opset, weight_dtype, inputs, outputs, selective):
     import skve
     from skve._fitted.novelty import FAMILIAR
 
@@ -354,6 +395,7 @@ def _document(estimator, file, format, opset, inputs, outputs, selective):
         "file": file,
         "format": format,
         **({"opset": opset} if format == "onnx" else {}),
+        "weight_dtype": weight_dtype,
         "class": type(estimator).__name__,
         "ensemble": state.ensemble,
         "n_members": state.n_members,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from skve.uncertainty._validation import check_member_proba, check_proba
 from skve.uncertainty._wrappers import unwrap
@@ -242,7 +242,13 @@ class Uncertainty:
         return pd.DataFrame(columns | {name: getattr(self, name) for name in measures}, index=index)
 
 
-def predict_uncertainty(estimator: Any, X: Any) -> Uncertainty:
+@overload
+def predict_uncertainty(estimator: Any, X: Any, *, return_proba: Literal[False] = False) -> Uncertainty: ...
+@overload
+def predict_uncertainty(
+    estimator: Any, X: Any, *, return_proba: Literal[True]
+) -> tuple[Uncertainty, NDArray[np.float64]]: ...
+def predict_uncertainty(estimator, X, *, return_proba=False):
     """Uncertainty of an ensemble that may sit inside a pipeline, a search or a calibration.
 
     Sees through :class:`~sklearn.pipeline.Pipeline` (whose transforms are applied to ``X``), search objects
@@ -256,12 +262,17 @@ def predict_uncertainty(estimator: Any, X: Any) -> Uncertainty:
         Has ``predict_uncertainty(X)``, or wraps an estimator that has it.
     X : array-like or list of length n_samples
         Samples, of the kind that ``estimator.predict`` takes.
+    return_proba : bool, default=False
+        Return the class probabilities as well. A calibration around the ensemble reads the samples once more in any
+        case; without one, this takes half the time of another call of ``estimator.predict_proba``.
 
     Returns
     -------
-    Uncertainty
+    uncertainty : Uncertainty
         With a calibration, `confidence` and `prediction` are those of the calibrated prediction; everything else
         describes the uncalibrated members.
+    proba : ndarray of shape (n_samples, n_classes)
+        As ``estimator.predict_proba`` returns it. Only with ``return_proba=True``.
 
     Raises
     ------
@@ -284,9 +295,11 @@ def predict_uncertainty(estimator: Any, X: Any) -> Uncertainty:
     array([0.6931, 0.6931, 0.6931])
     """
     model, model_X, calibrated = unwrap(estimator, X, "predict_uncertainty")
+    if return_proba and not calibrated:
+        return model.predict_uncertainty(model_X, return_proba=True)
     uncertainty = model.predict_uncertainty(model_X)
     if calibrated:
         proba = np.asarray(estimator.predict_proba(X))
         prediction = np.asarray(estimator.classes_)[proba.argmax(axis=1)]
         uncertainty = replace(uncertainty, confidence=proba.max(axis=1), prediction=prediction)
-    return uncertainty
+    return (uncertainty, proba) if return_proba else uncertainty

@@ -177,3 +177,23 @@ def test__random_basis__right_singular_vectors_in_its_place__singular_value_ense
     torch.testing.assert_close(forms.fold(weight, "linear", in_place, log_ratios), expected, **CLOSE)
     x = torch.randn(5, 9)
     torch.testing.assert_close(forms.one_sided(x, weight, in_place, log_ratios), x @ expected.T, **CLOSE)
+
+
+@pytest.mark.parametrize("which", ["leading", "trailing", "random"])
+def test__chosen_directions__all_of_them__the_weight(which):
+    weight = torch.randn(6, 9, generator=torch.Generator().manual_seed(0))
+    factors = decomposition.decompose(weight, "linear")
+    assert factors.chosen(6, which, "fc") is factors
+    assert factors.chosen(None, which, "fc") is factors
+    some = factors.chosen(2, which, "fc")
+    picked = [factors.sigma.tolist().index(value) for value in some.sigma.tolist()]
+    assert picked == sorted(set(picked))
+    assert {"leading": picked == [0, 1], "trailing": picked == [4, 5], "random": True}[which]
+    assert torch.equal(some.U, factors.U[:, picked])
+    assert torch.equal(some.Vt, factors.Vt[picked])
+
+
+def test__random_directions__names__draw_them():
+    factors = decomposition.decompose(torch.randn(30, 40, generator=torch.Generator().manual_seed(0)), "linear")
+    chosen = [factors.chosen(3, "random", name).sigma.tolist() for name in ("a", "a", "b")]
+    assert chosen[0] == chosen[1] != chosen[2]

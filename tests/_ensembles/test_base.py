@@ -34,6 +34,8 @@ LAYER_RULES = [
     ("batch", {"init": "signs"}),
     ("sve", {"basis": "random"}),
     ("sve", {"rank": 3}),
+    ("sve", {"rank": 3, "directions": "trailing"}),
+    ("sve", {"rank": 2, "directions": "random"}),
     ("sve+lora", {"rank": 2, "gain": 1.0}),
 ]
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}

@@ -15,7 +15,7 @@ from skve import SVEClassifier, SVETextClassifier
 from skve._ensembles import RULES
 from skve._fitted import exporting
 from skve.exceptions import BackboneError
-from skve.testing import ToyClassifier, make_toy_text_backbone
+from skve.testing import ToyClassifier, make_toy_backbone, make_toy_text_backbone
 from tests.toys import SIDE, TinyCNN, TinyTransformer, TorchEncoder, toy_classifier, toy_images
 
 writes_onnx = pytest.mark.skipif(
@@ -263,15 +263,58 @@ def test__export__onnx_of_quantised_weights__runs_in_onnxruntime(ensemble, dtype
     assert_same(run_onnx(tmp_path / "model.onnx", tokens_of(classifier, OTHERS)), classifier, OTHERS)
 
 
-@pytest.mark.slow
-def test__export__onnx_quantised_by_onnxruntime__close(tmp_path):
-    quantization = pytest.importorskip("onnxruntime.quantization")
-    classifier = texts_of()
-    classifier.export(tmp_path / "model.onnx")
-    quantization.quantize_dynamic(tmp_path / "model.onnx", tmp_path / "int8.onnx")
-    outputs = run_onnx(tmp_path / "int8.onnx", tokens_of(classifier, OTHERS))
-    np.testing.assert_allclose(outputs["member_proba"], classifier.predict_proba_members(OTHERS), atol=0.05)
-    assert (tmp_path / "int8.onnx").stat().st_size < (tmp_path / "model.onnx").stat().st_size
+@pytest.mark.parametrize("kind", ["images", "texts"])
+def test__export__weights_in_eight_bits__smaller_and_close(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "_LARGEST_FLOAT_MATRIX", 64)
+    classifier = images_of() if kind == "images" else texts_of()
+    samples = IMAGES if kind == "images" else OTHERS
+    inputs = pixels_of(classifier, IMAGES) if kind == "images" else tokens_of(classifier, OTHERS)
+    n_bytes, found = {}, {}
+    for dtype in ("float32", "int8"):
+        classifier.export(tmp_path / "model.pt2", format="torch", resize=False, weight_dtype=dtype)
+        assert json.loads((tmp_path / "model.json").read_text())["weight_dtype"] == dtype
+        program = torch.export.load(tmp_path / "model.pt2")
+        n_bytes[dtype] = sum(tensor.nbytes for tensor in program.state_dict.values())
+        found[dtype] = program.module()(inputs)["member_proba"].numpy()
+    assert n_bytes["int8"] < 0.7 * n_bytes["float32"]  # the matrices of toys are small beside all else
+    np.testing.assert_allclose(found["int8"], classifier.predict_proba_members(samples), atol=0.05)
+    assert np.abs(found["int8"] - found["float32"]).max() > 1e-6
+
+
+@writes_onnx
+def test__export__onnx_in_eight_bits__a_quarter_of_the_size_and_runs_in_onnxruntime(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    X, y = load_iris(return_X_y=True)
+    backbone = make_toy_backbone(4, width=128)
+    classifier = ToyClassifier(backbone, n_members=2, max_steps=3, random_state=0).fit(X, y)
+    sizes = {}
+    for dtype in ("float32", "int8"):
+        classifier.export(tmp_path / f"{dtype}.onnx", weight_dtype=dtype)
+        classifier.export(tmp_path / f"{dtype}.pt2", format="torch", weight_dtype=dtype)
+        weights = onnx.load(tmp_path / f"{dtype}.onnx").graph.initializer
+        sizes[dtype] = {len(one.raw_data) for one in weights if list(one.dims) == [128, 128]}
+        outputs = torch.export.load(tmp_path / f"{dtype}.pt2").module()(torch.tensor(X).float())
+        (name,) = json.loads((tmp_path / f"{dtype}.json").read_text())["inputs"]
+        for output, values in run_onnx(tmp_path / f"{dtype}.onnx", {name: torch.tensor(X).float()}).items():
+            np.testing.assert_allclose(values, outputs[output].numpy(), atol=CLOSE, err_msg=output)
+        np.testing.assert_allclose(outputs["proba"].numpy(), classifier.predict_proba(X), atol=0.02)
+    assert 4 * 128 * 128 in sizes["float32"] - sizes["int8"]
+    assert 128 * 128 in sizes["int8"]
+
+
+def test__eight_bits__shared_weights__stay_shared(monkeypatch):
+    monkeypatch.setattr(exporting, "_LARGEST_FLOAT_MATRIX", 0)
+    shared = nn.Linear(3, 4)
+    graph = nn.ModuleList([nn.Linear(3, 4), nn.Linear(3, 4), nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)])
+    graph[0].weight = graph[1].weight = shared.weight
+    weights = [part.weight.detach().clone() for part in graph]
+    exporting._keep_in_eight_bits(graph)
+    assert graph[0].parametrizations.weight.original is graph[1].parametrizations.weight.original
+    for part, weight in zip(graph, weights, strict=True):
+        rows = weight.flatten(1) if weight.dim() > 1 else weight[:, None]
+        error = (part.weight - weight).abs().view_as(rows).amax(1)
+        bound = rows.abs().amax(1) / 127 / 2 if weight.dim() > 1 else torch.zeros(3)
+        assert (error <= bound * 1.001).all()
 
 
 @pytest.mark.slow

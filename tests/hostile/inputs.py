@@ -583,6 +583,7 @@ def deployment_cases():
     exported = {
         "opset=11": lambda folder: fitted().export(folder / "model.onnx", opset=11),
         "opset=True": lambda folder: fitted().export(folder / "model.onnx", opset=True),
+        "weight_dtype='int4'": lambda folder: fitted().export(folder / "model.onnx", weight_dtype="int4"),
         "format='pickle'": lambda folder: fitted().export(folder / "model.onnx", format="pickle"),
         "a file of another kind": lambda folder: fitted().export(folder / "model.pkl"),
         "path=3": lambda folder: fitted().export(3),
@@ -591,7 +592,9 @@ def deployment_cases():
         ),
     }
     for name, run in exported.items():
-        yield Case("deployment", f"export: {name}", "export(path)", "^(opset|format|path|backbone) must", run)
+        yield Case(
+            "deployment", f"export: {name}", "export(path)", "^(opset|weight_dtype|format|path|backbone) must", run
+        )
 
 
 CASES = [

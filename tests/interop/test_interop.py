@@ -164,6 +164,10 @@ def test__predict_uncertainty__wrapped_estimators__seen_through_or_refused(clf, 
     assert np.array_equal(skve.predict_uncertainty(FrozenEstimator(fitted), X).total, direct)
     prefit = CalibratedClassifierCV(FrozenEstimator(fitted), method="sigmoid").fit(X, y)
     assert np.array_equal(skve.predict_uncertainty(prefit, X).total, direct)
+    for wrapped in (fitted, FrozenEstimator(fitted), prefit):
+        uncertainty, proba = skve.predict_uncertainty(wrapped, X, return_proba=True)
+        assert np.array_equal(proba, wrapped.predict_proba(X))
+        assert np.array_equal(uncertainty.confidence, proba.max(axis=1))
     several = CalibratedClassifierCV(clone(clf).set_params(max_epochs=1), cv=2, ensemble=True).fit(X, y)
     with pytest.raises(ValueError, match=r"must hold one fitted model .* with 2"):
         skve.predict_uncertainty(several, X)

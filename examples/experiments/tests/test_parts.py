@@ -250,6 +250,19 @@ def test__main_tables__rows__best_in_bold_and_times_of_one_sitting_only():
     assert costs == ["| method | fit / deep |", "|---|---|", "| deep | 1.00 |", "| sve | 0.40 |"]
 
 
+def test__paper_table__studies_of_the_paper__its_figures_beside_those_of_the_rows():
+    rows = [row("sve", s, study="paper_pets_dinov2", accuracy=0.9, ece=0.01) for s in (0, 1)]
+    rows += [row("sve, defaults of skve", 0, study="paper_pets_dinov2", accuracy=0.95, ece=0.02)]
+    assert table.paper_table(rows) == [
+        "| method | accuracy % | paper | ECE % | paper |",
+        "|---|---|---|---|---|",
+        "| sve | 90.0 ± 0.0 | 90.1 | 1.0 ± 0.0 | 2.2 |",
+        "| sve, defaults of skve | 95.0 |  | 2.0 |  |",
+    ]
+    assert table.paper_table([row("sve", 0, accuracy=0.9)]) == []
+    assert "Beside the figures of arXiv 2601.22068" in table.report(None, rows, [])
+
+
 def test__table__csv_and_intervals__prints_tables_and_draws(tmp_path, capsys):
     out = tmp_path / "e.csv"
     rows = Table(out, ())

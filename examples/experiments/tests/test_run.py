@@ -40,7 +40,7 @@ def count_fits(monkeypatch):
 def test__studies__all_that_are_promised__there():
     datasets = ("flowers_cnn", "flowers_vit", "clinc", "sst2")
     promised = {f"{kind}_{data}" for kind in ("main", "basis") for data in datasets}
-    promised |= {"basis_signs_10", "basis_sst2_10"}
+    promised |= {"basis_signs_10", "basis_sst2_10", "directions_signs"}
     promised |= {f"labels_{data}" for data in ("signs", "cifar10", "sst2", "emotion", "flowers_vit")}
     promised |= {f"rates_lora_batch_{data}" for data in ("signs", "cifar10", "emotion")}
     promised |= {"rates_vit_flowers", "rates_vit_signs"}
@@ -92,9 +92,11 @@ def shrink(study, data_dir):
     changes += ["data.near_classes=1"] * (known.data["near_classes"] > 0)
     changes += ["data.n_classes=3"] * (known.data["n_classes"] is not None)
     changes += ["factors.n_members=[1, 3]"] * ("n_members" in known.factors)
+    changes += [f"methods.{name}.max_steps=2" for name in known.methods if name == OURS]
     return [part for change in changes for part in ("--set", change)]
 
 
+OURS = "sve, defaults of skve"
 QUICK = ("main_clinc", "main_flowers_cnn")
 END_TO_END = [
     pytest.param(path, id=path.stem, marks=[] if path.stem in QUICK else [pytest.mark.slow])
@@ -440,6 +442,27 @@ def test__run__missing_data__the_error_says_where_they_come_from(tmp_path, capsy
 def test__cell_fit__members_that_are_coupled__have_fits_of_their_own(small, change, n_fits):
     study = Study(small, ["common={max_epochs=3}", "factors.n_members=[2, 3]", "test.seeds=[0]", change])
     assert len({cell.fit for cell in study.cells("test") if cell.method == "deep"}) == n_fits
+
+
+def test__cells__method_with_a_part_of_common__takes_no_more(small):
+    common = "common={max_epochs=3, batch_size=8}"
+    study = Study(small, [common, 'methods.deep.of_common=["batch_size"]'])
+    parameters = {cell.method: cell.parameters for cell in study.cells("test")}
+    assert (parameters["deep"]["batch_size"], parameters["deep"].get("max_epochs")) == (8, None)
+    assert (parameters["single"]["batch_size"], parameters["single"]["max_epochs"]) == (8, 3)
+    with pytest.raises(ValueError, match=r"unknown key methods\.deep\.of_common\.backbon; the nearest known one is"):
+        Study(small, [common, 'methods.deep.of_common=["backbon"]'])
+
+
+@pytest.mark.parametrize("path", [path for path in STUDIES if path.stem.startswith("paper_")], ids=lambda p: p.stem)
+def test__paper_study__method_with_the_defaults__differs_in_training_alone(path):
+    study = Study(path)
+    ours = {cell.seed: cell.parameters for cell in study.cells("test") if cell.method == OURS}[0]
+    theirs = {cell.seed: cell.parameters for cell in study.cells("test") if cell.method == "sve"}[0]
+    assert ours.keys() < theirs.keys()
+    assert {name: theirs[name] for name in ours} == ours
+    training = {"max_epochs", "warmup", "schedule", "batch_size", "grad_clip", "weight_decay", "head_weight_decay"}
+    assert theirs.keys() - ours.keys() - {"augment"} == training | {"member_lr", "head_lr"}
 
 
 def test__cells__options_in_trials__join_those_of_the_method(small):
