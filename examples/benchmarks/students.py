@@ -25,7 +25,11 @@ from skve.metrics import ood_auroc
 
 # name -> file, labelled samples a class, side of images
 TEXTS = {"emotion": ("emotion.jsonl.gz", 20), "sst2": ("sst2.jsonl.gz", 100)}
-IMAGES = {"fashion": ("fashion_mnist_small.npz", 20, 48), "sign_digits": ("sign_digits_100px.npz", 10, 64)}
+IMAGES = {
+    "fashion": ("fashion_mnist_small.npz", 20, 48),
+    "sign_digits": ("sign_digits_100px.npz", 10, 64),
+    "cifar10": ("cifar10_small.npz", 20, 64),
+}
 N_TEST, N_UNLABELLED, N_FOREIGN = 400, 1000, 200
 KEY = ("data", "seed", "model")
 
@@ -37,12 +41,16 @@ def read(name, data_dir):
         records = [record for record in read_jsonl(path / TEXTS[name][0]) if record["split"] == "train"]
         foreign = [r["text"] for r in read_jsonl(path / "clinc150_full.jsonl.gz") if r["split"] == "val"]
         return [r["text"] for r in records], np.array([str(r["label"]) for r in records]), foreign[:N_FOREIGN]
-    fashion = np.load(path / IMAGES["fashion"][0])
+    if name == "sign_digits":
+        X, y, _ = load_jpegs(path / IMAGES[name][0], "train")
+    else:
+        arrays = np.load(path / IMAGES[name][0])
+        X, y = list(arrays["x_train"]), arrays["y_train"]
     if name == "fashion":
-        foreign = list(skve.datasets.load_fashion().images_ood[:N_FOREIGN])
-        return list(fashion["x_train"]), fashion["y_train"].astype(str), foreign
-    X, y, _ = load_jpegs(path / IMAGES[name][0], "train")
-    return X, y.astype(str), list(fashion["x_train"][:N_FOREIGN])
+        foreign = skve.datasets.load_fashion().images_ood
+    else:
+        foreign = np.load(path / IMAGES["fashion"][0])["x_train"]
+    return X, y.astype(str), list(foreign[:N_FOREIGN])
 
 
 def split(X, y, n_each, seed):

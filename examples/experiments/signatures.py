@@ -1,11 +1,12 @@
 """Known failures, each produced on purpose, and what `skve.diagnose` says of them and of healthy fits.
 
-    python examples/experiments/signatures.py run  --csv docs/data/signatures.csv --jobs 2
+    python examples/experiments/signatures.py run  --csv docs/data/signatures.csv --jobs 2 --models FOLDER
     python examples/experiments/signatures.py show --csv docs/data/signatures.csv
 
 The data and the weights are bundled: 20 photographs of each kind of clothes (Fashion-MNIST) at 48 pixels, and 10
 questions of each of a bank's intents. `diagnose` sees 300 other items and foreign ones. A row is a fit with one thing
 wrong ("setting") or a healthy one, whose findings would all be false alarms. What the CSV has is not run again.
+FOLDER keeps the fitted models, for this script and for diversity.py.
 """
 
 import argparse
@@ -34,7 +35,7 @@ ILL = {
     "overconfident": {"head_weight_decay": 0.0, "calibrate": None, "ensemble_params": {"folds": None}},
 }
 HEALTHY = ("sve", "scale", "deep", "lora", "batch")
-SEEDS = {"ill": range(3), "healthy": range(2)}
+SEEDS = {"ill": range(3), "healthy": range(3)}
 N_JUDGED = 300
 KEY = ("data", "setting", "ensemble", "seed")
 
@@ -70,16 +71,26 @@ def cells(data):
     return found
 
 
-def diagnose(cell, parameters):
-    """Fit, and return the row of a cell."""
-    torch.set_num_threads(1)
-    X, y, X_test, y_test, foreign = load(cell["data"], cell["seed"])
+def fit(cell, parameters, X, y, models):
+    """Return the fitted estimator of a cell, from the folder of models if it is there."""
+    folder = models / "-".join(str(cell[name]) for name in KEY)
+    if folder.is_dir():
+        return skve.load(folder)
     if cell["data"] == "fashion":
         clf = skve.SVEClassifier(image_size=48, random_state=cell["seed"], **parameters)
     else:
         clf = skve.SVETextClassifier(random_state=cell["seed"], **parameters)
+    clf.fit(X, y).save(folder)
+    return clf
+
+
+def diagnose(cell, parameters, models):
+    """Fit, and return the row of a cell."""
+    torch.set_num_threads(1)
+    X, y, X_test, y_test, foreign = load(cell["data"], cell["seed"])
     try:
-        found = skve.diagnose(clf.fit(X, y), X_test, y_test, X_train=X, y_train=y, X_ood=foreign)
+        clf = fit(cell, parameters, X, y, models)
+        found = skve.diagnose(clf, X_test, y_test, X_train=X, y_train=y, X_ood=foreign)
         names = [finding.name for finding in found.findings]
     except ValueError as error:  # training that diverges stops with the remedy
         names = [f"error: {error}"]
@@ -89,7 +100,9 @@ def diagnose(cell, parameters):
 def run(options):
     table = Table(options.csv, KEY)
     todo = [one for data in ("fashion", "intents") for one in cells(data) if one[0] not in table]
-    for row in Parallel(options.jobs, return_as="generator_unordered")(delayed(diagnose)(*one) for one in todo):
+    for row in Parallel(options.jobs, return_as="generator_unordered")(
+        delayed(diagnose)(*one, options.models) for one in todo
+    ):
         table.add(row)
         print(*row.values(), sep=" | ", flush=True)
 
@@ -114,6 +127,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=["run", "show"])
     parser.add_argument("--csv", type=pathlib.Path, required=True)
+    parser.add_argument("--models", type=pathlib.Path, help="folder that keeps fitted models, for run")
     parser.add_argument("--jobs", type=int, default=1, help="fits at a time, one thread each")
     options = parser.parse_args(arguments)
     {"run": run, "show": show}[options.stage](options)

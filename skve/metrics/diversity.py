@@ -226,9 +226,8 @@ def member_cka(member_features: ArrayLike) -> NDArray[np.float64]:
     Parameters
     ----------
     member_features : array-like of shape (n_members, n_samples, n_features)
-        Features of each member for the same samples, for instance the last hidden layer of networks of your
-        own. The classifiers of this package do not return theirs; the logarithms of
-        ``predict_proba_members(X)`` can be used instead.
+        Features of each member for the same samples: of classifiers of this package the parts of
+        ``clf.set_params(features="members").transform(X)``, ``np.split(features, n_members, axis=1)``.
 
     Returns
     -------

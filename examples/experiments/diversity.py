@@ -1,0 +1,163 @@
+"""How much members differ, where, and what that is worth, for several kinds of ensembles.
+
+    python examples/experiments/diversity.py run  --csv docs/data/diversity.csv --jobs 2 --models FOLDER
+    python examples/experiments/diversity.py show --csv docs/data/diversity.csv --picture docs/pictures/diversity.png
+
+The fits are the healthy ones of signatures.py, kept in FOLDER: 20 photographs of each kind of clothes at 48 pixels,
+and 10 questions of each of a bank's intents, four members at the defaults. 300 test items and 300 foreign ones are
+predicted. A row has, for the first 2 to 4 members,
+
+* `gain`: the mean NLL of the members less that of their mean;
+* `disagreement` of two members about the class, and `error_correlation`;
+* `cka_1` to `cka_4`: linear CKA of two members' features after each quarter of the blocks, averaged over positions;
+* `border`: rank correlation of epistemic uncertainty with the closeness of the two likeliest classes, test items;
+* `foreign`: AUROC of foreign against test items by epistemic uncertainty;
+* `spread`: standard deviation of the log ratios over members, relative to their root mean square.
+"""
+
+import argparse
+import pathlib
+import sys
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed
+from scipy.stats import spearmanr
+from signatures import cells, fit, load
+from sklearn.metrics import log_loss
+
+from skve._fitted.exporting import Graph
+from skve.metrics import error_correlation, member_cka, ood_auroc, pairwise_disagreement
+from skve.uncertainty import Uncertainty
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "benchmarks"))
+from _common import Table
+
+KEY = ("data", "ensemble", "seed", "members")
+N_DEPTHS = 4
+
+
+def features_by_depth(clf, X):
+    """Return the members' features after each quarter of the blocks, arrays (n_members, n_samples, n_features)."""
+    state = clf._state
+    backbone = clf._load_backbone(state.spec, clf.preprocess_).on(torch.device("cpu"))
+    items = clf._check_inputs(X, reset=False)
+    pipeline = clf._make_pipeline(items, backbone, torch.device("cpu"), training=False)
+    batch = pipeline.prepare(pipeline.load(np.arange(len(X))), None)
+    graph = Graph(state, backbone, None, 1.0).eval()
+    found = [[] for _ in range(N_DEPTHS)]
+    with torch.no_grad():
+        for body in graph.bodies:
+            blocks = max(
+                (m for m in body.modules() if isinstance(m, torch.nn.ModuleList | torch.nn.Sequential)), key=len
+            )
+            marks = [round((quarter + 1) * len(blocks) / N_DEPTHS) - 1 for quarter in range(N_DEPTHS)]
+            hooks = [blocks[mark].register_forward_hook(_keep(found, q)) for q, mark in enumerate(marks)]
+            graph.features(body, batch)
+            for hook in hooks:
+                hook.remove()
+    return [np.stack(own) for own in found]
+
+
+def _keep(features, quarter):
+    """Return a hook that keeps what a block returns, averaged over positions, under the number of its quarter."""
+
+    def hook(module, inputs, output):
+        output = output[0] if isinstance(output, tuple) else output
+        positions = (2, 3) if output.dim() == 4 else 1
+        features[quarter].append(output.float().mean(positions).numpy())
+
+    return hook
+
+
+def measure(cell, parameters, models):
+    """Return the rows of a fit, for the first two members and more."""
+    torch.set_num_threads(1)
+    X, y, X_test, y_test, foreign = load(cell["data"], cell["seed"])
+    clf = fit(cell, parameters, X, y, models)
+    members, outside = clf.predict_proba_members(X_test), clf.predict_proba_members(foreign)
+    depths = [member_cka(own) for own in features_by_depth(clf, X_test[:200])]
+    ratios = {name: np.log(values) for name, values in getattr(clf, "ratios_", {}).items()}
+    rows = []
+    for k in range(2, len(members) + 1):
+        u, v = (Uncertainty.from_members(proba[:k]) for proba in (members, outside))
+        each = [log_loss(y_test, proba, labels=clf.classes_) for proba in members[:k]]
+        pairs = np.triu_indices(k, 1)
+        size = np.sqrt(np.mean([np.mean(own[:k] ** 2) for own in ratios.values()])) if ratios else np.nan
+        apart = np.sqrt(np.mean([np.mean(own[:k].var(axis=0)) for own in ratios.values()])) if ratios else np.nan
+        rows.append(
+            {
+                **{name: cell[name] for name in ("data", "ensemble", "seed")},
+                "members": k,
+                "nll": log_loss(y_test, members[:k].mean(axis=0), labels=clf.classes_),
+                "gain": np.mean(each) - log_loss(y_test, members[:k].mean(axis=0), labels=clf.classes_),
+                "disagreement": pairwise_disagreement(members[:k]),
+                "error_correlation": error_correlation(y_test, members[:k], labels=clf.classes_),
+                **{f"cka_{q + 1}": own[pairs].mean() for q, own in enumerate(depths)},
+                "epistemic": u.epistemic.mean(),
+                "border": spearmanr(u.epistemic, -u.margin)[0],
+                "foreign": ood_auroc(u.epistemic, v.epistemic),
+                "spread": apart / size,
+            }
+        )
+    return rows
+
+
+def run(options):
+    table = Table(options.csv, KEY)
+    healthy = [one for data in ("fashion", "intents") for one in cells(data) if one[0]["setting"] == "healthy"]
+    todo = [one for one in healthy if {**one[0], "members": 4} not in table]
+    for rows in Parallel(options.jobs, return_as="generator_unordered")(
+        delayed(measure)(*one, options.models) for one in todo
+    ):
+        for row in rows:
+            if row not in table:
+                table.add(row)
+        print(*rows[-1].values(), sep=" | ", flush=True)
+
+
+def show(options):
+    """Print the means over seeds of four members, and draw gain against disagreement."""
+    rows = Table(options.csv, KEY).rows
+    names = [name for name in rows[0] if name not in KEY]
+    print(f"| data | ensemble | seeds | {' | '.join(names)} |\n|{'---|' * (3 + len(names))}")
+    for data, ensemble in dict.fromkeys((row["data"], row["ensemble"]) for row in rows):
+        own = [r for r in rows if (r["data"], r["ensemble"], int(r["members"])) == (data, ensemble, 4)]
+        means = (np.mean([float(row[name]) for row in own]) for name in names)
+        print(f"| {data} | {ensemble} | {len(own)} | {' | '.join(f'{mean:.3f}' for mean in means)} |")
+    if options.picture:
+        draw(rows, options.picture)
+
+
+def draw(rows, path):
+    """Draw what the ensemble gains over the members' disagreement, and CKA by depth."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    axes = figure.subplots(2, 2)
+    for (left, right), data in zip(axes, dict.fromkeys(row["data"] for row in rows), strict=True):
+        for ensemble in dict.fromkeys(row["ensemble"] for row in rows):
+            own = [r for r in rows if (r["data"], r["ensemble"], int(r["members"])) == (data, ensemble, 4)]
+            left.plot(*([float(r[name]) for r in own] for name in ("disagreement", "gain")), "o", label=ensemble)
+            depths = [np.mean([float(r[f"cka_{q + 1}"]) for r in own]) for q in range(N_DEPTHS)]
+            right.plot([(q + 1) / N_DEPTHS for q in range(N_DEPTHS)], depths, marker="o", label=ensemble)
+        left.set(title=data, xlabel="share of test items that two members disagree about", ylabel="gain in NLL")
+        right.set(title=data, xlabel="share of the blocks", ylabel="CKA of two members' features")
+    axes[0][1].legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=["run", "show"])
+    parser.add_argument("--csv", type=pathlib.Path, required=True)
+    parser.add_argument("--models", type=pathlib.Path, help="folder of the fitted models, for run")
+    parser.add_argument("--jobs", type=int, default=1, help="fits at a time, one thread each")
+    parser.add_argument("--picture", type=pathlib.Path, help="to draw, for show")
+    options = parser.parse_args(arguments)
+    {"run": run, "show": show}[options.stage](options)
+
+
+if __name__ == "__main__":
+    main()
