@@ -1016,7 +1016,11 @@ class BaseSVEClassifier(
                         _check_finite(found[kind], rows)
                     keep(rows, *(found[kind] for kind in kinds))
 
-                prediction.predict(passes, pipeline, self.batch_size, device, keep_block, verbose=self.verbose)
+                width = len(self.classes_) * (len(ensemble.members) if members is None else len(members))
+                n_batches = prediction.batches_of_a_block(self.batch_size, width)
+                prediction.predict(
+                    passes, pipeline, self.batch_size, device, keep_block, n_batches, verbose=self.verbose
+                )
 
     def predict_proba(self, X: Samples) -> NDArray[np.float64]:
         """Predict class probabilities: the mean of the members' probabilities, calibrated with `calibrate`.

@@ -49,7 +49,7 @@ SHOWN = {
 QUALITY = ("accuracy", "nll", "brier", "ece", "nll_temperature", "ece_temperature", "aurc")
 TIMES = {"fit_seconds": "fit / deep", "predict_seconds": "predict / deep"}
 VERDICT = ("nll", "near_total", "far_total")
-PANELS = ("nll", "ece", "near_total", "far_total")
+PANELS = ("accuracy", "nll", "ece", "near_total", "far_total")
 
 
 def read(path):

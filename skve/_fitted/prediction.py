@@ -14,6 +14,8 @@ from skve._ensembles import BATCHES_PER_INSTALLATION, HEAD
 from skve._runtime.memory import is_out_of_memory, release_memory
 from skve._runtime.progress import progress_bar
 
+_LARGEST_BLOCK = 2**28  # bytes of probabilities that are kept at a time
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pass:
@@ -119,6 +121,14 @@ def collect(passes, pipeline, batch_size, device):
 
     predict(passes, pipeline, batch_size, device, keep)
     return arrays
+
+
+def batches_of_a_block(batch_size, width):
+    """Return how many batches weights are installed for, where `width` probabilities of each sample are kept.
+
+    Thousands of classes make blocks smaller, so that memory does not grow with the product of both.
+    """
+    return max(1, min(BATCHES_PER_INSTALLATION, _LARGEST_BLOCK // (8 * batch_size * max(1, width))))
 
 
 def predict(passes, pipeline, batch_size, device, keep=None, n_batches=BATCHES_PER_INSTALLATION, *, verbose=0):

@@ -88,3 +88,19 @@ def clone_of(fitted):
 def answer(estimator, method):
     found = getattr(estimator, method)(X)
     return found.confidence if method == "predict_uncertainty" else found
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "width", "n_batches"), [(32, 40, 16), (256, 4 * 5000, 6), (256, 16 * 20000, 1), (1, 0, 16)]
+)
+def test__block__many_classes__fewer_batches(batch_size, width, n_batches):
+    assert prediction.batches_of_a_block(batch_size, width) == n_batches
+    assert n_batches in (1, 16) or 8 * n_batches * batch_size * width <= 2**28
+
+
+def test__predict__small_blocks__same_probabilities(fitted, monkeypatch):
+    expected = fitted.predict_uncertainty(X, return_proba=True)
+    monkeypatch.setattr(prediction, "_LARGEST_BLOCK", 1)
+    found = fitted.predict_uncertainty(X, return_proba=True)
+    np.testing.assert_allclose(found[1], expected[1], atol=1e-6)
+    np.testing.assert_allclose(found[0].novelty, expected[0].novelty, atol=1e-6)
