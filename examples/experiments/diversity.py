@@ -133,9 +133,10 @@ def draw(rows, path):
     """Draw what the ensemble gains over the members' disagreement, and CKA by depth."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 7), layout="constrained")
-    axes = figure.subplots(2, 2)
-    for (left, right), data in zip(axes, dict.fromkeys(row["data"] for row in rows), strict=True):
+    known = list(dict.fromkeys(row["data"] for row in rows))
+    figure = Figure(figsize=(8, 3.5 * len(known)), layout="constrained")
+    axes = figure.subplots(len(known), 2, squeeze=False)
+    for (left, right), data in zip(axes, known, strict=True):
         for ensemble in dict.fromkeys(row["ensemble"] for row in rows):
             own = [r for r in rows if (r["data"], r["ensemble"], int(r["members"])) == (data, ensemble, 4)]
             left.plot(*([float(r[name]) for r in own] for name in ("disagreement", "gain")), "o", label=ensemble)

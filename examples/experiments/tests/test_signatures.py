@@ -1,0 +1,64 @@
+"""Fits with known failures, and the diversity of healthy ones, on a handful of samples."""
+
+import csv
+
+import experiment_cases  # noqa: F401 - where the scripts are
+import numpy as np
+import pytest
+
+import diversity  # isort: skip
+import signatures  # isort: skip
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Let the scripts have one healthy fit and two with failures, of two steps on few samples."""
+    load = signatures.load
+
+    def few(data, seed):
+        X, y, X_test, y_test, foreign = load(data, seed)
+        return X[::10], y[::10], X_test[:30], y_test[:30], foreign[:20]
+
+    def cells(data):
+        if data != "fashion":
+            return []
+        known = {"data": data, "ensemble": "sve", "seed": 0}
+        settings = {"healthy": {}, "ratios hardly moved": {"member_lr": 1e-6}, "ratios ran away": {"member_lr": 1e9}}
+        return [({**known, "setting": name}, {"max_steps": 2, **own}) for name, own in settings.items()]
+
+    for module in (signatures, diversity):
+        monkeypatch.setattr(module, "load", few)
+        monkeypatch.setattr(module, "cells", cells)
+
+
+def test__signatures__each_fit__its_findings_once_and_a_table(short, tmp_path, capsys):
+    out, models = tmp_path / "signatures.csv", tmp_path / "models"
+    for _ in range(2):
+        signatures.main(["run", "--csv", str(out), "--models", str(models)])
+    rows = list(csv.DictReader(out.open()))
+    assert [row["setting"] for row in rows] == ["healthy", "ratios hardly moved", "ratios ran away"]
+    findings = {row["setting"]: row["findings"] for row in rows}
+    assert "ratios hardly moved" in findings["ratios hardly moved"]
+    assert "training stopped too early" in findings["healthy"]  # of two steps
+    capsys.readouterr()
+    signatures.main(["show", "--csv", str(out)])
+    assert "| fashion | ratios hardly moved | 1 | 1 of 1 |" in capsys.readouterr().out
+
+
+def test__diversity__a_kept_fit__rows_for_two_members_and_more(short, tmp_path, capsys, monkeypatch):
+    out, models = tmp_path / "diversity.csv", tmp_path / "models"
+    signatures.main(["run", "--csv", str(tmp_path / "signatures.csv"), "--models", str(models)])
+    monkeypatch.setattr(signatures.skve.SVEClassifier, "fit", None)  # it is there
+    for _ in range(2):
+        diversity.main(["run", "--csv", str(out), "--models", str(models)])
+    rows = list(csv.DictReader(out.open()))
+    assert [row["members"] for row in rows] == ["2", "3", "4"]
+    for row in rows:
+        assert 0 <= float(row["disagreement"]) <= 1
+        depths = [float(row[f"cka_{quarter}"]) for quarter in (1, 2, 3, 4)]
+        assert all(0 < value <= 1 + 1e-6 for value in depths)
+        assert depths[0] > depths[-1]  # members part on the way
+        assert np.isfinite([float(row[name]) for name in ("gain", "epistemic", "border", "foreign", "spread")]).all()
+    diversity.main(["show", "--csv", str(out), "--picture", str(tmp_path / "diversity.png")])
+    assert "| fashion | sve | 1 |" in capsys.readouterr().out
+    assert (tmp_path / "diversity.png").stat().st_size > 10_000
