@@ -5,12 +5,14 @@
 
 `model` is a folder that `save` wrote. The items are the photographs in a folder, or a column of a CSV or Parquet file
 of texts or paths. Each part becomes a file of its own in the last folder, with the class and the uncertainty of each
-item. It gets its name once it is whole: what is there is not computed again, and nothing is there twice. Several
-machines may share the work: `--share 0/4` takes every fourth part.
+item. It gets its name once it is whole: what is there is not computed again, and nothing is there twice. Go on
+with the same options; others stop with an error. Several machines may share the work: `--share 0/4` takes every
+fourth part.
 """
 
 import argparse
 import itertools
+import json
 import os
 import pathlib
 
@@ -65,6 +67,22 @@ def write(scores, path):
         partial.unlink(missing_ok=True)
 
 
+def check_settings(parser, parsed):
+    """Make the folder of scores, or stop if its parts were made with other settings."""
+    settings = {name: getattr(parsed, name) for name in ("column", "rows", "probabilities", "format")}
+    path = parsed.scores / "settings.json"
+    parsed.scores.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        known = json.loads(path.read_text("utf-8"))
+        for name, value in settings.items():
+            if known.get(name) != value:
+                parser.error(f"the parts in {parsed.scores} were made with --{name} {known.get(name)}, got {value}")
+    else:
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial.write_text(json.dumps(settings), "utf-8")
+        os.replace(partial, path)
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=pathlib.Path, help="folder of a saved estimator")
@@ -77,7 +95,9 @@ def main(arguments=None):
     parser.add_argument("--format", choices=["csv", "parquet"], default="csv", help="Parquet requires pyarrow")
     parsed = parser.parse_args(arguments)
     own, n_workers = map(int, parsed.share.split("/"))
-    parsed.scores.mkdir(parents=True, exist_ok=True)
+    if not 0 <= own < n_workers:
+        parser.error(f"--share must be from 0/{n_workers} to {n_workers - 1}/{n_workers}, got {parsed.share}")
+    check_settings(parser, parsed)
     clf = skve.load(parsed.model)
     for number, items in enumerate(
         itertools.islice(parts(parsed.items, parsed.column, parsed.rows), own, None, n_workers)

@@ -12,6 +12,7 @@ engine starts on this machine with two workers. `score.py` needs no engine.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import math
 import os
@@ -81,10 +82,9 @@ def with_dask(model, items, scores, column, n_workers, address, n_rows):
     import dask.dataframe
     from dask.distributed import Client, LocalCluster
 
-    cluster = address or LocalCluster(
-        n_workers=n_workers, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
-    )
-    with Client(cluster):
+    options = {"threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": None}
+    started = contextlib.nullcontext(address) if address else LocalCluster(n_workers=n_workers, **options)
+    with started as cluster, Client(cluster):
         paths = paths_in(items, column)
         if paths is None:
             table = dask.dataframe.read_parquet(items, columns=[column], split_row_groups=True)
@@ -94,8 +94,6 @@ def with_dask(model, items, scores, column, n_workers, address, n_rows):
         table.map_partitions(lambda part: score(part, load(model), column), meta=empty).to_parquet(
             scores, write_index=False
         )
-    if not address:
-        cluster.close()
 
 
 def with_ray(model, items, scores, column, n_workers, address, n_rows):
@@ -183,6 +181,12 @@ def run(engine, model, items, scores, column="text", n_workers=2, address=None, 
     check(engine, address)
     model, items, scores = (str(pathlib.Path(path).absolute()) for path in (model, items, scores))
     load(model)
+    for name, path in (("model", model), ("items", items)):
+        if pathlib.Path(path).is_relative_to(scores):
+            raise ValueError(
+                f"scores must be a folder of its own, which replaces an older one, got {scores!r}, which holds the "
+                f"{name}."
+            )
     shutil.rmtree(scores, ignore_errors=True)  # what a run that broke off has left
     ENGINES[engine](model, items, scores, column, n_workers, address, n_rows)
 

@@ -46,7 +46,7 @@ class Saved:
         uncertainty, proba = self.ensemble.predict_uncertainty(items, return_proba=True)
         outputs = {name: getattr(uncertainty, name) for name in ("total", "aleatoric", "epistemic", "novelty")}
         if hasattr(self.model, "answers"):
-            answered = self.model.answers(items, uncertainty=uncertainty)
+            answered = self.model.answers(items, uncertainty=uncertainty, proba=proba)
         else:
             answered = np.ones(len(items), bool)
         return outputs | {"proba": proba}, answered

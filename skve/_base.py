@@ -100,8 +100,8 @@ class BaseSVEClassifier(
 
         * `"sve"` and `"sve+lora"`: `basis` (`"singular"`; `"random"` rotates the right singular vectors at random).
         * `"sve"`: `rank` (None: all; an integer: members own the singular values of so many directions of each
-          layer, which makes fits of few tokens faster); `directions` (`"leading"`: those of the largest singular
-          values; `"trailing"`: of the smallest; `"random"`: a fixed random choice).
+          layer, which makes fits of few tokens faster); `directions`, which of them (`"leading"`: those of the
+          largest singular values; `"trailing"`: of the smallest; `"random"`: a fixed random choice).
         * `"lora"` and `"sve+lora"`: `rank` (8); `scale` (1.0), by which the product is multiplied; `gain` (10.0) of
           the Xavier initialization. `"sve+lora"` also takes `lora_lr` (1e-4), the learning rate of the pairs.
         * `"batch"`: `init` (`"normal"`: factors from N(1, init_scale^2); `"signs"`: -1 or 1).
@@ -1163,7 +1163,7 @@ class BaseSVEClassifier(
         X : array-like of length n_samples
             Inputs of one of the kinds that the class lists.
         return_proba : bool, default=False
-            Return the class probabilities as well, which takes half the time of another call of `predict_proba`.
+            Also return the class probabilities, which come from the same pass over the samples.
 
         Returns
         -------
@@ -1520,8 +1520,9 @@ class BaseSVEClassifier(
             For images, whether the graph resizes and crops images of any size, as the estimator does; all images of
             a batch have one size then. With False images have the network's size.
         weight_dtype : {"float32", "int8"}, default="float32"
-            `"int8"` keeps the large matrices in eight bits, with a scale for each row: the file is about a quarter
-            of the size. It is computed in float32; onnxruntime restores the weights when it loads the file.
+            `"int8"` keeps the large matrices in eight bits, with a scale for each row: the file is a quarter to two
+            fifths of the size. The graph computes in float32; onnxruntime restores the weights when it loads the
+            file, and a graph of torch in each call.
 
         Raises
         ------

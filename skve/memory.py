@@ -22,13 +22,16 @@ from skve._backbones.quantized import QuantizedWeight, n_directions
 from skve._backbones.split import split
 from skve._backbones.trace import trace
 from skve._base import COUNT, BaseSVEClassifier
-from skve._ensembles import BATCHES_PER_INSTALLATION, HEAD, Ensemble, Head, check_dtype, check_options, make_rule
+from skve._ensembles import HEAD, Ensemble, Head, check_dtype, check_options, make_rule
+from skve._fitted.prediction import batches_of_a_block
 from skve._fitted.predictor import n_in_place
 from skve._runtime.device import neutral_modes, resolve_device, resolve_prediction_dtype, resolve_training_dtype
 from skve._runtime.randomness import Seeds
 from skve._runtime.warnings import ignored
 from skve._training import build
 
+# Of the members' probabilities, while uncertainty is computed from them: as measured with 5,000 classes.
+_COPIES_OF_A_BLOCK = 2.3
 _DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -295,13 +298,15 @@ def _estimate(estimator, backbone, inputs, size, n_classes, device):
     training = _fullest(**fixed, members=n_own, optimizer=own_copies, activations=passing)
 
     n_kept, passing = np.zeros_like(n_own), _pass_once(backbone, inputs, known)
+    width = n_classes * len(members)
+    n_batches = batches_of_a_block(size, width)
     if not rule.is_solved:
         dtype = resolve_prediction_dtype(estimator.predict_precision, device, candidates)
         n_kept = _n_in_place(rule, traced, candidates, len(members), dtype)
         keeps = sum(part.sum() for part in (*fixed.values(), n_own, n_kept)) <= cache_limit()
         n_kept *= keeps
         kept: dict | None = {} if keeps else None
-        n_rows = math.inf if keeps else size * BATCHES_PER_INSTALLATION
+        n_rows = math.inf if keeps else size * n_batches
         with _Peak(known, devices) as prediction, torch.no_grad():
             ensemble = Ensemble(rule, head, members, traced, n_rows, training=False, dtype=dtype, kept=kept).eval()
             ensemble.install(0)
@@ -309,10 +314,12 @@ def _estimate(estimator, backbone, inputs, size, n_classes, device):
             ensemble.member_logits(inputs, 0)
             shared = [t for t in tree_leaves(ensemble.network.batch_outputs()) if isinstance(t, torch.Tensor)]
         # While members take turns, other batches wait: what is computed of them for all members, and raw images.
-        n_waiting = (BATCHES_PER_INSTALLATION - 1) * _n_bytes(shared, devices)
+        n_waiting = (n_batches - 1) * _n_bytes(shared, devices)
         if device.type == "cpu" and isinstance(inputs, torch.Tensor):
-            n_waiting += BATCHES_PER_INSTALLATION * inputs.numel()
+            n_waiting += n_batches * inputs.numel()
         passing = np.maximum(passing, prediction.peak - n_installed * keeps + n_waiting)
+    if device.type == "cpu":
+        passing = np.maximum(passing, int(_COPIES_OF_A_BLOCK * 8 * size * n_batches * width))
     n_copies = 2 if device.type == "cpu" else 1  # what is fitted, and the tensors that are made of it
     of_members = n_copies * n_own + n_kept
     passing = np.maximum(passing, n_read - sum(fixed.values()) - of_members)

@@ -21,7 +21,7 @@ from skve._inputs.weights import check_weights
 from skve._runtime.warnings import warn
 from skve.exceptions import SavedModelError
 from skve.metrics._inputs import check_comparable
-from skve.uncertainty._scores import MEASURES, predict_with_scores, uncertainty_scores
+from skve.uncertainty._scores import MEASURES, MEASURES_OF_PREDICTION, predict_with_scores, uncertainty_scores
 from skve.uncertainty.result import Uncertainty, predict_uncertainty
 
 __all__ = ["SelectiveClassifier"]
@@ -253,7 +253,9 @@ class SelectiveClassifier(DocumentedMixin, MetaEstimatorMixin, ClassifierMixin, 
                 setattr(self, name, getattr(estimator, name))
         return self
 
-    def answers(self, X: Any, *, uncertainty: Uncertainty | None = None) -> NDArray[np.bool_]:
+    def answers(
+        self, X: Any, *, uncertainty: Uncertainty | None = None, proba: NDArray[Any] | None = None
+    ) -> NDArray[np.bool_]:
         """Tell which samples are answered.
 
         Parameters
@@ -261,8 +263,9 @@ class SelectiveClassifier(DocumentedMixin, MetaEstimatorMixin, ClassifierMixin, 
         X : array-like or list of length n_samples
             Samples.
         uncertainty : Uncertainty, default=None
-            ``skve.predict_uncertainty(selective.estimator_, X)``, where it is known already: nothing is predicted
-            then, unless a callable measures the uncertainty.
+        proba : array of shape (n_samples, n_classes), default=None
+            The two results of ``skve.predict_uncertainty(selective.estimator_, X, return_proba=True)``, if they are
+            known already. Nothing is predicted again then, unless ``uncertainty`` of the classifier is a callable.
 
         Returns
         -------
@@ -273,13 +276,23 @@ class SelectiveClassifier(DocumentedMixin, MetaEstimatorMixin, ClassifierMixin, 
         ------
         sklearn.exceptions.NotFittedError
             Before ``fit``.
+        ValueError
+            If only one of ``uncertainty`` and ``proba`` is given, or they are not of as many samples as ``X``.
         """
         check_is_fitted(self)
+        if (uncertainty is None) != (proba is None):
+            raise ValueError("uncertainty and proba must be given together, got one of them.")
         if self._answers_all:
             return np.ones(_num_samples(X), dtype=bool)
-        if uncertainty is None:
+        if uncertainty is None or proba is None:
             return self._predict_and_answer(X)[1]
-        scores = uncertainty_scores(self.estimator_, X, self._measure, uncertainty=uncertainty)
+        if not len(uncertainty.total) == len(proba) == _num_samples(X):
+            raise ValueError(
+                f"uncertainty and proba must be of the {_num_samples(X)} samples of X, got {len(uncertainty.total)} "
+                f"and {len(proba)} samples."
+            )
+        known = {"uncertainty": uncertainty} if self._reads_members else {"proba": proba}
+        scores = uncertainty_scores(self.estimator_, X, self._measure, **known)
         return (scores <= self.threshold_) & _is_familiar(uncertainty, self._max_novelty)
 
     def predict(self, X: Any) -> NDArray[Any]:
@@ -496,10 +509,9 @@ class SelectiveClassifier(DocumentedMixin, MetaEstimatorMixin, ClassifierMixin, 
         from skve._fitted import exporting
 
         ensemble = self._ensemble_with_plain_thresholds("exported")
-        of_members = self._measure not in ("total", "confidence", "margin")
         thresholds = {
             "uncertainty": self._measure,
-            "computed_from": "member_proba" if self._max_novelty is not None or of_members else "proba",
+            "computed_from": "member_proba" if self._reads_members else "proba",
             "threshold": self.threshold_,
             "max_novelty": self._max_novelty,
             "abstention": self.abstention,
@@ -547,6 +559,11 @@ class SelectiveClassifier(DocumentedMixin, MetaEstimatorMixin, ClassifierMixin, 
     @property
     def _may_abstain(self):
         return self.coverage < 1 or self.accuracy is not None or self.max_novelty is not None
+
+    @property
+    def _reads_members(self):
+        """Whether the threshold is of the members' uncertainty, and not of the calibrated probabilities."""
+        return self._max_novelty is not None or self._measure not in MEASURES_OF_PREDICTION
 
     @property
     def _answers_all(self):

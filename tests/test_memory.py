@@ -40,6 +40,13 @@ def test__estimate_memory__sve__parts_as_by_hand():
     assert found.total == sum(getattr(found, name) for name in vars(found))
 
 
+def test__estimate_memory__thousands_of_classes__the_probabilities_of_a_block_count():
+    clf = SVEClassifier(TinyMLP(), image_size=16, n_members=4, batch_size=256, device="cpu")
+    few, many = (skve.estimate_memory(clf, n_classes=n).prediction.activations for n in (3, 5000))
+    assert few < 20e6
+    assert 8 * 4 * 5000 * 256 * 6 < many < 3 * 2**28  # blocks of 6 batches, a copy and what entropy takes
+
+
 def test__estimate_memory__deep__every_member_has_all_weights():
     module, found = TinyCNN(), estimate(TinyCNN(), ensemble="deep", n_members=3).training
     assert found.members == 3 * n_bytes(module.parameters())

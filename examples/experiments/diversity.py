@@ -52,20 +52,23 @@ def features_by_depth(clf, X):
                 (m for m in body.modules() if isinstance(m, torch.nn.ModuleList | torch.nn.Sequential)), key=len
             )
             marks = [round((quarter + 1) * len(blocks) / N_DEPTHS) - 1 for quarter in range(N_DEPTHS)]
-            hooks = [blocks[mark].register_forward_hook(_keep(found, q)) for q, mark in enumerate(marks)]
+            mask = batch.get("attention_mask") if isinstance(batch, dict) else None
+            hooks = [blocks[mark].register_forward_hook(_keep(found[q], mask)) for q, mark in enumerate(marks)]
             graph.features(body, batch)
             for hook in hooks:
                 hook.remove()
     return [np.stack(own) for own in found]
 
 
-def _keep(features, quarter):
-    """Return a hook that keeps what a block returns, averaged over positions, under the number of its quarter."""
+def _keep(features, mask):
+    """Return a hook that keeps what a block returns, averaged over its positions without padding."""
 
     def hook(module, inputs, output):
-        output = output[0] if isinstance(output, tuple) else output
-        positions = (2, 3) if output.dim() == 4 else 1
-        features[quarter].append(output.float().mean(positions).numpy())
+        output = (output[0] if isinstance(output, tuple) else output).float()
+        if mask is None:
+            features.append(output.mean((2, 3) if output.dim() == 4 else 1).numpy())
+        else:
+            features.append(((output * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).numpy())
 
     return hook
 
@@ -157,6 +160,8 @@ def main(arguments=None):
     parser.add_argument("--jobs", type=int, default=1, help="fits at a time, one thread each")
     parser.add_argument("--picture", type=pathlib.Path, help="to draw, for show")
     options = parser.parse_args(arguments)
+    if options.stage == "run" and options.models is None:
+        parser.error("run requires --models")
     {"run": run, "show": show}[options.stage](options)
 
 

@@ -130,6 +130,8 @@ def main(arguments=None):
     parser.add_argument("--models", type=pathlib.Path, help="folder that keeps fitted models, for run")
     parser.add_argument("--jobs", type=int, default=1, help="fits at a time, one thread each")
     options = parser.parse_args(arguments)
+    if options.stage == "run" and options.models is None:
+        parser.error("run requires --models")
     {"run": run, "show": show}[options.stage](options)
 
 

@@ -163,27 +163,30 @@ def main_tables(rows):
 
 
 def paper_table(rows):
-    """Return the lines of a table of a study's figures beside those that the paper gives; none if it gives none."""
+    """Return the lines of a table of a study's figures and of those that the paper gives; none if it gives none."""
     with open(PAPER, newline="") as stream:
-        given = {row["method"]: row for row in csv.DictReader(stream) if row["study"] == rows[0]["study"]}
-    names = [name for name in ("accuracy", "ece", "near_epistemic") if any(row[name] for row in given.values())]
+        given = [row for row in csv.DictReader(stream) if row["study"] == rows[0]["study"]]
+    names = [name for name in ("accuracy", "ece", "near_epistemic") if any(row[name] for row in given)]
+    if not names:
+        return []
     groups = group(rows)
     swept = len({factors for factors, _ in groups}) > 1
     lines = []
     for (factors, method), own in groups.items():
-        cells = [factors, method] if swept else [method]
-        for name in names:
-            _, factor, digits, _ = SHOWN[name]
-            paper = given.get(method, {}).get(name)
-            cells += [
-                _figure(values(own, name), [], factor, digits, 1),
-                f"{factor * float(paper):.{digits}f}" if paper else "",
-            ]
-        lines.append(cells)
-    header = [*(["factors"] if swept else []), "method"]
-    for name in names:
-        header += [SHOWN[name][0], "paper"]
-    return markdown(header, lines) if names else []
+        figures = (_mean(values(own, name), *SHOWN[name][1:3]) for name in names)
+        lines.append(["here", *([factors] if swept else []), method, *figures])
+    for row in given:
+        figures = (_mean(values([row], name), *SHOWN[name][1:3]) for name in names)
+        lines.append(["paper", *([""] if swept else []), row["method"], *figures])
+    return markdown(["", *(["factors"] if swept else []), "method", *(SHOWN[name][0] for name in names)], lines)
+
+
+def _mean(own, factor, digits):
+    """Return "mean ± sd"; empty where a seed has no figure."""
+    if not len(own):
+        return ""
+    spread = f" ± {factor * own.std(ddof=1):.{digits}f}" if len(own) > 1 else ""
+    return f"{factor * own.mean():.{digits}f}{spread}"
 
 
 def _figure(own, rivals, factor, digits, direction):
@@ -414,7 +417,7 @@ def report(study, rows, differences):
     parts.append(f"Threads a fit × fits at a time: {', '.join(f'{t} × {j}' for t, j in where)}.")
     tables = main_tables(rows) + ([interval_table(differences)] if differences else [])
     if beside := paper_table(rows):
-        tables.append(["Beside the figures of arXiv 2601.22068, each for one number of members:"])
+        tables.append(["Compared with the figures of arXiv 2601.22068:"])
         tables.append(beside)
     return "\n\n".join(parts + ["\n".join(lines) for lines in tables])
 

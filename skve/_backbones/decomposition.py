@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import math
 
+import numpy as np
 import torch
 
 ORTHONORMAL = 1e-7  # largest product of two of the vectors that is taken for 0: what float32 leaves of it
@@ -36,11 +37,9 @@ class Factors:
         r = len(self.sigma)
         if k is None or k >= r:
             return self
-        if which == "random":
-            picked = torch.randperm(r, generator=_seeded(name))[:k].sort().values
-        else:
-            picked = torch.arange(r)[:k] if which == "leading" else torch.arange(r)[-k:]
-        picked = picked.to(self.sigma.device)
+        picked: slice | np.ndarray = slice(k) if which == "leading" else slice(-k, None)
+        if which == "random":  # of a generator whose numbers never change, as saved ratios belong to these directions
+            picked = np.sort(np.random.RandomState(_seed(name) % 2**32).permutation(r)[:k])
         return Factors(self.U[:, picked].contiguous(), self.sigma[picked], self.Vt[picked].contiguous())
 
     @property
@@ -102,8 +101,9 @@ def random_basis(weight, kind, name, Vt):
     `U diag(sigma) Vt` would be the thin singular value decomposition.
     """
     matrix = as_matrix(weight.detach().cpu().double(), kind)
+    generator = torch.Generator().manual_seed(_seed(name))
     V = Vt.cpu().double().T
-    normal = torch.randn(V.shape, generator=_seeded(name), dtype=torch.float64)
+    normal = torch.randn(V.shape, generator=generator, dtype=torch.float64)
     # V^T normal is a Gaussian (r, r) that turns with V: Q depends on the row space alone, not on the signs of
     # singular vectors or on what a library makes of equal singular values.
     R, triangle = torch.linalg.qr(V.T @ normal)
@@ -113,9 +113,8 @@ def random_basis(weight, kind, name, Vt):
     return Factors((matrix @ Q).float().contiguous(), ones, Q.T.float().contiguous())
 
 
-def _seeded(name):
-    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7])
-    return torch.Generator().manual_seed(seed)
+def _seed(name):
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7])
 
 
 def fingerprint(factors):

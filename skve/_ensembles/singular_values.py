@@ -5,6 +5,7 @@ import numbers
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from skve._backbones.decomposition import Factors
+from skve._backbones.quantized import QuantizedWeight
 from skve._ensembles import forms
 from skve._ensembles.base import DIFFERENCES, RATIOS, Defaults, LayerRule, draw
 from skve._runtime.device import dtype_of_products
@@ -19,7 +20,7 @@ class SingularValues(LayerRule):
 
     With `rank` members own the log ratios of so many leading directions only,
     `W + U_k diag(sigma_k expm1(delta)) V_k^T`; `directions` makes them the trailing ones, or a random choice that is
-    fixed for each layer. Of a quantised weight they are those of the weight as it is kept, and no more than
+    fixed for each layer. Of a quantised weight they are leading ones of the weight as it is kept, and no more than
     `quantized.n_directions`.
     """
 
@@ -47,6 +48,22 @@ class SingularValues(LayerRule):
                 factors = factors.chosen(self.n_directions, self.options["directions"], site.layer)
             self._factors[site.layer] = factors
         return self._factors[site.layer]
+
+    def check(self, n_members, early_stopping=False):
+        super().check(n_members, early_stopping)
+        directions = self.options.get("directions", "leading")
+        if directions == "leading":
+            return
+        if self.options["rank"] is None:
+            raise ValueError(
+                f"rank in ensemble_params must say how many directions members own with directions={directions!r}, "
+                f"got None."
+            )
+        if any(isinstance(self.backbone.weight(site), QuantizedWeight) for site in self.sites):
+            raise ValueError(
+                f"directions in ensemble_params must be 'leading' with weights in few bits, of which no other "
+                f"directions are kept, got {directions!r}."
+            )
 
     @property
     def n_directions(self):

@@ -241,7 +241,7 @@ def _body(network, replaced):
 
 
 class _FromEightBits(nn.Module):
-    """What makes a float32 weight of its int8 values."""
+    """Restores a float32 weight from its int8 values."""
 
     scales: torch.Tensor
 
@@ -256,12 +256,13 @@ class _FromEightBits(nn.Module):
 def _keep_in_eight_bits(graph):
     """Keep the matrices of a graph's networks in eight bits, with a scale for each row, in place.
 
-    What several networks share, they share still.
+    Weights that several networks share stay shared. A parameter with a single row, such as an embedding of positions
+    (1, n, d), stays in float32: one scale is too few for it.
     """
     kept = {}
     for module in list(graph.modules()):
         for name, weight in list(module.named_parameters(recurse=False)):
-            if weight.dim() < 2 or weight.numel() <= _LARGEST_FLOAT_MATRIX:
+            if weight.dim() < 2 or len(weight) == 1 or weight.numel() <= _LARGEST_FLOAT_MATRIX:
                 continue
             if id(weight) not in kept:
                 values, scales = quantized.in_eight_bits(weight.flatten(1))

@@ -226,8 +226,8 @@ def member_cka(member_features: ArrayLike) -> NDArray[np.float64]:
     Parameters
     ----------
     member_features : array-like of shape (n_members, n_samples, n_features)
-        Features of each member for the same samples: of classifiers of this package the parts of
-        ``clf.set_params(features="members").transform(X)``, ``np.split(features, n_members, axis=1)``.
+        Features of each member for the same samples. With ``features="members"``, ``transform`` of this package's
+        classifiers returns them side by side; ``np.split(clf.transform(X), n_members, axis=1)`` separates them.
 
     Returns
     -------

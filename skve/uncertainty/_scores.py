@@ -6,13 +6,13 @@ from skve import uncertainty as measures
 from skve.uncertainty._validation import check_proba
 
 # What needs only the prediction that is reported; higher means less sure.
-_OF_PREDICTION = {
+MEASURES_OF_PREDICTION = {
     "total": measures.entropy,
     "confidence": lambda proba: 1 - check_proba(proba).max(axis=1),
     "margin": lambda proba: 1 - measures.margin(np.asarray(proba)[None]),
 }
 _OF_MEMBERS = ("aleatoric", "epistemic", "epkl", "disagreement", "variation_ratio", "variance", "novelty")
-MEASURES = (*_OF_PREDICTION, *_OF_MEMBERS)
+MEASURES = (*MEASURES_OF_PREDICTION, *_OF_MEMBERS)
 
 
 def check_measure(measure):
@@ -54,8 +54,8 @@ def uncertainty_scores(estimator, X, measure, *, proba=None, uncertainty=None):
         scores = measure(estimator, X)
     elif uncertainty is not None:
         scores = scores_of(uncertainty, measure)
-    elif measure in _OF_PREDICTION:
-        scores = _OF_PREDICTION[measure](estimator.predict_proba(X) if proba is None else proba)
+    elif measure in MEASURES_OF_PREDICTION:
+        scores = MEASURES_OF_PREDICTION[measure](estimator.predict_proba(X) if proba is None else proba)
     else:
         scores = scores_of(measures.predict_uncertainty(estimator, X), measure)
     scores = np.asarray(scores, dtype=np.float64)
@@ -83,7 +83,7 @@ def predict_with_scores(estimator, X, measure):
     scores : ndarray of shape (n_samples,)
     """
     # Ensembles predict the most probable class; other classifiers, such as those with a threshold, need not.
-    if not callable(measure) and measure in _OF_PREDICTION and hasattr(estimator, "predict_proba_members"):
+    if not callable(measure) and measure in MEASURES_OF_PREDICTION and hasattr(estimator, "predict_proba_members"):
         proba = np.asarray(estimator.predict_proba(X))
         return estimator.classes_[proba.argmax(axis=1)], uncertainty_scores(estimator, X, measure, proba=proba)
     return np.asarray(estimator.predict(X)), uncertainty_scores(estimator, X, measure)

@@ -263,8 +263,8 @@ def predict_uncertainty(estimator, X, *, return_proba=False):
     X : array-like or list of length n_samples
         Samples, of the kind that ``estimator.predict`` takes.
     return_proba : bool, default=False
-        Return the class probabilities as well. A calibration around the ensemble reads the samples once more in any
-        case; without one, this takes half the time of another call of ``estimator.predict_proba``.
+        Also return the class probabilities. They come from the same pass over the samples, unless a calibration is
+        wrapped around the ensemble.
 
     Returns
     -------
@@ -295,11 +295,13 @@ def predict_uncertainty(estimator, X, *, return_proba=False):
     array([0.6931, 0.6931, 0.6931])
     """
     model, model_X, calibrated = unwrap(estimator, X, "predict_uncertainty")
-    if return_proba and not calibrated:
+    if return_proba and not calibrated and hasattr(model, "_predict_all"):  # one of skve's: in one pass
         return model.predict_uncertainty(model_X, return_proba=True)
     uncertainty = model.predict_uncertainty(model_X)
+    if not (calibrated or return_proba):
+        return uncertainty
+    proba = np.asarray(estimator.predict_proba(X))
     if calibrated:
-        proba = np.asarray(estimator.predict_proba(X))
         prediction = np.asarray(estimator.classes_)[proba.argmax(axis=1)]
         uncertainty = replace(uncertainty, confidence=proba.max(axis=1), prediction=prediction)
     return (uncertainty, proba) if return_proba else uncertainty

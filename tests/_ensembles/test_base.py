@@ -223,6 +223,22 @@ def test__layer_rule__layers__only_those_owned(images, ensemble, options):
         toy_classifier(TinyMLP(), layers="nothing", **settings).fit(*images)
 
 
+@pytest.mark.parametrize("directions", ["leading", "trailing", "random"])
+def test__sve__directions__those_that_members_scale(directions):
+    module = nn.Sequential(nn.Linear(12, 10))
+    rule, backbone, (site,) = rule_of_linear(module, "sve", {"rank": 3, "directions": directions})
+    sigma = backbone.frozen.factors(site, "singular").sigma
+    places = [sigma.tolist().index(value) for value in rule.factors(site).sigma.tolist()]
+    # Saved ratios belong to the random ones of this name, in every version of torch and NumPy.
+    assert places == {"leading": [0, 1, 2], "trailing": [7, 8, 9], "random": [6, 7, 9]}[directions]
+    own = rule.new_member(torch.Generator().manual_seed(0))
+    weight = module[0].weight.detach()
+    moved = rule.fold(site, weight, {key.split(".")[0] + ".": value for key, value in own.items()})
+    U, _, Vt = torch.linalg.svd(weight, full_matrices=False)
+    change = (U.T @ (moved - weight) @ Vt.T).diagonal().abs()
+    assert (change > 1e-6).nonzero().flatten().tolist() == places
+
+
 def expected_numbers(ensemble, options):
     d = [(20, 768), (12, 20)]
     return {

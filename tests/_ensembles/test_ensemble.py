@@ -314,6 +314,8 @@ def test__ensemble_params__unknown_option__value_error(images, ensemble, options
         ("dropout", {"order": "own"}, r"must be among \['rate'\], got \['order'\]"),
         ("sve", {"basis": "fourier"}, r"'basis' parameter"),
         ("sve", {"rank": 0}, r"'rank' parameter .* Got 0"),
+        ("sve", {"directions": "middle"}, r"'directions' parameter"),
+        ("sve", {"directions": "trailing"}, r"rank in ensemble_params must say how many .* got None"),
         ("scale", {"rank": 4}, r"must be among \['bootstrap', 'diversity', 'folds', 'order'\], got \['rank'\]"),
         ("sve", {3: 4}, r"must be among .*, got \[3\]"),
     ],

@@ -275,6 +275,19 @@ def test__score__model_that_a_worker_does_not_see__error_names_the_machine(tmp_p
         ENGINES["load"](str(tmp_path / "elsewhere"))
 
 
+@pytest.mark.parametrize("place", ["items", "model", "above both"])
+def test__score__scores_that_hold_the_items_or_the_model__refused_and_kept(saved, tmp_path, monkeypatch, place):
+    monkeypatch.setitem(ENGINES["run"].__globals__, "check", lambda engine, address: None)
+    monkeypatch.setitem(ENGINES["run"].__globals__, "load", lambda model: None)
+    for name in ("items", "model"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("precious")
+    scores = tmp_path if place == "above both" else tmp_path / place
+    with pytest.raises(ValueError, match="scores must be a folder of its own"):
+        ENGINES["run"]("dask", tmp_path / "model", tmp_path / "items", scores)
+    assert (tmp_path / "items" / "file").read_text() == (tmp_path / "model" / "file").read_text() == "precious"
+
+
 def test__score__empty_part__columns_of_a_full_one(saved):
     clf = skve.load(saved[0])
     full = ENGINES["score"](pd.DataFrame({"text": ["a night", "a day"]}, index=[7, 9]), clf, "text")

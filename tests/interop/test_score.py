@@ -56,7 +56,7 @@ def test__score__killed_between_parts__goes_on_and_doubles_nothing(saved, tmp_pa
     monkeypatch.setitem(SCORE["main"].__globals__, "write", dies)
     with pytest.raises(KeyboardInterrupt):
         SCORE["main"](arguments)
-    assert [path.name for path in tmp_path.iterdir()] == ["part-000000.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["part-000000.csv", "settings.json"]
     monkeypatch.setitem(SCORE["main"].__globals__, "write", real)
     before = (tmp_path / "part-000000.csv").stat().st_mtime_ns
     SCORE["main"](arguments)
@@ -84,6 +84,25 @@ def test__score__two_workers__each_item_once(saved, tmp_path):
             ]
         )
     check(whole(tmp_path / "scores"), folder, files)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["--rows", "2"], "were made with --rows 3, got 2"),
+        (["--rows", "3", "--format", "parquet"], "were made with --format csv, got parquet"),
+        (["--rows", "3", "--share", "2/2"], "--share must be from 0/2 to 1/2, got 2/2"),
+    ],
+)
+def test__score__goes_on_with_other_options__error_and_no_part_is_doubled(saved, tmp_path, capsys, changed, message):
+    folder, _ = saved
+    arguments = [str(folder / "model"), str(folder / "photos"), str(tmp_path)]
+    SCORE["main"]([*arguments, "--rows", "3"])
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(SystemExit):
+        SCORE["main"]([*arguments, *changed])
+    assert message in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test__score__parquet__as_csv(saved, tmp_path):

@@ -79,6 +79,20 @@ def test__serving__exported_texts__answers_over_http(texts, tmp_path):
     assert {one["answer"] for one in together} - {"yes", "no"} == {"ask a person"}
 
 
+@pytest.mark.parametrize("parameters", [{}, {"uncertainty": "epistemic"}, {"max_novelty": 0.9}])
+def test__serving__saved_selective_model__abstains_where_it_does(parameters):
+    backbone = make_toy_text_backbone()
+    clf = SVETextClassifier(
+        backbone, n_members=2, max_steps=20, member_lr=0.1, calibrate="temperature", device="cpu", random_state=0
+    ).fit(TEXTS, ANSWERS)
+    assert clf.temperature_ != 1
+    selective = skve.SelectiveClassifier(clf, coverage=0.5, prefit=True, abstention="?", **parameters)
+    selective.fit(TEXTS, ANSWERS)
+    outputs, answered = SERVING["Saved"](selective)(TEXTS)
+    np.testing.assert_array_equal(answered, selective.answers(TEXTS))
+    np.testing.assert_array_equal(outputs["proba"], selective.predict_proba(TEXTS))
+
+
 def test__serving__saved_images__answers_over_http(tmp_path):
     backbone = TinyCNN()
     toy_classifier(backbone).fit(IMAGES, LABELS).distill(IMAGES).save(tmp_path / "model")

@@ -254,13 +254,16 @@ def test__paper_table__studies_of_the_paper__its_figures_beside_those_of_the_row
     rows = [row("sve", s, study="paper_pets_dinov2", accuracy=0.9, ece=0.01) for s in (0, 1)]
     rows += [row("sve, defaults of skve", 0, study="paper_pets_dinov2", accuracy=0.95, ece=0.02)]
     assert table.paper_table(rows) == [
-        "| method | accuracy % | paper | ECE % | paper |",
-        "|---|---|---|---|---|",
-        "| sve | 90.0 ± 0.0 | 90.1 | 1.0 ± 0.0 | 2.2 |",
-        "| sve, defaults of skve | 95.0 |  | 2.0 |  |",
+        "|  | method | accuracy % | ECE % |",
+        "|---|---|---|---|",
+        "| here | sve | 90.0 ± 0.0 | 1.0 ± 0.0 |",
+        "| here | sve, defaults of skve | 95.0 | 2.0 |",
+        "| paper | deep | 89.2 | 13.3 |",
+        "| paper | lora | 86.1 | 9.0 |",
+        "| paper | sve | 90.1 | 2.2 |",
     ]
     assert table.paper_table([row("sve", 0, accuracy=0.9)]) == []
-    assert "Beside the figures of arXiv 2601.22068" in table.report(None, rows, [])
+    assert "Compared with the figures of arXiv 2601.22068" in table.report(None, rows, [])
 
 
 def test__table__csv_and_intervals__prints_tables_and_draws(tmp_path, capsys):
@@ -353,7 +356,8 @@ def test__evidence_page__its_tables__are_those_of_the_committed_rows(tmp_path, p
     docs, copy = EXAMPLES.parent / "docs", tmp_path / page
     text, rows = (docs / page).read_text(encoding="utf-8"), docs / "data" / rows
     copy.write_text(text, encoding="utf-8")
-    table.main(["--csv", str(rows), "--verdict", *verdicts, "--page", str(copy)])
+    compared = ["--verdict", *verdicts] if verdicts else []
+    table.main(["--csv", str(rows), *compared, "--page", str(copy)])
     assert copy.read_text(encoding="utf-8") == text
     assert "other settings" not in text
     for study in {row["study"] for row in table.read(rows)}:
