@@ -1155,7 +1155,9 @@ class BaseSVEClassifier(
     def predict_uncertainty(
         self, X: Samples, *, return_proba: Literal[True]
     ) -> tuple[Uncertainty, NDArray[np.float64]]: ...
-    def predict_uncertainty(self, X, *, return_proba=False):
+    def predict_uncertainty(
+        self, X: Samples, *, return_proba: bool = False
+    ) -> Uncertainty | tuple[Uncertainty, NDArray[np.float64]]:
         """Predict the uncertainty of each sample, in nats, and split it by source.
 
         Parameters

@@ -248,7 +248,9 @@ def predict_uncertainty(estimator: Any, X: Any, *, return_proba: Literal[False] 
 def predict_uncertainty(
     estimator: Any, X: Any, *, return_proba: Literal[True]
 ) -> tuple[Uncertainty, NDArray[np.float64]]: ...
-def predict_uncertainty(estimator, X, *, return_proba=False):
+def predict_uncertainty(
+    estimator: Any, X: Any, *, return_proba: bool = False
+) -> Uncertainty | tuple[Uncertainty, NDArray[np.float64]]:
     """Uncertainty of an ensemble that may sit inside a pipeline, a search or a calibration.
 
     Sees through :class:`~sklearn.pipeline.Pipeline` (whose transforms are applied to ``X``), search objects
