@@ -15,7 +15,6 @@ predicted. A row has, for the first 2 to 4 members,
 * `spread`: standard deviation of the log ratios over members, relative to their root mean square.
 """
 
-import argparse
 import pathlib
 import sys
 
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 from joblib import Parallel, delayed
 from scipy.stats import spearmanr
-from signatures import cells, fit, load
+from signatures import cells, fit, load, parser_of, start
 from sklearn.metrics import log_loss
 
 from skve._fitted.exporting import Graph
@@ -153,16 +152,9 @@ def draw(rows, path):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["run", "show"])
-    parser.add_argument("--csv", type=pathlib.Path, required=True)
-    parser.add_argument("--models", type=pathlib.Path, help="folder of the fitted models, for run")
-    parser.add_argument("--jobs", type=int, default=1, help="fits at a time, one thread each")
+    parser = parser_of(__doc__)
     parser.add_argument("--picture", type=pathlib.Path, help="to draw, for show")
-    options = parser.parse_args(arguments)
-    if options.stage == "run" and options.models is None:
-        parser.error("run requires --models")
-    {"run": run, "show": show}[options.stage](options)
+    start(parser, arguments, {"run": run, "show": show})
 
 
 if __name__ == "__main__":

@@ -123,16 +123,26 @@ def show(options):
         print(f"| {data} | {setting} | {len(findings)} | {found} | {shown} |")
 
 
-def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser_of(description):
+    """Return the parser of the arguments that this script and diversity.py share."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=["run", "show"])
     parser.add_argument("--csv", type=pathlib.Path, required=True)
     parser.add_argument("--models", type=pathlib.Path, help="folder that keeps fitted models, for run")
     parser.add_argument("--jobs", type=int, default=1, help="fits at a time, one thread each")
+    return parser
+
+
+def start(parser, arguments, stages):
+    """Run the stage that the arguments name."""
     options = parser.parse_args(arguments)
     if options.stage == "run" and options.models is None:
         parser.error("run requires --models")
-    {"run": run, "show": show}[options.stage](options)
+    stages[options.stage](options)
+
+
+def main(arguments=None):
+    start(parser_of(__doc__), arguments, {"run": run, "show": show})
 
 
 if __name__ == "__main__":

@@ -173,30 +173,28 @@ def paper_table(rows):
     swept = len({factors for factors, _ in groups}) > 1
     lines = []
     for (factors, method), own in groups.items():
-        figures = (_mean(values(own, name), *SHOWN[name][1:3]) for name in names)
+        figures = ("".join(_mean_and_spread(values(own, name), *SHOWN[name][1:3])) for name in names)
         lines.append(["here", *([factors] if swept else []), method, *figures])
     for row in given:
-        figures = (_mean(values([row], name), *SHOWN[name][1:3]) for name in names)
+        figures = ("".join(_mean_and_spread(values([row], name), *SHOWN[name][1:3])) for name in names)
         lines.append(["paper", *([""] if swept else []), row["method"], *figures])
     return markdown(["", *(["factors"] if swept else []), "method", *(SHOWN[name][0] for name in names)], lines)
 
 
-def _mean(own, factor, digits):
-    """Return "mean ± sd"; empty where a seed has no figure."""
+def _mean_and_spread(own, factor, digits):
+    """Return "mean" and " ± sd" of several seeds; both empty where a seed has no figure."""
     if not len(own):
-        return ""
-    spread = f" ± {factor * own.std(ddof=1):.{digits}f}" if len(own) > 1 else ""
-    return f"{factor * own.mean():.{digits}f}{spread}"
+        return "", ""
+    return f"{factor * own.mean():.{digits}f}", f" ± {factor * own.std(ddof=1):.{digits}f}" if len(own) > 1 else ""
 
 
 def _figure(own, rivals, factor, digits, direction):
     """Return "mean ± sd", in bold if no rival's mean, as it is shown, is better."""
-    if not len(own):
-        return ""
-    mean = f"{factor * own.mean():.{digits}f}"
+    mean, spread = _mean_and_spread(own, factor, digits)
+    if not mean or not direction:
+        return mean
     means = [float(f"{factor * r.mean():.{digits}f}") for r in rivals if len(r)]
-    best = direction and len(means) > 1 and direction * float(mean) >= max(direction * m for m in means)
-    spread = f" ± {factor * own.std(ddof=1):.{digits}f}" if len(own) > 1 and direction else ""
+    best = len(means) > 1 and direction * float(mean) >= max(direction * m for m in means)
     return f"**{mean}**{spread}" if best else f"{mean}{spread}"
 
 

@@ -269,7 +269,7 @@ def test__export__weights_in_eight_bits__smaller_and_close(kind, tmp_path, monke
     classifier = images_of() if kind == "images" else texts_of()
     samples = IMAGES if kind == "images" else OTHERS
     inputs = pixels_of(classifier, IMAGES) if kind == "images" else tokens_of(classifier, OTHERS)
-    n_bytes, found = {}, {}
+    n_bytes, found, before = {}, {}, classifier.predict_proba_members(samples)
     for dtype in ("float32", "int8"):
         classifier.export(tmp_path / "model.pt2", format="torch", resize=False, weight_dtype=dtype)
         assert json.loads((tmp_path / "model.json").read_text())["weight_dtype"] == dtype
@@ -277,7 +277,8 @@ def test__export__weights_in_eight_bits__smaller_and_close(kind, tmp_path, monke
         n_bytes[dtype] = sum(tensor.nbytes for tensor in program.state_dict.values())
         found[dtype] = program.module()(inputs)["member_proba"].numpy()
     assert n_bytes["int8"] < 0.7 * n_bytes["float32"]  # the matrices of toys are small beside all else
-    np.testing.assert_allclose(found["int8"], classifier.predict_proba_members(samples), atol=0.05)
+    np.testing.assert_allclose(found["int8"], before, atol=0.05)
+    assert np.array_equal(classifier.predict_proba_members(samples), before)  # only the file is in eight bits
     assert np.abs(found["int8"] - found["float32"]).max() > 1e-6
 
 
