@@ -276,7 +276,7 @@ def test__score__model_that_a_worker_does_not_see__error_names_the_machine(tmp_p
 
 
 @pytest.mark.parametrize("place", ["items", "model", "above both"])
-def test__score__scores_that_hold_the_items_or_the_model__refused_and_kept(saved, tmp_path, monkeypatch, place):
+def test__score__scores_that_hold_the_items_or_the_model__refused_and_kept(tmp_path, monkeypatch, place):
     monkeypatch.setitem(ENGINES["run"].__globals__, "check", lambda engine, address: None)
     monkeypatch.setitem(ENGINES["run"].__globals__, "load", lambda model: None)
     for name in ("items", "model"):
