@@ -99,6 +99,25 @@ def load(data, data_dir, seed, judged_on="test"):
     return Parts(*train, *valid, *test, shifts)
 
 
+def load_domain(data, data_dir, seed, judged_on="test"):
+    """Return the parts of the domain `data["domain"]`, which is not the study's own; arguments as of `load`.
+
+    With `classes` there are test items alone, under the names that the study's own data have; else what `load`
+    returns, without foreign items.
+    """
+    domain = data["domains"][data["domain"]]
+    if domain["per_class"] is not None:
+        unused = {"valid": None, "near_classes": 0, "near": None, "far": None}
+        return load({**data, **domain, **unused}, data_dir, seed, judged_on)
+    split = domain["train"] if judged_on == "valid" else domain["test"]
+    X, y = read_split(domain["loader"], pathlib.Path(data_dir) / domain["path"], split)
+    missing = sorted(set(domain["classes"]) - set(y))
+    if missing:
+        raise ValueError(f"data.domains.{data['domain']}.classes: {domain['path']} has no class {missing[0]!r}")
+    items, names = _some(X, y, list(domain["classes"]), domain["n_test"], 0)
+    return Parts([], y[:0], [], y[:0], items, np.array([domain["classes"][name] for name in names]), {})
+
+
 def _some(X, y, classes, n, seed):
     """Return at most `n` random items of some classes, and their labels."""
     chosen = np.flatnonzero(np.isin(y, classes))

@@ -1,5 +1,6 @@
 """One fit and the rows of the CSV that it gives."""
 
+import dataclasses
 import functools
 import pathlib
 import re
@@ -10,10 +11,14 @@ import numpy as np
 import torch
 from _common import forget_peak, keep_predictions, measures, memory
 from _corrupt import corrupt
-from _data import load
-from _study import KEY, TEXT_LOADERS, show
+from _data import load, load_domain
+from _study import KEY, OWN, TEXT_LOADERS, show
 from joblib.externals.loky import ProcessPoolExecutor
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 import skve
 from skve._backbones import from_timm, from_transformers, sources
@@ -105,34 +110,87 @@ def _fit(cells, options):
     members = {"test": clf.predict_proba_members(parts.X_test)}
     timed["predict_seconds"] = time.perf_counter() - start
     members["valid"] = members["test"]
-    tests = {strength: corrupt(parts.X_test, strength) for strength in {cell.data["strength"] for cell in cells}}
-    corrupted = {strength: clf.predict_proba_members(items) for strength, items in tests.items() if strength}
     if leader.judged_on == "test":
         members["valid"] = clf.predict_proba_members(parts.X_valid)
     if leader.stage == "test":
         members |= {name: clf.predict_proba_members(items) for name, items in parts.shifts.items()}
-    novelty = {strength: {} for strength in tests}
-    if leader.stage == "test" and parts.shifts:
-        foreign = {name: clf.score_samples(items) for name, items in parts.shifts.items()}
-        for strength, items in tests.items():
-            normal = clf.score_samples(items)
-            novelty[strength] = {f"{name}_novelty": ood_auroc(-normal, -own) for name, own in foreign.items()}
-    truth = {"test": parts.y_test, "valid": parts.y_valid}
-    sizes = {"n_train": len(parts.y_train), "n_valid": len(parts.y_valid), "n_test": len(parts.y_test)}
+    views = {}
     found = []
     for cell in cells:
-        strength = cell.data["strength"]
-        known = {**members, "test": corrupted.get(strength, members["test"])}
-        own = {name: proba[: cell.n_members] for name, proba in known.items()}
-        values = sizes | novelty[strength]
-        values |= judge(own, truth, clf.classes_, cell.judged_on == "test", clf.temperature_)
+        key = (cell.data["strength"], cell.data["domain"])
+        if key not in views:
+            views[key] = see(cell, clf, parts, members, options["data_dir"])
+        view = views[key]
+        own = {name: proba[: cell.n_members] for name, proba in view.members.items()}
+        values = {**view.measures}
+        values |= judge(own, view.truth, view.classes, cell.judged_on == "test", view.temperature)
         values["extra_percent"] = extra_percent(clf, cell.n_members)
         if cell.n_members == leader.n_members:
             values |= timed
         if options["predictions"] is not None and cell.stage == "test":
-            keep_predictions(predictions_of(options["predictions"], cell), own, truth, clf.classes_, clf.temperature_)
+            file = predictions_of(options["predictions"], cell)
+            keep_predictions(file, own, view.truth, view.classes, view.temperature)
         found.append(values)
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """The members' probabilities for the items that a cell is judged on, the truth, and measures beside these."""
+
+    members: dict
+    truth: dict
+    classes: np.ndarray
+    temperature: float
+    measures: dict
+
+
+def see(cell, clf, parts, members, data_dir):
+    """Return the view of a cell, from the members' probabilities for the items as they are."""
+    strength, judged, classes, temperature = cell.data["strength"], parts, clf.classes_, clf.temperature_
+    n_train, y_valid = len(parts.y_train), parts.y_valid
+    if cell.data["domain"] != OWN:
+        judged = load_domain(cell.data, data_dir, cell.seed, cell.judged_on)
+    items = corrupt(judged.X_test, strength)
+    if len(judged.y_train) and judged is not parts:
+        members, classes, temperature = read_out(clf, judged, items), np.unique(judged.y_train), 1.0
+        n_train, y_valid = len(judged.y_train), judged.y_valid
+    elif items is not parts.X_test:
+        members = {**members, "test": clf.predict_proba_members(items)}
+    sizes = {"n_train": n_train, "n_valid": len(y_valid), "n_test": len(judged.y_test)}
+    novelty = {}
+    foreign = {name: parts.shifts[name] for name in members.keys() & parts.shifts.keys()}
+    if foreign:
+        normal = clf.score_samples(items)
+        for name, group in foreign.items():
+            novelty[f"{name}_novelty"] = ood_auroc(-normal, -clf.score_samples(group))
+    return View(members, {"test": judged.y_test, "valid": y_valid}, classes, temperature, {**sizes, **novelty})
+
+
+def read_out(clf, judged, items):
+    """Return members' probabilities in another domain: of logistic regressions on the features of each member.
+
+    Neither members nor backbone see its labels. The penalty is the best of five folds, by log-likelihood.
+    """
+    clf.set_params(features="members")
+
+    def features(X):
+        return np.split(clf.transform(X), clf._state.n_members, axis=1)
+
+    labels = judged.y_train
+    folds = StratifiedKFold(min(5, np.unique(labels, return_counts=True)[1].min()))
+    # Features are centred and keep their relative scales: rare ones would be blown up.
+    regression = make_pipeline(StandardScaler(with_std=False), LogisticRegression(max_iter=1000))
+    fitted = []
+    for own in features(judged.X_train):
+        penalties = {"logisticregression__C": np.logspace(-3, 1, 7) / own.var()}
+        search = GridSearchCV(regression, penalties, scoring="neg_log_loss", cv=folds)
+        fitted.append(search.fit(own, labels))
+    groups = {"test": items, "valid": judged.X_valid}
+    return {
+        name: np.stack([one.predict_proba(own) for one, own in zip(fitted, features(X), strict=True)])
+        for name, X in groups.items()
+    }
 
 
 def predictions_of(folder, cell):

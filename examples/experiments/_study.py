@@ -16,6 +16,7 @@ import skve
 from skve import _ensembles
 
 REQUIRED = object()
+OWN = "own"  # the domain that a study trains on
 SECTIONS = {
     "question": (str, REQUIRED),
     "data": (dict, REQUIRED),
@@ -24,6 +25,17 @@ SECTIONS = {
     "test": (dict, {}),
     "factors": (dict, {}),
     "methods": (dict, REQUIRED),
+}
+DOMAIN = {
+    "loader": (str, REQUIRED),
+    "path": (str, REQUIRED),
+    "train": (str, "train"),
+    "test": (str, "test"),
+    "n_test": (int, REQUIRED),
+    "classes": (dict, {}),
+    "n_classes": (int, None),
+    "per_class": (int, None),
+    "n_valid": (int, None),
 }
 SOURCE = {"loader": (str, REQUIRED), "path": (str, REQUIRED), "split": (str, REQUIRED), "n": (int, 500)}
 DATA = {
@@ -37,11 +49,14 @@ DATA = {
     "n_classes": (int, None),
     "near_classes": (int, 0),
     "strength": (int, 0),
+    "domain": (str, OWN),
+    "domains": (dict, {}),
     "n_valid": (int, REQUIRED),
     "n_test": (int, REQUIRED),
     "near": (dict, None),
     "far": (dict, None),
 }
+VIEW = ("strength", "domain", "domains")  # what the test items are: fits do not depend on it
 TUNING = {"seed": (int, 100), "n_members": (int, 2), "trials": (int, None)}
 TEST = {"seeds": (list, [0, 1, 2]), "on": (str, "test"), "against": (list, None)}
 MAX_STRENGTH = 5
@@ -90,8 +105,8 @@ class Cell:
     @property
     def settings(self):
         """Return all that the result depends on besides the seed, as JSON: a row with other settings is stale."""
-        # Rows that were made before test items could be corrupted stay valid.
-        data = {name: value for name, value in self.data.items() if name != "strength" or value}
+        # Rows that were made before test items could be corrupted, or of another domain, stay valid.
+        data = {name: value for name, value in self.data.items() if name not in VIEW or value != DATA[name][1]}
         known = {"data": data, "parameters": self.parameters, "judged_on": self.judged_on}
         return json.dumps(known, sort_keys=True, separators=(",", ":"))
 
@@ -116,7 +131,7 @@ class Cell:
         coupled = own["ensemble"] == "snapshot" or options.get("diversity") or folds is not None
         if not coupled and not own.get("early_stopping"):
             own.pop("n_members", None)
-        data = {name: value for name, value in self.data.items() if name != "strength"}
+        data = {name: value for name, value in self.data.items() if name not in VIEW}
         return json.dumps([self.stage, self.seed, data, own, self.judged_on], sort_keys=True)
 
     @property
@@ -178,19 +193,20 @@ class Study:
         for name in ("near", "far"):
             if self.data[name] is not None:
                 self.data[name] = self._section(self.data[name], SOURCE, f"data.{name}")
+        for name, domain in self.data["domains"].items():
+            self.data["domains"][name] = self._domain(domain, f"data.domains.{name}")
         self.tuning = self._section(raw["tuning"], TUNING, "tuning")
         self.test = self._section(raw["test"], TEST, "test")
         self._one_of(self.test["on"], ("test", "valid"), "test.on")
         if not self.test["seeds"] or not all(type(seed) is int for seed in self.test["seeds"]):
             raise ValueError(f"{self.name}: test.seeds must be a list of integers, got {self.test['seeds']}.")
-        loaders = TEXT_LOADERS + IMAGE_LOADERS
-        self._one_of(self.data["loader"], loaders, "data.loader")
+        self._one_of(self.data["loader"], TEXT_LOADERS + IMAGE_LOADERS, "data.loader")
         text = self.data["loader"] in TEXT_LOADERS
         self.estimator = skve.SVETextClassifier if text else skve.SVEClassifier
-        for name in ("near", "far"):
-            if self.data[name] is not None:
-                fitting = TEXT_LOADERS if text else IMAGE_LOADERS
-                self._one_of(self.data[name]["loader"], fitting, f"data.{name}.loader")
+        others = {name: self.data[name] for name in ("near", "far") if self.data[name] is not None}
+        others |= {f"domains.{name}": domain for name, domain in self.data["domains"].items()}
+        for name, other in others.items():
+            self._one_of(other["loader"], TEXT_LOADERS if text else IMAGE_LOADERS, f"data.{name}.loader")
         self._known = self.estimator().get_params()
         self._check_names(self.common, self._known, "common")
         self._read_factors()
@@ -200,11 +216,23 @@ class Study:
         for name in self.test["against"]:
             self._one_of(name, list(self.methods), "test.against")
 
+    def _domain(self, found, where):
+        """Return the section on another domain, whose classes are either those of the data or read out anew."""
+        domain = self._section(found, DOMAIN, where)
+        if (domain["per_class"] is None) != bool(domain["classes"]):
+            raise ValueError(
+                f"{self.name}: {where} must have either classes, names there = names here, or per_class, the labels "
+                f"of each class for a readout."
+            )
+        if domain["per_class"] is not None and domain["n_valid"] is None:
+            raise ValueError(f"{self.name}: {where}.n_valid is missing")
+        return domain
+
     def _read_factors(self):
         for name, values in self.factors.items():
             if not isinstance(values, list) or not values:
                 raise ValueError(f"{self.name}: factors.{name} must be a list of values, got {values!r}.")
-            sizes = [key for key, (kind, _) in DATA.items() if kind is int]
+            sizes = [key for key, (kind, _) in DATA.items() if kind is int or key == "domain"]
             options = [part for part in _names(name) if part.startswith("ensemble_params.")]
             self._check_names(_names(name), [*sizes, *self._known, *options], "factors")
             together = len(_names(name))
@@ -213,6 +241,8 @@ class Study:
         for point in self.points():
             for name in point.keys() & DATA.keys():
                 self._check_value(point[name], DATA[name][0], name, "factors")
+            if "domain" in point:
+                self._one_of(point["domain"], [OWN, *self.data["domains"]], "factors.domain")
 
     def _read_methods(self, methods):
         if not methods:

@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "benchmarks"))
 from _common import Table
-from _data import load
+from _data import load, load_domain
 from _fits import COLUMNS, predictions_of, run_fit
 from _intervals import write_intervals
-from _study import KEY, Study, show
+from _study import KEY, OWN, Study, show
 
 
 class Record:
@@ -162,6 +162,8 @@ def _parse(arguments):
     try:
         for data, judged_on in study.data_of_cells():
             load(data, parsed.data_dir, study.tuning["seed"], judged_on)
+            if data["domain"] != OWN:
+                load_domain(data, parsed.data_dir, study.tuning["seed"], judged_on)
     except ValueError as error:
         parser.error(f"{error}\n{study.source('data')}")
     for name in study.weights():

@@ -45,6 +45,8 @@ def test__studies__all_that_are_promised__there():
     promised |= {f"rates_lora_batch_{data}" for data in ("signs", "cifar10", "emotion")}
     promised |= {"rates_vit_flowers", "rates_vit_signs"}
     promised |= {f"{kind}_{data}" for kind in ("shift", "layers") for data in ("cifar10", "emotion")}
+    promised |= {"transfer_cifar10", "transfer_flowers", "more_labels_cifar10", "variants_signs", "variants_emotion"}
+    promised |= {"pretrained_signs", "pretrained_sst2"}
     promised |= {
         "pretrained",
         "members",
@@ -177,6 +179,61 @@ def test__run__swept_strength__one_fit_judged_on_ever_more_corrupted_items(small
     (plain,) = rows_of(tmp_path / "plain.csv")
     assert plain["settings"] == clean["settings"]
     assert plain["nll"] == clean["nll"]
+
+
+DOMAINS = """
+[data.domains.shared]
+loader = "jpegs"
+path = "flowers17_160px.npz"
+n_test = 6
+classes = { "iris" = "tulip", "daisy" = "tulip", "lily" = "lily" }
+
+[data.domains.new]
+loader = "jpegs"
+path = "flowers17_160px.npz"
+n_classes = 3
+per_class = 2
+n_valid = 6
+n_test = 9
+"""
+
+
+def test__run__swept_domain__one_fit_judged_on_the_same_classes_elsewhere_and_on_new_ones(
+    small, data_dir, tmp_path, monkeypatch
+):
+    fits = count_fits(monkeypatch)
+    small.write_text(small.read_text() + DOMAINS)
+    one = ("--set", "tuning.trials=1", "--set", "factors.domain=['own', 'shared', 'new']")
+    one += ("--set", "data.near_classes=0", "--set", "test.seeds=[0]", "--methods", "deep")
+    assert start(small, data_dir, tmp_path / "e.csv", *one, "--predictions", str(tmp_path / "kept")) == 0
+    assert [len(cells) for cells in fits] == [3]
+    rows = {row["factors"].removeprefix("domain="): row for row in rows_of(tmp_path / "e.csv")}
+    assert [row["n_train"] for row in rows.values()] == ["15", "15", "6"]
+    assert [row["n_test"] for row in rows.values()] == ["12", "6", "9"]
+    assert len({row["nll"] for row in rows.values()}) == 3
+    (file,) = (tmp_path / "kept").glob("*/*domain=new*")
+    with np.load(file) as kept:
+        assert kept["members_test"].shape == (2, 9, 3)
+        assert len(set(kept["classes"])) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ('data.domains.new.classes={"iris" = "lily"}', "either classes, names there = names here, or per_class"),
+        ("data.domains.shared.classes={}", "either classes, names there = names here, or per_class"),
+        ("data.domains.new.loader=jsonl", "data.domains.new.loader must be one of"),
+        ("factors.domain=['nwe']", "The nearest is 'new'"),
+        ('data.domains.shared.classes={"rose" = "lily"}', "has no class 'rose'"),
+        ("data.domains.new.per_class=50", "of which"),
+    ],
+)
+def test__run__wrong_domain__one_error_before_any_fit(small, data_dir, tmp_path, capsys, change, message):
+    small.write_text(small.read_text() + DOMAINS)
+    sweep = ("--set", "factors.domain=['shared', 'new']")
+    with pytest.raises(SystemExit):
+        start(small, data_dir, tmp_path / "e.csv", *sweep, "--set", change)
+    assert message in capsys.readouterr().err
 
 
 def test__run__trials_in_another_order__their_rows_still_count(small, data_dir, tmp_path, monkeypatch):
