@@ -5,7 +5,7 @@
 
 The fits are the healthy ones of signatures.py, kept in FOLDER: 20 photographs of each kind of clothes at 48 pixels,
 and 10 questions of each of a bank's intents, four members at the defaults. 300 test items and 300 foreign ones are
-predicted. A row has, for the first 2 to 4 members,
+predicted. Two more fits, of clothes, have 16 members. A row has, for the first 2, 3 ... members,
 
 * `gain`: the mean NLL of the members less that of their mean;
 * `disagreement` of two members about the class, and `error_correlation`;
@@ -34,6 +34,7 @@ from _common import Table
 
 KEY = ("data", "ensemble", "seed", "members")
 N_DEPTHS = 4
+LARGE = {"sve": 16, "deep": 16}  # members of one fit more, whose first four are those of the healthy fit of seed 0
 
 
 def features_by_depth(clf, X):
@@ -109,41 +110,55 @@ def run(options):
     table = Table(options.csv, KEY)
     healthy = [one for data in ("fashion", "intents") for one in cells(data) if one[0]["setting"] == "healthy"]
     todo = [one for one in healthy if {**one[0], "members": 4} not in table]
+    for cell, parameters in healthy:
+        n = LARGE.get(cell["ensemble"])
+        if n and (cell["data"], cell["seed"]) == ("fashion", 0) and {**cell, "members": n} not in table:
+            todo.append(({**cell, "setting": f"healthy, {n} members"}, {**parameters, "n_members": n}))
     for rows in Parallel(options.jobs, return_as="generator_unordered")(
         delayed(measure)(*one, options.models) for one in todo
     ):
         for row in rows:
-            if row not in table:
+            if row not in table:  # a fit of 16 members has rows that one of four has added
                 table.add(row)
         print(*rows[-1].values(), sep=" | ", flush=True)
 
 
 def show(options):
-    """Print the means over seeds of four members, and draw gain against disagreement."""
-    rows = Table(options.csv, KEY).rows
+    """Print the means over seeds of four members, and of seed 0 those of 2 to 16; draw gain against disagreement."""
+    rows = sorted(Table(options.csv, KEY).rows, key=lambda row: (row["data"], row["ensemble"], int(row["members"])))
     names = [name for name in rows[0] if name not in KEY]
     print(f"| data | ensemble | seeds | {' | '.join(names)} |\n|{'---|' * (3 + len(names))}")
     for data, ensemble in dict.fromkeys((row["data"], row["ensemble"]) for row in rows):
         own = [r for r in rows if (r["data"], r["ensemble"], int(r["members"])) == (data, ensemble, 4)]
         means = (np.mean([float(row[name]) for row in own]) for name in names)
         print(f"| {data} | {ensemble} | {len(own)} | {' | '.join(f'{mean:.3f}' for mean in means)} |")
+    print(f"\n| data | ensemble | members | {' | '.join(names)} |\n|{'---|' * (3 + len(names))}")
+    for row in rows:
+        if row["seed"] == "0" and row["members"] in ("2", "4", "8", "16"):
+            figures = (f"{float(row[name]):.3f}" for name in names)
+            print(f"| {row['data']} | {row['ensemble']} | {row['members']} | {' | '.join(figures)} |")
     if options.picture:
         draw(rows, options.picture)
 
 
 def draw(rows, path):
-    """Draw what the ensemble gains over the members' disagreement, and CKA by depth."""
+    """Draw what the ensemble gains over the members' disagreement, CKA by depth, and the gain of more members."""
     from matplotlib.figure import Figure
 
     known = list(dict.fromkeys(row["data"] for row in rows))
-    figure = Figure(figsize=(8, 3.5 * len(known)), layout="constrained")
-    axes = figure.subplots(len(known), 2, squeeze=False)
-    for (left, right), data in zip(axes, known, strict=True):
+    figure = Figure(figsize=(12, 3.5 * len(known)), layout="constrained")
+    axes = figure.subplots(len(known), 3, squeeze=False)
+    for (left, right, last), data in zip(axes, known, strict=True):
         for ensemble in dict.fromkeys(row["ensemble"] for row in rows):
-            own = [r for r in rows if (r["data"], r["ensemble"], int(r["members"])) == (data, ensemble, 4)]
+            every = [row for row in rows if (row["data"], row["ensemble"]) == (data, ensemble)]
+            own = [row for row in every if row["members"] == "4"]
+            first = [row for row in every if row["seed"] == "0"]
             left.plot(*([float(r[name]) for r in own] for name in ("disagreement", "gain")), "o", label=ensemble)
             depths = [np.mean([float(r[f"cka_{q + 1}"]) for r in own]) for q in range(N_DEPTHS)]
             right.plot([(q + 1) / N_DEPTHS for q in range(N_DEPTHS)], depths, marker="o", label=ensemble)
+            numbers = [int(row["members"]) for row in first]
+            last.plot(numbers, [float(row["gain"]) for row in first], marker="o", markersize=3, label=ensemble)
+        last.set(title=f"{data}, one seed", xlabel="members", ylabel="gain in NLL")
         left.set(title=data, xlabel="share of test items that two members disagree about", ylabel="gain in NLL")
         right.set(title=data, xlabel="share of the blocks", ylabel="CKA of two members' features")
     axes[0][1].legend()

@@ -48,9 +48,11 @@ def test__signatures__each_fit__its_findings_once_and_a_table(short, tmp_path, c
 def test__diversity__a_kept_fit__rows_for_two_members_and_more(short, tmp_path, capsys, monkeypatch):
     out, models = tmp_path / "diversity.csv", tmp_path / "models"
     signatures.main(["run", "--csv", str(tmp_path / "signatures.csv"), "--models", str(models)])
-    monkeypatch.setattr(signatures.skve.SVEClassifier, "fit", None)  # it is there
-    for _ in range(2):
-        diversity.main(["run", "--csv", str(out), "--models", str(models)])
+    monkeypatch.setattr(diversity, "LARGE", {})
+    with monkeypatch.context() as patched:
+        patched.setattr(signatures.skve.SVEClassifier, "fit", None)  # it is there
+        for _ in range(2):
+            diversity.main(["run", "--csv", str(out), "--models", str(models)])
     rows = list(csv.DictReader(out.open()))
     assert [row["members"] for row in rows] == ["2", "3", "4"]
     for row in rows:
@@ -59,6 +61,14 @@ def test__diversity__a_kept_fit__rows_for_two_members_and_more(short, tmp_path, 
         assert all(0 < value <= 1 + 1e-6 for value in depths)
         assert depths[0] > depths[-1]  # members part on the way
         assert np.isfinite([float(row[name]) for name in ("gain", "epistemic", "border", "foreign", "spread")]).all()
+    monkeypatch.setattr(diversity, "LARGE", {"sve": 5})
+    diversity.main(["run", "--csv", str(out), "--models", str(models)])
+    more = list(csv.DictReader(out.open()))
+    assert more[:3] == rows
+    assert [row["members"] for row in more[3:]] == ["5"]
+    capsys.readouterr()
     diversity.main(["show", "--csv", str(out), "--picture", str(tmp_path / "diversity.png")])
-    assert "| fashion | sve | 1 |" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "| fashion | sve | 1 |" in shown
+    assert "| fashion | sve | 2 |" in shown
     assert (tmp_path / "diversity.png").stat().st_size > 10_000
