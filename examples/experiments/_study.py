@@ -247,17 +247,16 @@ class Study:
     def _read_methods(self, methods):
         if not methods:
             raise ValueError(f"{self.name}: methods must have one table for each method, got none.")
-        self.methods, self.trials, self.of_common = {}, {}, {}
+        self.methods, self.trials, self.of_common, self.of_factors = {}, {}, {}, {}
+        swept = [part for factor in self.factors for part in _names(factor)]
         for name, own in methods.items():
             if not isinstance(own, dict):
                 raise ValueError(f"{self.name}: methods.{name} must be a table, got {own!r}.")
-            self._check_names(own, [*self._known, "trials", "of_common"], f"methods.{name}")
+            self._check_names(own, [*self._known, "trials", "of_common", "of_factors"], f"methods.{name}")
             own = dict(own)
-            taken = own.pop("of_common", list(self.common))
-            if not isinstance(taken, list):
-                raise ValueError(f"{self.name}: methods.{name}.of_common must be a list of names, got {taken!r}.")
-            self._check_names(taken, self.common, f"methods.{name}.of_common")
+            taken = self._taken(own, name, "of_common", list(self.common))
             self.of_common[name] = {key: value for key, value in self.common.items() if key in taken}
+            self.of_factors[name] = self._taken(own, name, "of_factors", swept)
             grid = own.pop("trials", {})
             try:
                 trials = list(ParameterGrid(grid))
@@ -266,8 +265,7 @@ class Study:
             for trial in trials:
                 options = [part for part in trial if part.startswith("ensemble_params.")]
                 self._check_names(trial, [*self._known, *options], f"methods.{name}.trials")
-            swept = {part for factor in self.factors for part in _names(factor)}
-            twice = sorted(swept & {*own, *grid}) if isinstance(grid, dict) else []
+            twice = sorted({*self.of_factors[name]} & {*own, *grid}) if isinstance(grid, dict) else []
             if twice:
                 raise ValueError(f"{self.name}: methods.{name} must not set {twice[0]}, which factors sweep.")
             self.methods[name], self.trials[name] = own, trials[: self.tuning["trials"]]
@@ -277,6 +275,14 @@ class Study:
         self.n_trials = next(iter(counts.values()))
         for cell in self.cells("tune") + self.cells("test"):
             self._check_parameters(cell)
+
+    def _taken(self, own, method, key, known):
+        """Return which names a method takes of what all methods share, by default all of them."""
+        taken = own.pop(key, known)
+        if not isinstance(taken, list):
+            raise ValueError(f"{self.name}: methods.{method}.{key} must be a list of names, got {taken!r}.")
+        self._check_names(taken, known, f"methods.{method}.{key}")
+        return taken
 
     def _section(self, found, expected, where):
         """Return a section with its defaults; every key that is unknown, missing or of the wrong type is an error."""
@@ -381,7 +387,8 @@ class Study:
             for trial, seed in runs:
                 data = copy.deepcopy(self.data)
                 parameters = {"ensemble": "sve", **self.of_common[method], **copy.deepcopy(own)}
-                for name, value in [*point.items(), *self.trials[method][trial].items()]:
+                swept = {name: value for name, value in point.items() if name in self.of_factors[method]}
+                for name, value in [*swept.items(), *self.trials[method][trial].items()]:
                     options = parameters.get("ensemble_params", {})
                     if name in DATA:
                         data[name] = value

@@ -1,7 +1,8 @@
-"""How much members differ, where, and what that is worth, for several kinds of ensembles.
+r"""How much members differ, where, and what that is worth, for several kinds of ensembles.
 
     python examples/experiments/diversity.py run  --csv docs/data/diversity.csv --jobs 2 --models FOLDER
-    python examples/experiments/diversity.py show --csv docs/data/diversity.csv --picture docs/pictures/diversity.png
+    python examples/experiments/diversity.py show --csv docs/data/diversity.csv --page docs/studies.md \
+        --picture docs/pictures/diversity.png
 
 The fits are the healthy ones of signatures.py, kept in FOLDER: 20 photographs of each kind of clothes at 48 pixels,
 and 10 questions of each of a bank's intents, four members at the defaults. 300 test items and 300 foreign ones are
@@ -31,9 +32,12 @@ from skve.uncertainty import Uncertainty
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "benchmarks"))
 from _common import Table
+from table import markdown
 
 KEY = ("data", "ensemble", "seed", "members")
 N_DEPTHS = 4
+TITLES = {"nll": "NLL", "error_correlation": "error correlation"}
+TITLES |= {f"cka_{quarter + 1}": f"CKA {quarter + 1}" for quarter in range(N_DEPTHS)}
 LARGE = {"sve": 16, "deep": 16}  # members of one fit more, whose first four are those of the healthy fit of seed 0
 
 
@@ -124,21 +128,30 @@ def run(options):
 
 
 def show(options):
-    """Print the means over seeds of four members, and of seed 0 those of 2 to 16; draw gain against disagreement."""
+    """Return a table of the means over seeds of four members and one of seed 0 by members; draw gains and CKA."""
     rows = sorted(Table(options.csv, KEY).rows, key=lambda row: (row["data"], row["ensemble"], int(row["members"])))
     names = [name for name in rows[0] if name not in KEY]
-    print(f"| data | ensemble | seeds | {' | '.join(names)} |\n|{'---|' * (3 + len(names))}")
+    means, first = [], []
     for data, ensemble in dict.fromkeys((row["data"], row["ensemble"]) for row in rows):
-        own = [r for r in rows if (r["data"], r["ensemble"], int(r["members"])) == (data, ensemble, 4)]
-        means = (np.mean([float(row[name]) for row in own]) for name in names)
-        print(f"| {data} | {ensemble} | {len(own)} | {' | '.join(f'{mean:.3f}' for mean in means)} |")
-    print(f"\n| data | ensemble | members | {' | '.join(names)} |\n|{'---|' * (3 + len(names))}")
-    for row in rows:
-        if row["seed"] == "0" and row["members"] in ("2", "4", "8", "16"):
-            figures = (f"{float(row[name]):.3f}" for name in names)
-            print(f"| {row['data']} | {row['ensemble']} | {row['members']} | {' | '.join(figures)} |")
+        every = [row for row in rows if (row["data"], row["ensemble"]) == (data, ensemble)]
+        own = [row for row in every if row["members"] == "4"]
+        means.append([data, ensemble, str(len(own)), *(_figure([row[name] for row in own]) for name in names)])
+        powers = [row for row in every if row["seed"] == "0" and row["members"] in ("2", "4", "8", "16")]
+        first += [[data, ensemble, row["members"], *(_figure([row[name]]) for name in names)] for row in powers]
     if options.picture:
         draw(rows, options.picture)
+    titles = [TITLES.get(name, name) for name in names]
+    return [
+        *markdown(["data", "ensemble", "seeds", *titles], means),
+        "",
+        *markdown(["data", "ensemble", "members, seed 0", *titles], first),
+    ]
+
+
+def _figure(found):
+    """Return the mean of figures of a CSV, empty where they have none."""
+    mean = np.mean([float(value) for value in found])
+    return "" if np.isnan(mean) else f"{mean:.3f}"
 
 
 def draw(rows, path):
@@ -169,7 +182,7 @@ def draw(rows, path):
 def main(arguments=None):
     parser = parser_of(__doc__)
     parser.add_argument("--picture", type=pathlib.Path, help="to draw, for show")
-    start(parser, arguments, {"run": run, "show": show})
+    start(parser, arguments, "diversity", run, show)
 
 
 if __name__ == "__main__":

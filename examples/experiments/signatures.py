@@ -1,7 +1,7 @@
 """Known failures, each produced on purpose, and what `skve.diagnose` says of them and of healthy fits.
 
     python examples/experiments/signatures.py run  --csv docs/data/signatures.csv --jobs 2 --models FOLDER
-    python examples/experiments/signatures.py show --csv docs/data/signatures.csv
+    python examples/experiments/signatures.py show --csv docs/data/signatures.csv --page docs/studies.md
 
 The data and the weights are bundled: 20 photographs of each kind of clothes (Fashion-MNIST) at 48 pixels, and 10
 questions of each of a bank's intents. `diagnose` sees 300 other items and foreign ones. A row is a fit with one thing
@@ -11,7 +11,6 @@ FOLDER keeps the fitted models, for this script and for diversity.py.
 
 import argparse
 import collections
-import csv
 import pathlib
 import sys
 
@@ -24,6 +23,7 @@ from skve.datasets import load_fashion, load_intents
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "benchmarks"))
 from _common import Table
+from table import fill, markdown
 
 # Failure -> what produces it. The first four are those that the paper warns of.
 ILL = {
@@ -108,19 +108,18 @@ def run(options):
 
 
 def show(options):
-    """Print how many fits with each failure were found out, and every false alarm."""
-    with open(options.csv, newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
+    """Return a table of how many fits with each failure were found out, and of every false alarm."""
     groups = collections.defaultdict(list)
-    for row in rows:
+    for row in Table(options.csv, KEY).rows:
         groups[row["data"], row["setting"]].append(row["findings"].split("; ") if row["findings"] else [])
-    print("| data | what was done | fits | found | also reported |\n|---|---|---|---|---|")
+    lines = []
     for (data, setting), findings in groups.items():
         hits = sum(setting in own for own in findings)
         found = f"{hits} of {len(findings)}" if setting != "healthy" else ""
         others = collections.Counter(name for own in findings for name in own if name != setting)
         shown = ", ".join(f"{name} ({n})" for name, n in others.most_common())
-        print(f"| {data} | {setting} | {len(findings)} | {found} | {shown} |")
+        lines.append([data, setting, str(len(findings)), found, shown])
+    return markdown(["data", "what was done", "fits", "found", "also reported"], lines)
 
 
 def parser_of(description):
@@ -130,19 +129,26 @@ def parser_of(description):
     parser.add_argument("--csv", type=pathlib.Path, required=True)
     parser.add_argument("--models", type=pathlib.Path, help="folder that keeps fitted models, for run")
     parser.add_argument("--jobs", type=int, default=1, help="fits at a time, one thread each")
+    parser.add_argument("--page", type=pathlib.Path, help="file to put tables in, for show; else they are printed")
     return parser
 
 
-def start(parser, arguments, stages):
-    """Run the stage that the arguments name."""
+def start(parser, arguments, name, run, show):
+    """Run the stage that the arguments name; tables go between <!-- name --> and <!-- end of name --> of a page."""
     options = parser.parse_args(arguments)
-    if options.stage == "run" and options.models is None:
-        parser.error("run requires --models")
-    stages[options.stage](options)
+    if options.stage == "run":
+        if options.models is None:
+            parser.error("run requires --models")
+        run(options)
+    elif options.page is None:
+        print(*show(options), sep="\n")
+    else:
+        page = fill(options.page.read_text(encoding="utf-8"), name, "\n".join(show(options)))
+        options.page.write_text(page, encoding="utf-8")
 
 
 def main(arguments=None):
-    start(parser_of(__doc__), arguments, {"run": run, "show": show})
+    start(parser_of(__doc__), arguments, "signatures", run, show)
 
 
 if __name__ == "__main__":

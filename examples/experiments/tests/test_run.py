@@ -511,6 +511,17 @@ def test__cells__method_with_a_part_of_common__takes_no_more(small):
         Study(small, [common, 'methods.deep.of_common=["backbon"]'])
 
 
+def test__cells__method_without_factors__the_same_fit_at_every_point(small):
+    changes = ["factors.batch_size=[4, 8]", "methods.deep.of_factors=[]"]
+    cells = [cell for cell in Study(small, changes).cells("test") if cell.seed == 0]
+    fits = {name: {cell.fit for cell in cells if cell.method == name} for name in ("deep", "head")}
+    assert (len(fits["deep"]), len(fits["head"])) == (1, 2)
+    with pytest.raises(
+        ValueError, match=r"unknown key methods\.deep\.of_factors\.batchsize; the nearest known one is"
+    ):
+        Study(small, [*changes[:1], 'methods.deep.of_factors=["batchsize"]'])
+
+
 @pytest.mark.parametrize("path", [path for path in STUDIES if path.stem.startswith("paper_")], ids=lambda p: p.stem)
 def test__paper_study__method_with_the_defaults__differs_in_training_alone(path):
     study = Study(path)

@@ -2,7 +2,7 @@
 
 import csv
 
-import experiment_cases  # noqa: F401 - where the scripts are
+import experiment_cases  # where the scripts are
 import numpy as np
 import pytest
 
@@ -72,3 +72,12 @@ def test__diversity__a_kept_fit__rows_for_two_members_and_more(short, tmp_path, 
     assert "| fashion | sve | 1 |" in shown
     assert "| fashion | sve | 2 |" in shown
     assert (tmp_path / "diversity.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("script", [signatures, diversity], ids=lambda script: script.__name__)
+def test__studies_page__tables_of_a_script__those_of_its_committed_rows(script, tmp_path):
+    docs, copy = experiment_cases.EXAMPLES.parent / "docs", tmp_path / "studies.md"
+    text = (docs / "studies.md").read_text(encoding="utf-8")
+    copy.write_text(text, encoding="utf-8")
+    script.main(["show", "--csv", str(docs / "data" / f"{script.__name__}.csv"), "--page", str(copy)])
+    assert copy.read_text(encoding="utf-8") == text
