@@ -18,7 +18,7 @@ NOISE = (0.04, 0.08, 0.12, 0.18, 0.26)  # standard deviation, in ranges of a cha
 WORDS = (0.1, 0.2, 0.35, 0.5, 0.7)  # share of the words
 
 
-def corrupt(items, strength):
+def corrupt(items, strength, *, texts):
     """Return corrupted items; with strength 0 as they are.
 
     Parameters
@@ -26,15 +26,19 @@ def corrupt(items, strength):
     items : list of str, of arrays (height, width, 3) of bytes, or of PIL images
     strength : int
         From 0 to 5.
+    texts : bool
+        Whether strings are texts, or else the paths of images.
     """
     if not strength:
         return items
-    kinds = TEXTS if isinstance(items[0], str) else IMAGES
+    kinds = TEXTS if texts else IMAGES
     corrupted = []
     for index, item in enumerate(items):
         work = kinds[index % len(kinds)]
-        if kinds is IMAGES and not isinstance(item, Image.Image):
-            item = Image.fromarray(item)
+        if isinstance(item, str) and not texts:
+            item = Image.open(item).convert("RGB")
+        elif isinstance(item, np.ndarray):
+            item = Image.fromarray(item).convert("RGB")
         corrupted.append(work(item, strength - 1, np.random.default_rng([strength, index])))
     return corrupted
 
@@ -74,7 +78,7 @@ def capitals(text, level, rng):
 
 def dropped(text, level, rng):
     kept = [word for word, chosen in _chosen(text, level, rng) if not chosen]
-    return " ".join(kept) or text.split()[0]
+    return " ".join(kept) or next(iter(text.split()), text)
 
 
 def _some_words(text, level, rng, change):

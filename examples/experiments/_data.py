@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import pathlib
+import zipfile
+import zlib
 
 import numpy as np
 from _common import as_prompt, load_jpegs, read_jsonl
@@ -23,7 +25,7 @@ class Parts:
     shifts: dict  # "near" and "far", those that there are -> items of no known class
 
 
-def load(data, data_dir, seed, judged_on="test"):
+def load(data, data_dir, seed, judged_on="test", section="data"):
     """Return the parts of a study's data.
 
     Which classes are known and which items are tested does not depend on the seed; what is trained and validated
@@ -40,6 +42,8 @@ def load(data, data_dir, seed, judged_on="test"):
     judged_on : {"test", "valid"}
         "valid" takes the validation items for the test, and the held-out classes of the training split as near
         ones: the test split is not read. `near` and `far` name their own split.
+    section : str, default="data"
+        What messages call the section.
 
     Returns
     -------
@@ -52,14 +56,7 @@ def load(data, data_dir, seed, judged_on="test"):
     """
     read = functools.partial(read_split, data["loader"], pathlib.Path(data_dir) / data["path"])
     X, y = read(data["train"])
-    order = np.random.default_rng(0).permutation(np.unique(y))
-    n_classes = data["n_classes"] or len(order) - data["near_classes"]
-    if n_classes < 2 or n_classes + data["near_classes"] > len(order):
-        raise ValueError(
-            f"data: n_classes={data['n_classes']} and near_classes={data['near_classes']} of {len(order)} classes "
-            f"in {data['path']}; at least 2 must stay known"
-        )
-    known, held_out = np.sort(order[:n_classes]), order[n_classes : n_classes + data["near_classes"]]
+    known, held_out = _known_classes(y, data, section)
 
     def take(X, y, chosen):
         return [X[i] for i in chosen], y[chosen]
@@ -77,8 +74,8 @@ def load(data, data_dir, seed, judged_on="test"):
     for label, own in by_class.items():
         if (data["per_class"] or 1) > len(own) - n_valid[label]:
             raise ValueError(
-                f"data.per_class={data['per_class']}: class {str(label)!r} of {data['path']} has {len(own)} training "
-                f"items, of which {n_valid[label]} are for validation"
+                f"{section}.per_class={data['per_class']}: class {str(label)!r} of {data['path']} has {len(own)} "
+                f"training items, of which {n_valid[label]} are for validation"
             )
     sizes = {label: data["per_class"] or len(own) - n_valid[label] for label, own in by_class.items()}
     train = take(X, y, np.concatenate([own[: sizes[label]] for label, own in by_class.items()]))
@@ -99,23 +96,39 @@ def load(data, data_dir, seed, judged_on="test"):
     return Parts(*train, *valid, *test, shifts)
 
 
+def _known_classes(y, data, section="data"):
+    """Return the names of the classes that are known, and of those held out."""
+    order = np.random.default_rng(0).permutation(np.unique(y))
+    n_classes = data["n_classes"] or len(order) - data["near_classes"]
+    if n_classes < 2 or n_classes + data["near_classes"] > len(order):
+        raise ValueError(
+            f"{section}: n_classes={data['n_classes']} and near_classes={data['near_classes']} of {len(order)} "
+            f"classes in {data['path']}; at least 2 must stay known"
+        )
+    return np.sort(order[:n_classes]), order[n_classes : n_classes + data["near_classes"]]
+
+
 def load_domain(data, data_dir, seed, judged_on="test"):
     """Return the parts of the domain `data["domain"]`, which is not the study's own; arguments as of `load`.
 
     With `classes` there are test items alone, under the names that the study's own data have; else what `load`
     returns, without foreign items.
     """
-    domain = data["domains"][data["domain"]]
+    domain, section = data["domains"][data["domain"]], f"data.domains.{data['domain']}"
     if domain["per_class"] is not None:
         unused = {"valid": None, "near_classes": 0, "near": None, "far": None}
-        return load({**data, **domain, **unused}, data_dir, seed, judged_on)
-    split = domain["train"] if judged_on == "valid" else domain["test"]
-    X, y = read_split(domain["loader"], pathlib.Path(data_dir) / domain["path"], split)
-    missing = sorted(set(domain["classes"]) - set(y))
-    if missing:
-        raise ValueError(f"data.domains.{data['domain']}.classes: {domain['path']} has no class {missing[0]!r}")
-    items, names = _some(X, y, list(domain["classes"]), domain["n_test"], 0)
-    return Parts([], y[:0], [], y[:0], items, np.array([domain["classes"][name] for name in names]), {})
+        return load({**data, **domain, **unused}, data_dir, seed, judged_on, section)
+    data_dir, classes = pathlib.Path(data_dir), domain["classes"]
+    X, y = read_split(
+        domain["loader"], data_dir / domain["path"], domain["train" if judged_on == "valid" else "test"]
+    )
+    known, _ = _known_classes(read_split(data["loader"], data_dir / data["path"], data["train"])[1], data)
+    for names, held, path in ((classes, y, domain["path"]), (classes.values(), known, data["path"])):
+        missing = sorted(set(names) - set(held))
+        if missing:
+            raise ValueError(f"{section}.classes: {path} has no known class {missing[0]!r}")
+    items, names = _some(X, y, list(classes), domain["n_test"], 0)
+    return Parts([], y[:0], [], y[:0], items, np.array([classes[name] for name in names]), {})
 
 
 def _some(X, y, classes, n, seed):
@@ -130,7 +143,10 @@ def read_split(loader, path, split):
     """Return (items, labels as strings) of one split; README.md says what each loader reads."""
     if not path.exists():
         raise ValueError(f"data: there is no {path}")
-    items, labels = LOADERS[loader](path, split)
+    try:
+        items, labels = LOADERS[loader](path, split)
+    except (OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"data: {path} can't be read by the loader {loader!r}: {error}") from error
     if len(items) == 0:
         raise ValueError(f"data: {path} has nothing in the split {split!r}")
     return items, np.asarray(labels).astype(str)
@@ -149,6 +165,8 @@ def _arrays(path, split):
 
 
 def _need_arrays(path, name):
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"data: {path} is no npz file")
     with np.load(path) as data:
         if name not in data:
             raise ValueError(f"data: {path} has no array {name}; it has {sorted(data)}")

@@ -151,7 +151,7 @@ def see(cell, clf, parts, members, data_dir):
     n_train, y_valid = len(parts.y_train), parts.y_valid
     if cell.data["domain"] != OWN:
         judged = load_domain(cell.data, data_dir, cell.seed, cell.judged_on)
-    items = corrupt(judged.X_test, strength)
+    items = corrupt(judged.X_test, strength, texts=cell.data["loader"] in TEXT_LOADERS)
     if len(judged.y_train) and judged is not parts:
         members, classes, temperature = read_out(clf, judged, items), np.unique(judged.y_train), 1.0
         n_train, y_valid = len(judged.y_train), judged.y_valid

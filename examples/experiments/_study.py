@@ -194,12 +194,20 @@ class Study:
             if self.data[name] is not None:
                 self.data[name] = self._section(self.data[name], SOURCE, f"data.{name}")
         for name, domain in self.data["domains"].items():
+            if name == OWN or not re.fullmatch(r"[\w.+-]+", name):
+                raise ValueError(
+                    f"{self.name}: the name of a domain must have letters, digits, '_', '.', '+' and '-' only, and "
+                    f"not be {OWN!r}, got {name!r}."
+                )
             self.data["domains"][name] = self._domain(domain, f"data.domains.{name}")
+        self._one_of(self.data["domain"], [OWN, *self.data["domains"]], "data.domain")
         self.tuning = self._section(raw["tuning"], TUNING, "tuning")
         self.test = self._section(raw["test"], TEST, "test")
         self._one_of(self.test["on"], ("test", "valid"), "test.on")
-        if not self.test["seeds"] or not all(type(seed) is int for seed in self.test["seeds"]):
-            raise ValueError(f"{self.name}: test.seeds must be a list of integers, got {self.test['seeds']}.")
+        if not self.test["seeds"] or not all(type(seed) is int and seed >= 0 for seed in self.test["seeds"]):
+            raise ValueError(
+                f"{self.name}: test.seeds must be a list of integers, at least 0, got {self.test['seeds']}."
+            )
         self._one_of(self.data["loader"], TEXT_LOADERS + IMAGE_LOADERS, "data.loader")
         text = self.data["loader"] in TEXT_LOADERS
         self.estimator = skve.SVETextClassifier if text else skve.SVEClassifier
@@ -224,8 +232,16 @@ class Study:
                 f"{self.name}: {where} must have either classes, names there = names here, or per_class, the labels "
                 f"of each class for a readout."
             )
-        if domain["per_class"] is not None and domain["n_valid"] is None:
+        if domain["per_class"] is None:
+            beside = [name for name in ("n_classes", "n_valid") if domain[name] is not None]
+            if beside:
+                raise ValueError(f"{self.name}: {where} must not have {beside[0]} beside classes.")
+            if not all(isinstance(name, str) for name in domain["classes"].values()):
+                raise ValueError(f"{self.name}: {where}.classes must be names there = names here.")
+        elif domain["n_valid"] is None:
             raise ValueError(f"{self.name}: {where}.n_valid is missing")
+        elif domain["per_class"] < 2:
+            raise ValueError(f"{self.name}: {where}.per_class must be at least 2, so that folds choose the penalty.")
         return domain
 
     def _read_factors(self):
@@ -257,6 +273,12 @@ class Study:
             taken = self._taken(own, name, "of_common", list(self.common))
             self.of_common[name] = {key: value for key, value in self.common.items() if key in taken}
             self.of_factors[name] = self._taken(own, name, "of_factors", swept)
+            judged = [part for part in swept if part in DATA and part not in (*self.of_factors[name], "per_class")]
+            if judged:
+                raise ValueError(
+                    f"{self.name}: methods.{name}.of_factors must have {judged[0]}: methods are compared on the same "
+                    f"items."
+                )
             grid = own.pop("trials", {})
             try:
                 trials = list(ParameterGrid(grid))
@@ -279,7 +301,7 @@ class Study:
     def _taken(self, own, method, key, known):
         """Return which names a method takes of what all methods share, by default all of them."""
         taken = own.pop(key, known)
-        if not isinstance(taken, list):
+        if not isinstance(taken, list) or not all(isinstance(name, str) for name in taken):
             raise ValueError(f"{self.name}: methods.{method}.{key} must be a list of names, got {taken!r}.")
         self._check_names(taken, known, f"methods.{method}.{key}")
         return taken
@@ -314,7 +336,8 @@ class Study:
             if name not in known:
                 near = difflib.get_close_matches(name, [str(k) for k in known], n=1, cutoff=0.0)
                 full = f"{where}.{name}".lstrip(".")
-                raise ValueError(f"{self.name}: unknown key {full}; the nearest known one is {near[0]}")
+                nearest = f"; the nearest known one is {near[0]}" if near else ", where nothing is known"
+                raise ValueError(f"{self.name}: unknown key {full}{nearest}")
 
     def _one_of(self, value, known, where):
         if value not in known:

@@ -1,4 +1,4 @@
-"""Run a study: tune every method on validation data, test it with several seeds, keep each cell as a row of a CSV.
+r"""Run a study: tune every method on validation data, test it with several seeds, keep each cell as a row of a CSV.
 
     python examples/experiments/run.py examples/experiments/studies/main_sst2.toml --data-dir DATA \
         --csv docs/data/evidence.csv --predictions PREDICTIONS
@@ -148,6 +148,8 @@ def _parse(arguments):
     parser.add_argument("--limit", type=int, help="fits of this run at most")
     parsed = parser.parse_args(arguments)
     cores = os.cpu_count() or 1
+    if parsed.limit is not None and parsed.limit < 0:
+        parser.error(f"--limit must be at least 0, got {parsed.limit}.")
     if parsed.jobs < 1 or parsed.threads < 1 or parsed.jobs * parsed.threads > cores:
         parser.error(
             f"--jobs times --threads must be from 1 to {cores}, the number of cores, got {parsed.jobs} times "
@@ -177,4 +179,8 @@ def _parse(arguments):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on with the cells that are not finished", file=sys.stderr)
+        sys.exit(130)  # as shells have it

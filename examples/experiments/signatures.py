@@ -140,7 +140,11 @@ def start(parser, arguments, name, run, show):
         if options.models is None:
             parser.error("run requires --models")
         run(options)
-    elif options.page is None:
+        return
+    for file in (options.csv, options.page):
+        if file is not None and not file.is_file():
+            parser.error(f"there is no {file}")
+    if options.page is None:
         print(*show(options), sep="\n")
     else:
         page = fill(options.page.read_text(encoding="utf-8"), name, "\n".join(show(options)))

@@ -17,7 +17,8 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "benchmarks"))
 from _common import Table
-from _study import KEY, Study, digest_of
+from _fits import COLUMNS
+from _study import KEY, Study, digest_of, show
 
 STUDIES = pathlib.Path(__file__).parent / "studies"
 PAPER = STUDIES / "paper.csv"  # figures of the tables of arXiv 2601.22068, version 2
@@ -52,19 +53,29 @@ VERDICT = ("nll", "near_total", "far_total")
 PANELS = ("accuracy", "nll", "ece", "near_total", "far_total")
 
 
-def read(path):
+def read(path, studies=STUDIES):
     """Return the finished test rows of a CSV, one for each seed: the last with the settings that the study has now.
 
-    Where there is none, the last with others; the study's file may also be gone.
+    Where there is none, the last with others. Where the study's file is gone, those with the settings of the last row
+    of the method.
     """
-    settings, latest = {}, {}
-    for row in Table(path, KEY).rows:
+    settings, latest, last = {}, {}, {}
+    table = Table(path, KEY)
+    table.check(COLUMNS)
+    for row in table.rows:
         if (row["status"], row["stage"]) != ("ok", "test"):
             continue
         name = row["study"]
         if name not in settings:
-            study = study_of(name)
-            settings[name] = {cell.settings for cell in study.possible_tests()} if study else set()
+            study = study_of(name, studies)
+            settings[name] = {cell.settings for cell in study.possible_tests()} if study else None
+        if settings[name] is None:
+            method = (name, row["method"], row["factors"])
+            if last.setdefault(method, row["settings"]) != row["settings"]:
+                latest = {cell: kept for cell, kept in latest.items() if cell[:3] != method}
+            last[method] = row["settings"]
+            latest[*method, row["seed"]] = row
+            continue
         cell = (name, row["method"], row["factors"], row["seed"])
         present = row["settings"] in settings[name]
         if cell not in latest or present or latest[cell]["settings"] not in settings[name]:
@@ -91,9 +102,9 @@ def read_intervals(path, rows):
     return paired, len(found) - len(paired)
 
 
-def study_of(name):
+def study_of(name, studies=STUDIES):
     """Return the study of a name, or None."""
-    file = STUDIES / f"{name}.toml"
+    file = studies / f"{name}.toml"
     return Study(file) if file.is_file() else None
 
 
@@ -102,12 +113,15 @@ def point(factors):
     return dict(part.partition("=")[::2] for part in factors.split())
 
 
-def in_order(rows, methods):
-    """Return rows sorted by factors, numbers as numbers, and by the order of a study's methods, as far as known."""
+def in_order(rows, study):
+    """Return rows in the order of a study's factors and methods; of a study that is None by what factors are."""
+    points = [show(factors) for factors in study.points()] if study else []
+    methods = list(study.methods) if study else []
 
     def place(row):
         found = [(0, float(v), "") if _is_number(v) else (1, 0.0, v) for v in point(row["factors"]).values()]
-        return found, methods.index(row["method"]) if row["method"] in methods else len(methods)
+        known = [points.index(row["factors"])] if row["factors"] in points else [len(points)]
+        return known, found, methods.index(row["method"]) if row["method"] in methods else len(methods)
 
     return sorted(rows, key=place)
 
@@ -281,6 +295,7 @@ def plot(rows, path):
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     points = {factors: point(factors) for factors, _ in groups}
     swept = [name for name, n in _numeric(points).items() if n > 1]
+    colours = {}  # of a label, the same in all panels
     for axis, name in zip(axes, panels, strict=True):
         axis.set_title(SHOWN[name][0])
         curves = {}
@@ -298,11 +313,13 @@ def plot(rows, path):
         for label, line in curves.items():
             x, means = [x for x, _ in line], [found.mean() for _, found in line]
             spread = [found.std(ddof=1) if len(found) > 1 else 0.0 for _, found in line]
+            colour = colours.setdefault(label, f"C{len(colours)}")
+            style = {"marker": "o", "capsize": 2, "label": label, "color": colour}
             if swept:
-                axis.errorbar(x, means, spread, marker="o", markersize=3, capsize=2, linewidth=1, label=label)
+                axis.errorbar(x, means, spread, markersize=3, linewidth=1, **style)
                 axis.set_xlabel(swept[0])
             else:
-                axis.errorbar(means, x, xerr=spread, marker="o", linestyle="none", capsize=2, label=label)
+                axis.errorbar(means, x, xerr=spread, linestyle="none", **style)
         if not swept:
             axis.margins(y=0.1 + 0.4 / max(1, len(axis.get_yticks())))  # few methods stand apart from the frame
             axis.invert_yaxis()
@@ -314,8 +331,8 @@ def plot(rows, path):
             axis.minorticks_off()
     figure.supxlabel("mean and standard deviation over seeds", fontsize="small")
     if swept or len(points) > 1:
-        known = axes[-1].get_legend_handles_labels()
-        figure.legend(*known, loc="outside upper center", ncols=min(4, len(known[1])), fontsize="small")
+        known = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+        figure.legend(known.values(), known, loc="outside upper center", ncols=min(4, len(known)), fontsize="small")
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
 
@@ -338,6 +355,7 @@ def main(arguments=None):
     parser.add_argument("--csv", required=True, type=pathlib.Path)
     parser.add_argument("--intervals", type=pathlib.Path, help="default: the name of --csv with _intervals")
     parser.add_argument("--study", nargs="+", help="default: all that the CSV holds")
+    parser.add_argument("--studies", type=pathlib.Path, default=STUDIES, help="folder of the study files")
     parser.add_argument(
         "--page",
         type=pathlib.Path,
@@ -355,7 +373,14 @@ def main(arguments=None):
     parsed = parser.parse_args(arguments)
     if not parsed.csv.is_file():
         parser.error(f"--csv {parsed.csv}: there is no such file")
-    rows = read(parsed.csv)
+    if parsed.page and not parsed.page.is_file():
+        parser.error(f"--page {parsed.page}: there is no such file")
+    try:
+        rows = read(parsed.csv, parsed.studies)
+    except ValueError as error:
+        parser.error(f"--csv: {error}")
+    if not rows:
+        parser.error(f"--csv {parsed.csv} has no finished tests")
     intervals = parsed.intervals or parsed.csv.with_name(f"{parsed.csv.stem}_intervals.csv")
     paired, other = read_intervals(intervals, rows) if intervals.is_file() else ([], 0)
     if other:
@@ -392,10 +417,9 @@ def main(arguments=None):
             )
         put(f"verdict of {kind}", "\n".join(verdict(own, method, kind)))
     for study in parsed.study or studies:
-        known = study_of(study)
-        methods = list(known.methods) if known else []
-        own = in_order([row for row in rows if row["study"] == study], methods)
-        text = report(known, own, in_order([row for row in paired if row["study"] == study], methods))
+        known = study_of(study, parsed.studies)
+        own, differences = (in_order([r for r in some if r["study"] == study], known) for some in (rows, paired))
+        text = report(known, own, differences)
         if parsed.pictures is not None:
             plot(own, parsed.pictures / f"{study}.png")
         put(study, text)

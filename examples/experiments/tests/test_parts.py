@@ -2,10 +2,12 @@
 
 import csv
 import itertools
+import re
 
 import numpy as np
 import pytest
 from experiment_cases import EXAMPLES, STUDIES, write_lines
+from matplotlib.figure import Figure
 from PIL import Image
 
 import skve
@@ -56,11 +58,11 @@ def test__corrupt__images__each_kind_moves_pixels_further_with_its_strength(as_a
     rng = np.random.default_rng(0)
     pixels = np.asarray(Image.fromarray(rng.integers(256, size=(8, 8, 3)).astype(np.uint8)).resize((32, 32)))
     images = [pixels if as_array else Image.fromarray(pixels)] * 4
-    assert _corrupt.corrupt(images, 0) is images
+    assert _corrupt.corrupt(images, 0, texts=False) is images
     moved = np.array(
         [
-            [np.abs(np.asarray(image, float) - pixels).mean() for image in _corrupt.corrupt(images, strength)]
-            for strength in range(1, 6)
+            [np.abs(np.asarray(image, float) - pixels).mean() for image in changed]
+            for changed in (_corrupt.corrupt(images, strength, texts=False) for strength in range(1, 6))
         ]
     )
     assert (moved[0] > 0).all()
@@ -69,7 +71,7 @@ def test__corrupt__images__each_kind_moves_pixels_further_with_its_strength(as_a
 
 def test__corrupt__texts__typing_errors_capitals_and_dropped_words():
     text = "the quick brown fox jumps over the lazy dog " * 5
-    typos, capitals, dropped = _corrupt.corrupt([text] * 3, 3)
+    typos, capitals, dropped = _corrupt.corrupt([text] * 3, 3, texts=True)
     words = text.split()
     changed = [(old, new) for old, new in zip(words, typos.split(), strict=True) if old != new]
     assert changed
@@ -77,14 +79,40 @@ def test__corrupt__texts__typing_errors_capitals_and_dropped_words():
     assert capitals != text
     assert capitals.lower().split() == words
     assert 0 < len(dropped.split()) < len(words)
-    assert _corrupt.corrupt([text] * 3, 3) == [typos, capitals, dropped]
-    assert _corrupt.corrupt(["a", "b", "c"], 5)[2] == "c"
+    assert _corrupt.corrupt([text] * 3, 3, texts=True) == [typos, capitals, dropped]
+    assert _corrupt.corrupt(["a", "b", "c"], 5, texts=True)[2] == "c"
+    assert _corrupt.corrupt(["", "", ""], 5, texts=True) == ["", "", ""]
+
+
+def test__corrupt__files_of_images__their_pixels_and_not_their_names(tmp_path):
+    pixels = np.random.default_rng(0).integers(256, size=(8, 8, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    from_files = _corrupt.corrupt([str(tmp_path / "a.png")] * 4, 3, texts=False)
+    from_arrays = _corrupt.corrupt([pixels] * 4, 3, texts=False)
+    for one, other in zip(from_files, from_arrays, strict=True):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
 
 
 def test__read_split__line_that_is_no_record__value_error_shows_what_is_wanted(tmp_path):
     write_lines(tmp_path / "t.jsonl.gz", [{"split": "train", "sentence": "one"}])
     with pytest.raises(ValueError, match=r"each line of .*t.jsonl.gz must be a record .*'text'"):
         _data.read_split("jsonl", tmp_path / "t.jsonl.gz", "train")
+
+
+@pytest.mark.parametrize("loader", ["jpegs", "arrays", "jsonl"])
+@pytest.mark.parametrize("damage", ["text", "cut", "folder", "other arrays"])
+def test__read_split__file_that_is_damaged__value_error_names_it(loader, damage, tmp_path):
+    file = tmp_path / ("t.jsonl.gz" if loader == "jsonl" else "t.npz")
+    if damage == "folder":
+        file.mkdir()
+    elif damage == "other arrays" or loader == "jsonl":
+        np.savez(file.with_suffix(".npz"), x_train=np.zeros(3), jpeg_train=np.zeros(3, np.uint8))
+        file.with_suffix(".npz").rename(file)
+    else:
+        np.savez(file, x_train=np.zeros(3), jpeg_train=np.zeros(3, np.uint8))
+        file.write_bytes(file.read_bytes()[:-200] if damage == "cut" else b"image")
+    with pytest.raises(ValueError, match=re.escape(str(file))):
+        _data.read_split(loader, file, "train")
 
 
 def test__load__judged_on_validation__reads_no_test_split(small, data_dir):
@@ -336,6 +364,57 @@ def test__table__rows_of_other_settings_than_the_study_has__says_so(tmp_path, ca
         assert ("1 of 1 rows were made with other settings than rates.toml has" in capsys.readouterr().out) == (
             settings == "{}"
         )
+
+
+def test__read__study_without_a_file__rows_of_the_last_settings_alone(tmp_path):
+    out = tmp_path / "e.csv"
+    for seed, settings in ((0, "old"), (1, "old"), (0, "new")):
+        Table(out, ()).add(row("sve", seed, study="mine", nll=0.5, settings=settings))
+    assert [(found["seed"], found["settings"]) for found in table.read(out)] == [("0", "new")]
+
+
+def test__table__folder_of_studies__their_questions_and_the_order_of_their_factors_and_methods(tmp_path, capsys):
+    text = '[common]\nensemble = "sve"\n[factors]\nlayers = ["mlp", "all"]\n[methods.b]\n[methods.a]\n'
+    data = 'name = "toys"\nloader = "arrays"\npath = "toys.npz"\nn_valid = 1\nn_test = 1\n'
+    (tmp_path / "mine.toml").write_text(f'question = "Which?"\n[data]\n{data}{text}')
+    out = tmp_path / "e.csv"
+    for cell in reversed(Study(tmp_path / "mine.toml").cells("test")):
+        Table(out, ()).add(
+            row(cell.method, cell.seed, study="mine", factors=show(cell.factors), nll=0.5, settings=cell.settings)
+        )
+    table.main(["--csv", str(out), "--studies", str(tmp_path), "--pictures", str(tmp_path)])
+    shown = capsys.readouterr().out
+    assert "Which?" in shown
+    places = [shown.index(f"| {factors} | {method} |") for factors in ("layers=mlp", "layers=all") for method in "ba"]
+    assert places == sorted(places)
+
+
+def test__plot__label_that_the_last_panel_lacks__in_the_legend_with_one_colour(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: figures.append(self))
+    rows = [
+        row("sve", 0, factors="domain=other", nll=0.5),
+        row("sve", 0, factors="domain=own", nll=0.5, far_total=0.9),
+    ]
+    table.plot(rows, tmp_path / "p.png")
+    colours = {}
+    for axis in figures[0].axes:
+        for line, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            colours.setdefault(label, set()).add(line[0].get_color())
+    assert {label: len(known) for label, known in colours.items()} == {"domain=other": 1, "domain=own": 1}
+    (legend,) = figures[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["domain=other", "domain=own"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a,b\n1,2\n", "has the columns"), (",".join(_fits.COLUMNS) + "\n", "has no finished tests")],
+)
+def test__table__csv_without_tests__error(text, message, tmp_path, capsys):
+    (tmp_path / "e.csv").write_text(text)
+    with pytest.raises(SystemExit):
+        table.main(["--csv", str(tmp_path / "e.csv")])
+    assert message in capsys.readouterr().err
 
 
 def test__csv_table__other_columns_than_the_file__value_error(tmp_path):

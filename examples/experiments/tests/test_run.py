@@ -224,8 +224,19 @@ def test__run__swept_domain__one_fit_judged_on_the_same_classes_elsewhere_and_on
         ("data.domains.shared.classes={}", "either classes, names there = names here, or per_class"),
         ("data.domains.new.loader=jsonl", "data.domains.new.loader must be one of"),
         ("factors.domain=['nwe']", "The nearest is 'new'"),
-        ('data.domains.shared.classes={"rose" = "lily"}', "has no class 'rose'"),
-        ("data.domains.new.per_class=50", "of which"),
+        ("data.domain=nwe", "The nearest is 'new'"),
+        ('data.domains.shared.classes={"rose" = "lily"}', "data.domains.shared.classes: flowers17_160px.npz has no"),
+        (
+            'data.domains.shared.classes={"lily" = "rose"}',
+            "cifar10_small.npz has no known class 'rose'",
+        ),
+        ('data.domains.shared.classes={"lily" = 3}', "classes must be names there = names here"),
+        ("data.domains.shared.n_classes=3", "must not have n_classes beside classes"),
+        ("data.domains.new.per_class=50", "data.domains.new.per_class=50: class"),
+        ("data.domains.new.per_class=1", "data.domains.new.per_class must be at least 2"),
+        ("data.domains.new.n_classes=50", "data.domains.new: n_classes=50"),
+        ("data.domains.own={}", "the name of a domain must have letters"),
+        ("methods.head.of_factors=[]", "methods.head.of_factors must have domain"),
     ],
 )
 def test__run__wrong_domain__one_error_before_any_fit(small, data_dir, tmp_path, capsys, change, message):
@@ -400,7 +411,7 @@ WRONG = {
                        "every method must have the same number of trials, got .*'deep': 1, 'single': 2, 'head': 2"),
     "unknown reference": (("seeds = [0, 1]", 'seeds = [0]\nagainst = ["deap"]'),
                           "test.against must .* got 'deap'. .* 'deep'"),
-    "no seeds": (("seeds = [0, 1]", "seeds = []"), "test.seeds must be a list of integers, got"),
+    "no seeds": (("seeds = [0, 1]", "seeds = [-1]"), "test.seeds must be a list of integers, at least 0, got"),
     "broken file": (("[common]", "[common"), "is no TOML"),
 }  # fmt: skip
 
