@@ -46,7 +46,7 @@ def test__studies__all_that_are_promised__there():
     promised |= {"rates_vit_flowers", "rates_vit_signs"}
     promised |= {f"{kind}_{data}" for kind in ("shift", "layers") for data in ("cifar10", "emotion")}
     promised |= {"transfer_cifar10", "transfer_flowers", "more_labels_cifar10", "variants_signs", "variants_emotion"}
-    promised |= {"pretrained_signs", "pretrained_sst2"}
+    promised |= {"pretrained_signs", "pretrained_sst2", "layers_signs"}
     promised |= {
         "pretrained",
         "members",
