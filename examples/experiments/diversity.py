@@ -6,7 +6,7 @@ r"""How much members differ, where, and what that is worth, for several kinds of
 
 The fits are the healthy ones of signatures.py, kept in FOLDER: 20 photographs of each kind of clothes at 48 pixels,
 and 10 questions of each of a bank's intents, four members at the defaults. 300 test items and 300 foreign ones are
-predicted. Two more fits, of clothes, have 16 members. A row has, for the first 2, 3 ... members,
+predicted. One more fit, of clothes, has 16 members. A row has, for the first 2, 3 ... members,
 
 * `gain`: the mean NLL of the members less that of their mean;
 * `disagreement` of two members about the class, and `error_correlation`;
@@ -38,7 +38,7 @@ KEY = ("data", "ensemble", "seed", "members")
 N_DEPTHS = 4
 TITLES = {"nll": "NLL", "error_correlation": "error correlation"}
 TITLES |= {f"cka_{quarter + 1}": f"CKA {quarter + 1}" for quarter in range(N_DEPTHS)}
-LARGE = {"sve": 16, "deep": 16}  # members of one fit more, whose first four are those of the healthy fit of seed 0
+LARGE = {"sve": 16}  # members of one fit more, whose first four are those of the healthy fit of seed 0
 
 
 def features_by_depth(clf, X):
