@@ -145,7 +145,7 @@ def read_split(loader, path, split):
         raise ValueError(f"data: there is no {path}")
     try:
         items, labels = LOADERS[loader](path, split)
-    except (OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, EOFError, KeyError, IndexError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"data: {path} can't be read by the loader {loader!r}: {error}") from error
     if len(items) == 0:
         raise ValueError(f"data: {path} has nothing in the split {split!r}")

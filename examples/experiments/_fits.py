@@ -12,7 +12,7 @@ import torch
 from _common import forget_peak, keep_predictions, measures, memory
 from _corrupt import corrupt
 from _data import load, load_domain
-from _study import KEY, OWN, TEXT_LOADERS, show
+from _study import COLUMNS, KEY, OWN, TEXT_LOADERS, show
 from joblib.externals.loky import ProcessPoolExecutor
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
@@ -28,16 +28,6 @@ from skve._fitted.temperature import fit_temperature
 from skve.metrics import ood_auroc
 from skve.uncertainty import mutual_information
 
-COLUMNS = [
-    *("study", "data", "method", "factors", "stage", "trial", "seed", "status", "ensemble", "n_members"),
-    *("member_lr", "head_lr", "trials", "n_train", "n_valid", "n_test"),
-    *("accuracy", "nll", "brier", "ece", "aurc", "nll_temperature", "ece_temperature", "temperature"),
-    *("nll_mean_member", "nll_first", "nll_first_two"),
-    *("near_total", "near_epistemic", "near_fpr95", "far_total", "far_epistemic", "far_fpr95"),
-    *("near_novelty", "far_novelty"),
-    *("extra_percent", "fit_seconds", "fit_cpu_seconds", "predict_seconds", "peak_mib"),
-    *("threads", "jobs", "sitting", "defaults", "settings", "error"),
-]
 DEFAULTS = "0.2"  # the version of skve whose defaults a new row has
 
 
@@ -114,16 +104,18 @@ def _fit(cells, options):
         members["valid"] = clf.predict_proba_members(parts.X_valid)
     if leader.stage == "test":
         members |= {name: clf.predict_proba_members(items) for name, items in parts.shifts.items()}
+    foreign = {}
+    if leader.stage == "test":
+        foreign = {name: clf.score_samples(items) for name, items in parts.shifts.items()}
     views = {}
     found = []
     for cell in cells:
         key = (cell.data["strength"], cell.data["domain"])
         if key not in views:
-            views[key] = see(cell, clf, parts, members, options["data_dir"])
+            views[key] = view_of(cell, clf, parts, members, foreign, options["data_dir"])
         view = views[key]
         own = {name: proba[: cell.n_members] for name, proba in view.members.items()}
-        values = {**view.measures}
-        values |= judge(own, view.truth, view.classes, cell.judged_on == "test", view.temperature)
+        values = view.measures | judge(own, view.truth, view.classes, cell.judged_on == "test", view.temperature)
         values["extra_percent"] = extra_percent(clf, cell.n_members)
         if cell.n_members == leader.n_members:
             values |= timed
@@ -145,32 +137,41 @@ class View:
     measures: dict
 
 
-def see(cell, clf, parts, members, data_dir):
-    """Return the view of a cell, from the members' probabilities for the items as they are."""
-    strength, judged, classes, temperature = cell.data["strength"], parts, clf.classes_, clf.temperature_
-    n_train, y_valid = len(parts.y_train), parts.y_valid
-    if cell.data["domain"] != OWN:
-        judged = load_domain(cell.data, data_dir, cell.seed, cell.judged_on)
-    items = corrupt(judged.X_test, strength, texts=cell.data["loader"] in TEXT_LOADERS)
-    if len(judged.y_train) and judged is not parts:
-        members, classes, temperature = read_out(clf, judged, items), np.unique(judged.y_train), 1.0
-        n_train, y_valid = len(judged.y_train), judged.y_valid
-    elif items is not parts.X_test:
+def view_of(cell, clf, parts, members, foreign, data_dir):
+    """Return the view of a cell, from what is known of the study's own items.
+
+    Parameters
+    ----------
+    cell : Cell
+    clf : fitted estimator
+    parts : Parts
+    members : dict of str to ndarray of shape (n_members, n_samples, n_classes)
+        Of the test and validation items and the groups of no known class.
+    foreign : dict of str to ndarray of shape (n_samples,)
+        `score_samples` of these groups.
+    data_dir : path
+    """
+    elsewhere = cell.data["domain"] != OWN
+    judged = load_domain(cell.data, data_dir, cell.seed, cell.judged_on) if elsewhere else parts
+    items = corrupt(judged.X_test, cell.data["strength"], texts=cell.data["loader"] in TEXT_LOADERS)
+    if elsewhere and cell.data["domains"][cell.data["domain"]]["per_class"] is not None:
+        sizes = {"n_train": len(judged.y_train), "n_valid": len(judged.y_valid), "n_test": len(judged.y_test)}
+        truth = {"test": judged.y_test, "valid": judged.y_valid}
+        return View(read_out(clf, judged, items), truth, np.unique(judged.y_train), 1.0, sizes)
+    if items is not parts.X_test:
         members = {**members, "test": clf.predict_proba_members(items)}
-    sizes = {"n_train": n_train, "n_valid": len(y_valid), "n_test": len(judged.y_test)}
-    novelty = {}
-    foreign = {name: parts.shifts[name] for name in members.keys() & parts.shifts.keys()}
-    if foreign:
-        normal = clf.score_samples(items)
-        for name, group in foreign.items():
-            novelty[f"{name}_novelty"] = ood_auroc(-normal, -clf.score_samples(group))
-    return View(members, {"test": judged.y_test, "valid": y_valid}, classes, temperature, {**sizes, **novelty})
+    sizes = {"n_train": len(parts.y_train), "n_valid": len(parts.y_valid), "n_test": len(judged.y_test)}
+    normal = clf.score_samples(items) if foreign else None
+    novelty = {f"{name}_novelty": ood_auroc(-normal, -scores) for name, scores in foreign.items()}
+    truth = {"test": judged.y_test, "valid": parts.y_valid}
+    return View(members, truth, clf.classes_, clf.temperature_, {**sizes, **novelty})
 
 
 def read_out(clf, judged, items):
     """Return members' probabilities in another domain: of logistic regressions on the features of each member.
 
-    Neither members nor backbone see its labels. The penalty is the best of five folds, by log-likelihood.
+    Neither members nor backbone see its labels. The penalty is the best of five folds, by log-likelihood. Sets the
+    estimator's parameter `features`.
     """
     clf.set_params(features="members")
 

@@ -106,7 +106,12 @@ class Cell:
     def settings(self):
         """Return all that the result depends on besides the seed, as JSON: a row with other settings is stale."""
         # Rows that were made before test items could be corrupted, or of another domain, stay valid.
-        data = {name: value for name, value in self.data.items() if name not in VIEW or value != DATA[name][1]}
+        view = {name: self.data[name] for name in VIEW if self.data[name] != DATA[name][1]}
+        view["domains"] = {
+            name: domain for name, domain in self.data["domains"].items() if name == self.data["domain"]
+        }
+        data = {name: value for name, value in self.data.items() if name not in VIEW}
+        data |= {name: value for name, value in view.items() if value}
         known = {"data": data, "parameters": self.parameters, "judged_on": self.judged_on}
         return json.dumps(known, sort_keys=True, separators=(",", ":"))
 
@@ -142,6 +147,16 @@ class Cell:
 
 
 KEY = ("study", "method", "factors", "stage", "seed", "settings")
+COLUMNS = [
+    *("study", "data", "method", "factors", "stage", "trial", "seed", "status", "ensemble", "n_members"),
+    *("member_lr", "head_lr", "trials", "n_train", "n_valid", "n_test"),
+    *("accuracy", "nll", "brier", "ece", "aurc", "nll_temperature", "ece_temperature", "temperature"),
+    *("nll_mean_member", "nll_first", "nll_first_two"),
+    *("near_total", "near_epistemic", "near_fpr95", "far_total", "far_epistemic", "far_fpr95"),
+    *("near_novelty", "far_novelty"),
+    *("extra_percent", "fit_seconds", "fit_cpu_seconds", "predict_seconds", "peak_mib"),
+    *("threads", "jobs", "sitting", "defaults", "settings", "error"),
+]
 
 
 def digest_of(settings):
@@ -248,9 +263,9 @@ class Study:
         for name, values in self.factors.items():
             if not isinstance(values, list) or not values:
                 raise ValueError(f"{self.name}: factors.{name} must be a list of values, got {values!r}.")
-            sizes = [key for key, (kind, _) in DATA.items() if kind is int or key == "domain"]
+            of_data = [key for key, (kind, _) in DATA.items() if kind is int or key == "domain"]
             options = [part for part in _names(name) if part.startswith("ensemble_params.")]
-            self._check_names(_names(name), [*sizes, *self._known, *options], "factors")
+            self._check_names(_names(name), [*of_data, *self._known, *options], "factors")
             together = len(_names(name))
             if together > 1 and any(not isinstance(v, list) or len(v) != together for v in values):
                 raise ValueError(f"{self.name}: factors.{name!r} must be lists of {together} values, got {values!r}.")
@@ -336,7 +351,7 @@ class Study:
             if name not in known:
                 near = difflib.get_close_matches(name, [str(k) for k in known], n=1, cutoff=0.0)
                 full = f"{where}.{name}".lstrip(".")
-                nearest = f"; the nearest known one is {near[0]}" if near else ", where nothing is known"
+                nearest = f"; the nearest known one is {near[0]}" if near else "; there are none"
                 raise ValueError(f"{self.name}: unknown key {full}{nearest}")
 
     def _one_of(self, value, known, where):
@@ -423,6 +438,7 @@ class Study:
                         parameters[name] = value
                 if stage == "tune":
                     parameters["n_members"] = self.tuning["n_members"]
+                    data |= {"strength": 0, "domain": OWN}  # what is tuned knows the data alone
                 judged_on = "valid" if stage == "tune" else self.test["on"]
                 where = (self.name, method, point, stage, trial, seed, self.n_trials)
                 cells.append(Cell(*where, data, parameters, judged_on))

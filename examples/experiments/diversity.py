@@ -130,7 +130,7 @@ def run(options):
 def show(options):
     """Return a table of the means over seeds of four members and one of seed 0 by members; draw gains and CKA."""
     rows = sorted(Table(options.csv, KEY).rows, key=lambda row: (row["data"], row["ensemble"], int(row["members"])))
-    names = [name for name in rows[0] if name not in KEY]
+    names = [name for name in rows[0] if name not in KEY] if rows else []
     means, first = [], []
     for data, ensemble in dict.fromkeys((row["data"], row["ensemble"]) for row in rows):
         every = [row for row in rows if (row["data"], row["ensemble"]) == (data, ensemble)]

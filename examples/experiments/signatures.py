@@ -144,11 +144,15 @@ def start(parser, arguments, name, run, show):
     for file in (options.csv, options.page):
         if file is not None and not file.is_file():
             parser.error(f"there is no {file}")
+    text = "\n".join(show(options))
     if options.page is None:
-        print(*show(options), sep="\n")
-    else:
-        page = fill(options.page.read_text(encoding="utf-8"), name, "\n".join(show(options)))
-        options.page.write_text(page, encoding="utf-8")
+        print(text)
+        return
+    try:
+        page = fill(options.page.read_text(encoding="utf-8"), name, text)
+    except ValueError as error:
+        parser.error(f"--page {options.page}: {error}")
+    options.page.write_text(page, encoding="utf-8")
 
 
 def main(arguments=None):

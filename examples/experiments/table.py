@@ -17,8 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "benchmarks"))
 from _common import Table
-from _fits import COLUMNS
-from _study import KEY, Study, digest_of, show
+from _study import COLUMNS, KEY, Study, digest_of, show
 
 STUDIES = pathlib.Path(__file__).parent / "studies"
 PAPER = STUDIES / "paper.csv"  # figures of the tables of arXiv 2601.22068, version 2
@@ -59,26 +58,21 @@ def read(path, studies=STUDIES):
     Where there is none, the last with others. Where the study's file is gone, those with the settings of the last row
     of the method.
     """
-    settings, latest, last = {}, {}, {}
     table = Table(path, KEY)
-    table.check(COLUMNS)
-    for row in table.rows:
-        if (row["status"], row["stage"]) != ("ok", "test"):
-            continue
-        name = row["study"]
-        if name not in settings:
-            study = study_of(name, studies)
-            settings[name] = {cell.settings for cell in study.possible_tests()} if study else None
-        if settings[name] is None:
-            method = (name, row["method"], row["factors"])
-            if last.setdefault(method, row["settings"]) != row["settings"]:
-                latest = {cell: kept for cell, kept in latest.items() if cell[:3] != method}
-            last[method] = row["settings"]
-            latest[*method, row["seed"]] = row
-            continue
-        cell = (name, row["method"], row["factors"], row["seed"])
-        present = row["settings"] in settings[name]
-        if cell not in latest or present or latest[cell]["settings"] not in settings[name]:
+    if table.columns is not None and table.columns != COLUMNS:
+        raise ValueError(f"{path} is no table of run.py")
+    rows = [row for row in table.rows if (row["status"], row["stage"]) == ("ok", "test")]
+    known = {name: study_of(name, studies) for name in {row["study"] for row in rows}}
+    settings = {name: {cell.settings for cell in study.possible_tests()} for name, study in known.items() if study}
+    last = {(row["study"], row["method"], row["factors"]): row["settings"] for row in rows if not known[row["study"]]}
+    latest = {}
+    for row in rows:
+        method = (row["study"], row["method"], row["factors"])
+        cell, present = (*method, row["seed"]), settings.get(row["study"])
+        if method in last:
+            if row["settings"] == last[method]:
+                latest[cell] = row
+        elif row["settings"] in present or latest.get(cell, row)["settings"] not in present:
             latest[cell] = row
     return list(latest.values())
 
@@ -375,10 +369,12 @@ def main(arguments=None):
         parser.error(f"--csv {parsed.csv}: there is no such file")
     if parsed.page and not parsed.page.is_file():
         parser.error(f"--page {parsed.page}: there is no such file")
+    if not parsed.studies.is_dir():
+        parser.error(f"--studies {parsed.studies}: there is no such folder")
     try:
         rows = read(parsed.csv, parsed.studies)
     except ValueError as error:
-        parser.error(f"--csv: {error}")
+        parser.error(str(error))
     if not rows:
         parser.error(f"--csv {parsed.csv} has no finished tests")
     intervals = parsed.intervals or parsed.csv.with_name(f"{parsed.csv.stem}_intervals.csv")

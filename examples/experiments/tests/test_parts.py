@@ -105,12 +105,12 @@ def test__read_split__file_that_is_damaged__value_error_names_it(loader, damage,
     file = tmp_path / ("t.jsonl.gz" if loader == "jsonl" else "t.npz")
     if damage == "folder":
         file.mkdir()
-    elif damage == "other arrays" or loader == "jsonl":
-        np.savez(file.with_suffix(".npz"), x_train=np.zeros(3), jpeg_train=np.zeros(3, np.uint8))
-        file.with_suffix(".npz").rename(file)
+    elif loader == "jsonl":
+        write_lines(file, [{"split": "train", "text": "one", "label": 1}] * 9)
+        file.write_bytes(file.read_bytes()[:-20] if damage == "cut" else b"text")
     else:
         np.savez(file, x_train=np.zeros(3), jpeg_train=np.zeros(3, np.uint8))
-        file.write_bytes(file.read_bytes()[:-200] if damage == "cut" else b"image")
+        file.write_bytes({"cut": file.read_bytes()[:-200], "text": b"image"}.get(damage, file.read_bytes()))
     with pytest.raises(ValueError, match=re.escape(str(file))):
         _data.read_split(loader, file, "train")
 
@@ -408,7 +408,7 @@ def test__plot__label_that_the_last_panel_lacks__in_the_legend_with_one_colour(t
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a,b\n1,2\n", "has the columns"), (",".join(_fits.COLUMNS) + "\n", "has no finished tests")],
+    [("a,b\n1,2\n", "is no table of run.py"), (",".join(_fits.COLUMNS) + "\n", "has no finished tests")],
 )
 def test__table__csv_without_tests__error(text, message, tmp_path, capsys):
     (tmp_path / "e.csv").write_text(text)

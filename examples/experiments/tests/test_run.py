@@ -2,6 +2,7 @@
 
 import csv
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -188,6 +189,12 @@ path = "flowers17_160px.npz"
 n_test = 6
 classes = { "iris" = "tulip", "daisy" = "tulip", "lily" = "lily" }
 
+[data.domains.same]
+loader = "arrays"
+path = "cifar10_small.npz"
+n_test = 12
+classes = { "iris" = "iris", "crocus" = "crocus", "tulip" = "tulip", "daisy" = "daisy", "lily" = "lily" }
+
 [data.domains.new]
 loader = "jpegs"
 path = "flowers17_160px.npz"
@@ -203,18 +210,31 @@ def test__run__swept_domain__one_fit_judged_on_the_same_classes_elsewhere_and_on
 ):
     fits = count_fits(monkeypatch)
     small.write_text(small.read_text() + DOMAINS)
-    one = ("--set", "tuning.trials=1", "--set", "factors.domain=['own', 'shared', 'new']")
+    one = ("--set", "tuning.trials=1", "--set", "factors.domain=['own', 'same', 'shared', 'new']")
     one += ("--set", "data.near_classes=0", "--set", "test.seeds=[0]", "--methods", "deep")
     assert start(small, data_dir, tmp_path / "e.csv", *one, "--predictions", str(tmp_path / "kept")) == 0
-    assert [len(cells) for cells in fits] == [3]
+    assert [len(cells) for cells in fits] == [4]
     rows = {row["factors"].removeprefix("domain="): row for row in rows_of(tmp_path / "e.csv")}
-    assert [row["n_train"] for row in rows.values()] == ["15", "15", "6"]
-    assert [row["n_test"] for row in rows.values()] == ["12", "6", "9"]
+    assert [row["n_train"] for row in rows.values()] == ["15", "15", "15", "6"]
+    assert [row["n_test"] for row in rows.values()] == ["12", "12", "6", "9"]
+    for name in ("accuracy", "nll", "nll_temperature"):
+        assert rows["own"][name] == rows["same"][name]
     assert len({row["nll"] for row in rows.values()}) == 3
+    assert [("path" in row["settings"], "domains" in row["settings"]) for row in rows.values()] == [
+        (True, name != "own") for name in rows
+    ]
     (file,) = (tmp_path / "kept").glob("*/*domain=new*")
     with np.load(file) as kept:
         assert kept["members_test"].shape == (2, 9, 3)
         assert len(set(kept["classes"])) == 3
+
+
+def test__cells__tuning__knows_neither_other_domains_nor_corrupted_items(small):
+    small.write_text(small.read_text() + DOMAINS)
+    study = Study(small, ["factors.domain=['own', 'new']", "data.strength=3"])
+    assert {(cell.data["domain"], cell.data["strength"]) for cell in study.cells("tune")} == {("own", 0)}
+    assert {(cell.data["domain"], cell.data["strength"]) for cell in study.cells("test")} == {("own", 3), ("new", 3)}
+    assert len({cell.fit for cell in study.cells("tune")}) == study.n_trials * len(study.methods)
 
 
 @pytest.mark.parametrize(
@@ -360,15 +380,19 @@ def test__run__all_trials_of_a_method_failed__it_has_no_test_and_others_have(sma
 
 
 @pytest.mark.slow
-def test__run__killed_process__goes_on_where_it_was(small, data_dir, tmp_path, monkeypatch):
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
+def test__run__killed_process__goes_on_where_it_was(small, data_dir, tmp_path, monkeypatch, ending):
     out = tmp_path / "e.csv"
     script = str(EXAMPLES / "experiments" / "run.py")
     command = [sys.executable, script, str(small), "--data-dir", str(data_dir), "--csv", str(out)]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+    with open(tmp_path / "log", "wb") as log, subprocess.Popen(command, stderr=log) as process:
         while not out.exists() or out.read_bytes().count(b"\n") < 3:
             assert process.poll() is None
             time.sleep(0.01)
-        process.kill()
+        process.send_signal(ending)
+    if ending == signal.SIGINT:
+        assert process.returncode == 130
+        assert (tmp_path / "log").read_text().endswith("goes on with the cells that are not finished\n")
     kept = Table(out, ()).rows
     fits = count_fits(monkeypatch)
     assert start(small, data_dir, out) == 0
@@ -411,7 +435,8 @@ WRONG = {
                        "every method must have the same number of trials, got .*'deep': 1, 'single': 2, 'head': 2"),
     "unknown reference": (("seeds = [0, 1]", 'seeds = [0]\nagainst = ["deap"]'),
                           "test.against must .* got 'deap'. .* 'deep'"),
-    "no seeds": (("seeds = [0, 1]", "seeds = [-1]"), "test.seeds must be a list of integers, at least 0, got"),
+    "no seeds": (("seeds = [0, 1]", "seeds = []"), "test.seeds must be a list of integers, at least 0, got"),
+    "negative seed": (("seeds = [0, 1]", "seeds = [-1]"), "test.seeds must be a list of integers, at least 0, got"),
     "broken file": (("[common]", "[common"), "is no TOML"),
 }  # fmt: skip
 
