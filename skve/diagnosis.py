@@ -29,7 +29,8 @@ _HARDLY_MOVED = 1.2  # root mean square of the log ratios, in units of init_scal
 _RAN_AWAY = 1.0  # root mean square of a layer's log ratios [0.34]
 _LARGE_INIT = 0.05  # init_scale [0.01]
 _FEW_STEPS = 20  # of training [160]
-_STILL_FALLING = 0.08  # share of the training loss's fall in the last quarter of the learning [0.01]
+_STILL_FALLING = 0.08  # share of the training loss's fall in the last quarter of the learning [0.20 with few samples]
+_LEARNT = 0.05  # share of the first training loss that is left [0.01]
 _SHORTFALL = 0.05  # accuracy that members may lack against the ensemble or the reference [0.03]
 _TEMPERATURE = 1.2  # temperature that fits validation data best
 _CHANCE = 0.6  # AUROC of detecting errors [0.88] or foreign samples [0.81]
@@ -158,7 +159,8 @@ def diagnose(
         - ``"init_scale too large"``: above 0.05, and the members are not accurate.
         - ``"training stopped too early"``: it took fewer than 20 steps, or the training loss was still falling, that
           is, by more than 8 % of its fall since the first entry of ``history_`` in the last quarter of the learning
-          (the sum of learning rates over the steps); with validation data, only if their NLL was lowest at the end.
+          (the sum of learning rates over the steps), and more than 5 % of the first loss was left; with validation
+          data, only if their NLL was lowest at the end.
         - ``"members collapsed"``: the members predict the same, so that there is no epistemic uncertainty.
         - ``"overconfident"``: the temperature that fits ``X`` best is above 1.2, and above 1 by more than chance
           (bootstrap, 95 %).
@@ -476,6 +478,8 @@ def _stopped_too_early(case):
     validation = np.asarray(case.history.get("valid_nll", [np.nan]), float)
     if np.isfinite(validation).all() and validation[-1] > validation.min():
         return None  # longer would not be better
+    if losses[-1] < _LEARNT * losses[0]:
+        return None  # nothing is left to learn, however late it was learnt: few samples are soon known by heart
     late, total = _late_fall(case, losses)
     if late < max(_STILL_FALLING * total, 1e-3):
         return None

@@ -450,6 +450,14 @@ def test__diagnose__validation_data_of_which_less_training_would_do__not_stopped
     assert "training stopped too early" in diagnose(Fake(changes=falling).fit())
 
 
+@pytest.mark.parametrize(("last", "found"), [(0.02, False), (0.2, True)])
+def test__diagnose__training_loss_that_falls_until_nothing_is_left__not_stopped_too_early(last, found):
+    def changes(fake):
+        fake.history_ |= {"loss": [1.8, 0.9, 0.8, 0.7, 0.6, last], "valid_nll": [1.0, 0.8, 0.6, 0.6, 0.65, 0.5]}
+
+    assert ("training stopped too early" in diagnose(Fake(changes=changes).fit())) == found
+
+
 @pytest.mark.parametrize("n_calls", [1, 2])
 def test__diagnose__partial_fit__judged_by_the_first_call_only(n_calls, blobs):
     clf = toy()
