@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from joblib import Parallel, delayed
 from scipy.stats import spearmanr
-from signatures import cells, fit, load, parser_of, start
+from signatures import N_JUDGED, cells, fit, load, parser_of, start
 from sklearn.metrics import log_loss
 
 from skve._fitted.exporting import Graph
@@ -81,6 +81,7 @@ def measure(cell, parameters, models):
     """Return the rows of a fit, for the first two members and more."""
     torch.set_num_threads(1)
     X, y, X_test, y_test, foreign = load(cell["data"], cell["seed"])
+    X_test, y_test = X_test[:N_JUDGED], y_test[:N_JUDGED]
     clf = fit(cell, parameters, X, y, models)
     members, outside = clf.predict_proba_members(X_test), clf.predict_proba_members(foreign)
     depths = [member_cka(own) for own in features_by_depth(clf, X_test[:200])]

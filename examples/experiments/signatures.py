@@ -5,7 +5,9 @@
 
 The data and the weights are bundled: 20 photographs of each kind of clothes (Fashion-MNIST) at 48 pixels, and 10
 questions of each of a bank's intents. `diagnose` sees 300 other items and foreign ones. A row is a fit with one thing
-wrong ("setting") or a healthy one, whose findings would all be false alarms. What the CSV has is not run again.
+wrong ("setting") or a healthy one, whose findings are false alarms. That of overconfidence is none if the temperature
+that the 300 items ask for lowers the NLL of 200 more items: `nll` is as it is, `nll_tempered` with the temperature.
+What the CSV has is not run again.
 FOLDER keeps the fitted models, for this script and for diversity.py.
 """
 
@@ -17,8 +19,11 @@ import sys
 import numpy as np
 import torch
 from joblib import Parallel, delayed
+from sklearn.metrics import log_loss
 
 import skve
+from skve._ensembles import Likelihood
+from skve._fitted.temperature import fit_temperature
 from skve.datasets import load_fashion, load_intents
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "benchmarks"))
@@ -36,12 +41,12 @@ ILL = {
 }
 HEALTHY = ("sve", "scale", "deep", "lora", "batch")
 SEEDS = {"fashion": range(3), "intents": range(1)}  # a fit of 250 questions takes longest
-N_JUDGED = 300
+N_JUDGED, N_MORE = 300, 200
 KEY = ("data", "setting", "ensemble", "seed")
 
 
 def load(data, seed):
-    """Return training items and labels, those that judge, and foreign items."""
+    """Return training items and labels, those that judge and more, and foreign items."""
     rng = np.random.default_rng(seed)
     if data == "fashion":
         found, n_each = load_fashion(), 20
@@ -53,7 +58,7 @@ def load(data, seed):
         foreign = found.texts_ood[:N_JUDGED]
     order = rng.permutation(len(y))
     train = np.concatenate([order[y[order] == label][:n_each] for label in np.unique(y)])
-    judged = rng.permutation(len(y_test))[:N_JUDGED]
+    judged = rng.permutation(len(y_test))[: N_JUDGED + N_MORE]
     return [X[i] for i in train], y[train], [X_test[i] for i in judged], y_test[judged], list(foreign)
 
 
@@ -90,11 +95,22 @@ def diagnose(cell, parameters, models):
     X, y, X_test, y_test, foreign = load(cell["data"], cell["seed"])
     try:
         clf = fit(cell, parameters, X, y, models)
-        found = skve.diagnose(clf, X_test, y_test, X_train=X, y_train=y, X_ood=foreign)
+        judged = X_test[:N_JUDGED], y_test[:N_JUDGED]
+        found = skve.diagnose(clf, *judged, X_train=X, y_train=y, X_ood=foreign)
         names = [finding.name for finding in found.findings]
+        losses = tempered(clf, X_test, y_test)
     except ValueError as error:  # training that diverges stops with the remedy
-        names = [f"error: {error}"]
-    return {**cell, "findings": "; ".join(names)}
+        names, losses = [f"error: {error}"], ("", "")
+    return {**cell, "findings": "; ".join(names), "nll": losses[0], "nll_tempered": losses[1]}
+
+
+def tempered(clf, X, y):
+    """Return the NLL of all items but the first 300, as it is and with the temperature that these ask for."""
+    proba, codes = clf.predict_proba(X), np.searchsorted(clf.classes_, y)
+    temperature = fit_temperature(proba[:N_JUDGED], codes[:N_JUDGED], np.ones(len(codes[:N_JUDGED])))
+    more = proba[N_JUDGED:]
+    both = more, Likelihood(len(clf.classes_)).temper(more, temperature)
+    return [log_loss(codes[N_JUDGED:], own, labels=range(len(clf.classes_))) for own in both]
 
 
 def run(options):
@@ -108,18 +124,31 @@ def run(options):
 
 
 def show(options):
-    """Return a table of how many fits with each failure were found out, and of every false alarm."""
-    groups = collections.defaultdict(list)
+    """Return a table of how many fits with each failure were found out, and of what else was found."""
+    groups, gains = collections.defaultdict(list), collections.defaultdict(list)
     for row in Table(options.csv, KEY).rows:
-        groups[row["data"], row["setting"]].append(row["findings"].split("; ") if row["findings"] else [])
+        names = row["findings"].split("; ") if row["findings"] else []
+        groups[row["data"], row["setting"]].append(names)
+        if "overconfident" in names:
+            gains[row["data"], row["setting"]].append(float(row["nll_tempered"]) - float(row["nll"]))
     lines = []
     for (data, setting), findings in groups.items():
         hits = sum(setting in own for own in findings)
         found = f"{hits} of {len(findings)}" if setting != "healthy" else ""
         others = collections.Counter(name for own in findings for name in own if name != setting)
         shown = ", ".join(f"{name} ({n})" for name, n in others.most_common())
-        lines.append([data, setting, str(len(findings)), found, shown])
-    return markdown(["data", "what was done", "fits", "found", "also reported"], lines)
+        gain = gains[data, setting]
+        change = f"{np.mean(gain):+.3f} ({min(gain):+.3f} to {max(gain):+.3f})" if gain else ""
+        lines.append([data, setting, str(len(findings)), found, shown, change])
+    titles = [
+        "data",
+        "what was done",
+        "fits",
+        "found",
+        "also found",
+        "NLL of overconfident ones, tempered less as it is",
+    ]
+    return markdown(titles, lines)
 
 
 def parser_of(description):

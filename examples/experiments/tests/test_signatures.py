@@ -29,6 +29,7 @@ def short(monkeypatch):
     for module in (signatures, diversity):
         monkeypatch.setattr(module, "load", few)
         monkeypatch.setattr(module, "cells", cells)
+        monkeypatch.setattr(module, "N_JUDGED", 20)
 
 
 def test__signatures__each_fit__its_findings_once_and_a_table(short, tmp_path, capsys):
