@@ -38,6 +38,7 @@ KEY = ("data", "ensemble", "seed", "members")
 N_DEPTHS = 4
 TITLES = {"nll": "NLL", "error_correlation": "error correlation"}
 TITLES |= {f"cka_{quarter + 1}": f"CKA {quarter + 1}" for quarter in range(N_DEPTHS)}
+GOES_WITH = ("disagreement", "error_correlation", f"cka_{N_DEPTHS}", "epistemic")
 LARGE = {"sve": 16}  # members of one fit more, whose first four are those of the healthy fit of seed 0
 
 
@@ -129,10 +130,17 @@ def run(options):
 
 
 def show(options):
-    """Return a table of the means over seeds of four members and one of seed 0 by members; draw gains and CKA."""
+    """Return tables: means over seeds of four members, what goes with the gain, and seed 0 by members; draw them."""
     rows = sorted(Table(options.csv, KEY).rows, key=lambda row: (row["data"], row["ensemble"], int(row["members"])))
     names = [name for name in rows[0] if name not in KEY] if rows else []
-    means, first = [], []
+    means, first, correlations = [], [], []
+    for data in dict.fromkeys(row["data"] for row in rows):
+        fits = [row for row in rows if (row["data"], row["members"]) == (data, "4")]
+        if len(fits) < 3:
+            continue
+        found = {name: [float(row[name]) for row in fits] for name in (*GOES_WITH, "gain")}
+        cells = (f"{spearmanr(found[name], found['gain'])[0]:+.2f}" for name in GOES_WITH)
+        correlations.append([data, str(len(fits)), *cells])
     for data, ensemble in dict.fromkeys((row["data"], row["ensemble"]) for row in rows):
         every = [row for row in rows if (row["data"], row["ensemble"]) == (data, ensemble)]
         own = [row for row in every if row["members"] == "4"]
@@ -144,6 +152,10 @@ def show(options):
     titles = [TITLES.get(name, name) for name in names]
     return [
         *markdown(["data", "ensemble", "seeds", *titles], means),
+        "",
+        "Rank correlation of the gain of four members, over fits of all ensembles, with",
+        "",
+        *markdown(["data", "fits", *(TITLES.get(name, name) for name in GOES_WITH)], correlations),
         "",
         *markdown(["data", "ensemble", "members, seed 0", *titles], first),
     ]
@@ -173,8 +185,10 @@ def draw(rows, path):
             numbers = [int(row["members"]) for row in first]
             last.plot(numbers, [float(row["gain"]) for row in first], marker="o", markersize=3, label=ensemble)
         last.set(title=f"{data}, one seed", xlabel="members", ylabel="gain in NLL")
-        left.set(title=data, xlabel="share of test items that two members disagree about", ylabel="gain in NLL")
+        left.set(title=data, xlabel="disagreement of two members", ylabel="gain in NLL")
         right.set(title=data, xlabel="share of the blocks", ylabel="CKA of two members' features")
+        for axis in (left, last):
+            axis.locator_params("x", nbins=5, integer=axis is last)
     axes[0][1].legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
