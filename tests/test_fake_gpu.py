@@ -316,7 +316,9 @@ def test__fit_and_predict__options_on_two_gpus__as_on_the_cpu(gpu, images, train
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        *(("llama", options) for options in ({}, {"activation_checkpointing": True}, {"layers": "last:1"})),
+        ("llama", {}),
+        pytest.param("llama", {"activation_checkpointing": True}, marks=pytest.mark.slow),
+        ("llama", {"layers": "last:1"}),
         ("bert", {}),
         *(pytest.param(kind, {}, marks=pytest.mark.slow) for kind in ("gpt2", "t5", "gemma2")),
     ],
@@ -350,6 +352,7 @@ def test__fit_and_predict__blocks_on_two_gpus__each_with_its_members_numbers(gpu
     }
 
 
+@pytest.mark.slow
 def test__fit_and_predict__choices_scored_on_two_gpus__as_on_the_cpu(gpu):
     for tied in (False, True):
         clf = SVETextClassifier(

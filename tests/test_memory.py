@@ -234,7 +234,11 @@ def of_llama(device="auto", **parameters):
     return skve.estimate_memory(SVETextClassifier(config, device=device, **settings), length=16, device="cuda")
 
 
-@pytest.mark.parametrize("parameters", [{}, {"backbone_dtype": "int4"}, {"activation_checkpointing": True}], ids=str)
+@pytest.mark.parametrize(
+    "parameters",
+    [{}, pytest.param({"backbone_dtype": "int4"}, marks=pytest.mark.slow), {"activation_checkpointing": True}],
+    ids=str,
+)
 def test__estimate_memory__two_devices__each_a_half(parameters):
     one, two = of_llama(**parameters), of_llama(GPUS, **parameters)
     for name in ("frozen_weights", "factors", "members"):

@@ -175,6 +175,7 @@ def test__grid_search__members_layers_and_rate__all_tried(n_jobs):
     assert skve.predict_uncertainty(search, TEXTS[:2]).total.shape == (2,)
 
 
+@pytest.mark.slow
 def test__grid_search__processes__same_as_in_turn():
     grid = {"layers": ["all", "last:1"]}
     searches = [GridSearchCV(toy(max_epochs=1), grid, cv=2, n_jobs=n).fit(TEXTS, LABELS) for n in (1, 2)]

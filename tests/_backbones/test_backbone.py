@@ -271,7 +271,7 @@ def test__freeze__convolution_of_one_pixel_with_stride__same_output_and_gradient
     assert [part.stride for part in frozen] == [(1, 1), (2, 2)]  # enough channels: left as it is
 
 
-@pytest.mark.parametrize("side", [224, 256])
+@pytest.mark.parametrize("side", [224, pytest.param(256, marks=pytest.mark.slow)])
 def test__fit__convolution_that_overwrites_memory_in_channels_last__in_a_process_of_its_own(side):
     script = f"""
         import torch

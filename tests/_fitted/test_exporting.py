@@ -173,6 +173,7 @@ def test__graph__student_of_choices__its_predictions():
 
 
 @writes_onnx
+@pytest.mark.slow
 def test__export__onnx_of_choices__runs_in_onnxruntime_for_any_length(tmp_path):
     classifier = choices_of()
     classifier.export(tmp_path / "model.onnx")
@@ -220,6 +221,7 @@ def test__export__onnx_without_resize__equal(tmp_path):
 
 
 @writes_onnx
+@pytest.mark.slow
 def test__export__onnx_of_texts__runs_in_onnxruntime_for_any_length(tmp_path):
     classifier = texts_of()
     classifier.export(tmp_path / "model.onnx")
@@ -263,7 +265,7 @@ def test__export__onnx_of_quantised_weights__runs_in_onnxruntime(ensemble, dtype
     assert_same(run_onnx(tmp_path / "model.onnx", tokens_of(classifier, OTHERS)), classifier, OTHERS)
 
 
-@pytest.mark.parametrize("kind", ["images", "texts"])
+@pytest.mark.parametrize("kind", ["images", pytest.param("texts", marks=pytest.mark.slow)])
 def test__export__weights_in_eight_bits__smaller_and_close(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "_LARGEST_FLOAT_MATRIX", 64)
     classifier = images_of() if kind == "images" else texts_of()

@@ -167,7 +167,7 @@ def test__fit__rates_decays_and_epochs__no_effect(iris):
     np.testing.assert_allclose(other.predict_proba(iris[0]), plain.predict_proba(iris[0]), atol=1e-4)
 
 
-@pytest.mark.parametrize("ensemble", ["head", "laplace"])
+@pytest.mark.parametrize("ensemble", ["head", pytest.param("laplace", marks=pytest.mark.slow)])
 def test__fit__same_and_other_seed__same_bits_and_other_members(iris, ensemble):
     fits = [ToyClassifier(ensemble=ensemble, random_state=seed).fit(*iris) for seed in (0, 0, 1)]
     assert same_arrays(fits[0], fits[1])
@@ -200,7 +200,7 @@ def test__fit__early_stopping_and_temperature__validation_part_is_set_aside(iris
     assert clf.temperature_ != 1
 
 
-@pytest.mark.parametrize("ensemble", ["head", "laplace"])
+@pytest.mark.parametrize("ensemble", ["head", pytest.param("laplace", marks=pytest.mark.slow)])
 def test__fit__class_weight_and_sample_weight__counted(iris, ensemble):
     X, y = iris
     plain = ToyClassifier(ensemble=ensemble, random_state=0).fit(X, y).predict_proba(X)

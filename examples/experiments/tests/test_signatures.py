@@ -48,12 +48,13 @@ def test__signatures__each_fit__its_findings_once_and_a_table(short, tmp_path, c
 
 def test__diversity__a_kept_fit__rows_for_two_members_and_more(short, tmp_path, capsys, monkeypatch):
     out, models = tmp_path / "diversity.csv", tmp_path / "models"
-    signatures.main(["run", "--csv", str(tmp_path / "signatures.csv"), "--models", str(models)])
     monkeypatch.setattr(diversity, "LARGE", {})
+    diversity.main(["run", "--csv", str(tmp_path / "first.csv"), "--models", str(models)])
     with monkeypatch.context() as patched:
         patched.setattr(signatures.skve.SVEClassifier, "fit", None)  # it is there
         for _ in range(2):
             diversity.main(["run", "--csv", str(out), "--models", str(models)])
+    assert out.read_text() == (tmp_path / "first.csv").read_text()
     rows = list(csv.DictReader(out.open()))
     assert [row["members"] for row in rows] == ["2", "3", "4"]
     for row in rows:
